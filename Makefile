@@ -1,0 +1,69 @@
+# GNU make. Every target makes the environment that it needs, from nothing but Python; `make` alone lists them.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint format wheel clean FORCE
+
+help: ## list the targets
+	@echo "usage: make TARGET [ARGS='...'] [PYTHON=python3.12]"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.demo ## reconstruct photographs with the embedded model, into outputs/demo
+	$(BIN)/ssdd demo --out outputs/demo --overwrite $(ARGS)
+
+test: $(VENV)/.dev ## run the tests; ARGS goes to pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev ## ruff check, ruff format --check, mypy
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+format: $(VENV)/.dev ## apply ruff's fixes and formatting
+	$(BIN)/python -m ruff check --fix-only .
+	$(BIN)/python -m ruff format .
+
+wheel: $(VENV)/.dev ## build the wheel into dist
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean: ## remove what the targets above wrote, but for .venv
+	rm -rf build dist outputs/demo .mypy_cache .pytest_cache .ruff_cache
+	find src tests -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# The environment. A stamp in it says which extra is installed, for which pyproject.toml; it is written last and
+# taken away first, so an interrupted installation is done again.
+
+# A stamp does not count when the interpreter is gone.
+STALE := $(shell test -x $(BIN)/python || echo FORCE)
+
+$(VENV)/.demo: pyproject.toml $(STALE)
+	$(call install,demo)
+	@touch $@
+
+# dev includes demo.
+$(VENV)/.dev: pyproject.toml $(STALE)
+	$(call install,dev)
+	@touch $(VENV)/.demo $@
+
+FORCE:
+
+# 1. Without a working pip, make the environment anew. 2. Forget packages whose installation was cut off (pip writes
+# RECORD last, but takes a package for installed before that). 3. Install.
+define install
+@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+  "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+    || { echo "error: '$(PYTHON)' is not Python 3.11 or newer: try make PYTHON=python3.12" >&2; exit 1; }; \
+  echo "Creating $(VENV)"; \
+  rm -rf $(VENV) && "$(PYTHON)" -m venv $(VENV); }
+@rm -f $(VENV)/.demo $(VENV)/.dev
+@for info in $(VENV)/lib/python*/site-packages/*.dist-info; do \
+  if [ -d "$$info" ] && [ ! -f "$$info/RECORD" ]; then rm -rf "$$info"; fi; done
+@echo "Installing ssdd[$(1)] into $(VENV) (the first time that is some GB, PyTorch included)"
+$(BIN)/python -m pip install --disable-pip-version-check -e '.[$(1)]'
+endef

@@ -1,0 +1,266 @@
+"""``AutoencoderSSDD``: image to latent and back, with the interface of a diffusers autoencoder.
+
+Shapes: B batch, H x W pixels, f spatial factor, c latent channels, h x w = H/f x W/f latent grid.
+
+Two kinds of latent, and one pair of functions between them: *raw* latents are what ``encode`` gives and ``decode``
+takes; *normalised* latents (about zero mean and unit variance) are what a generative model is trained on.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import is_accelerate_available
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor, nn
+
+from . import flow
+from .nn.decoder import Decoder
+from .nn.encoder import Encoder
+from .nn.presets import ENCODER_WIDTH, DecoderSize, EncoderSize, decoder_size, encoder_size
+from .tiling import TileGrid, decode_tiles, encode_tiles
+
+
+class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin):  # type: ignore[misc]
+    """Convolutional KL encoder and single-step diffusion decoder (arXiv 2510.04961).
+
+    Args:
+        block_out_channels: channels of each encoder level; n levels make a spatial factor of 2^(n-1).
+        latent_channels: c.
+        decoder_channels: channels of each decoder level.
+        decoder_layers: transformer blocks in the middle of the decoder.
+        decoder_heads: attention heads.
+        num_inference_steps: default number of decoding steps; 1 for a distilled model.
+        noise_seed: seed of the default decoding noise.
+        sample_size: side of the training images in pixels; also the default tile.
+        scaling_factor, shift_factor: normalised = (raw - shift_factor) * scaling_factor; pipelines read them.
+        latents_mean, latents_std: the same per channel; they go first where they are given.
+        force_upcast: for pipelines; false, for the model is finite in half precision.
+        has_encoder: false for a decoder of somebody else's latents.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ("ResNetBlock", "TransformerBlock", "EncoderBlock")
+
+    @register_to_config
+    def __init__(
+        self,
+        block_out_channels: tuple[int, ...] = (128, 256, 512, 512),
+        latent_channels: int = 4,
+        decoder_channels: tuple[int, ...] = (64, 96, 160, 160),
+        decoder_layers: int = 8,
+        decoder_heads: int = 4,
+        num_inference_steps: int = 1,
+        noise_seed: int = 0,
+        sample_size: int = 256,
+        scaling_factor: float = 1.0,
+        shift_factor: float = 0.0,
+        latents_mean: tuple[float, ...] | None = None,
+        latents_std: tuple[float, ...] | None = None,
+        force_upcast: bool = False,
+        has_encoder: bool = True,
+    ) -> None:
+        super().__init__()
+        size = EncoderSize(tuple(block_out_channels), latent_channels)
+        self.spatial_factor = size.factor
+        self.encoder: nn.Module | None = Encoder(size) if has_encoder else None
+        self.decoder = Decoder(DecoderSize(tuple(decoder_channels), decoder_layers, decoder_heads), latent_channels)
+        self.use_slicing = False
+        self.use_tiling = False
+
+    # ---- making one -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_preset(
+        cls, encoder: str = "f8c4", decoder: str = "S", encoder_width: int = ENCODER_WIDTH, **config: Any
+    ) -> "AutoencoderSSDD":
+        """Random weights in a named size: encoder ``f8c4``, ``f16c16``, ...; decoder ``XS`` to ``H``.
+
+        ``config`` sets further arguments of the constructor. Raises ValueError for an unknown name.
+        """
+        e, d = encoder_size(encoder, encoder_width), decoder_size(decoder)
+        return cls(
+            block_out_channels=e.channels,
+            latent_channels=e.latent_channels,
+            decoder_channels=d.channels,
+            decoder_layers=d.layers,
+            decoder_heads=d.heads,
+            **config,
+        )
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> "AutoencoderSSDD":
+        """An embedded name (``ssdd-f8c4-demo``), a folder of ``save_pretrained``, or a hub id.
+
+        Takes the arguments of diffusers' ``ModelMixin.from_pretrained``. Weights are read from safetensors only.
+        Raises ValueError if ``use_safetensors=False`` is asked for, OSError if there is no such model.
+        """
+        from .checkpoints.embedded import embedded_folder
+
+        if kwargs.pop("use_safetensors", True) is False:
+            raise ValueError("expected safetensors weights: pickled weights can run code and are never loaded")
+        folder = None if Path(name_or_path).exists() else embedded_folder(str(name_or_path))
+        kwargs.setdefault("low_cpu_mem_usage", is_accelerate_available())
+        return super().from_pretrained(str(folder or name_or_path), use_safetensors=True, **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """``config.json`` and safetensors weights in a folder. Raises ValueError if pickle is asked for."""
+        if kwargs.pop("safe_serialization", True) is False:
+            raise ValueError("expected safetensors weights: this model is never saved as a pickle")
+        super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
+
+    @classmethod
+    def from_original(
+        cls, source: str | Path | Mapping[str, Tensor], num_inference_steps: int | None = None
+    ) -> "AutoencoderSSDD":
+        """The authors' released layout: a safetensors file, or its tensors. Encoder and size come from the shapes.
+
+        ``num_inference_steps``: default number of decoding steps of the result (8 if not given: the release does
+        not state whether a file is distilled). Raises ``CheckpointError`` with the first differences.
+        """
+        from .checkpoints.original import read_original
+
+        checkpoint = read_original(source)
+        steps = {} if num_inference_steps is None else {"num_inference_steps": num_inference_steps}
+        model = cls(**{**checkpoint.config, **steps})
+        model.load_state_dict(checkpoint.state)
+        return model.eval()
+
+    # ---- image -> latent ---------------------------------------------------------------------------------------
+
+    def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[Any]:
+        """Posterior of the raw latent: ``ae.encode(x).latent_dist.mode()`` is (B, c, H/f, W/f).
+
+        Args:
+            x: (B, 3, H, W) in [-1, 1]; H and W multiples of the spatial factor.
+
+        Runs in the dtype of the encoder, whatever the decoder's. Raises ValueError for a wrong shape.
+        """
+        factor = self.spatial_factor
+        if self.encoder is None:
+            raise ValueError("expected a model with an encoder; this one only decodes (has_encoder is false)")
+        if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % factor or x.shape[3] % factor or 0 in x.shape:
+            raise ValueError(
+                f"expected images (B, 3, H, W) with H and W multiples of {factor}, found {tuple(x.shape)}; "
+                "pad or crop them first"
+            )
+        x = x.to(self.encoder.conv_in.weight.dtype)
+        if self.use_slicing and x.shape[0] > 1:
+            moments = torch.cat([self._encode(image) for image in x.split(1)])
+        else:
+            moments = self._encode(x)
+        posterior = DiagonalGaussianDistribution(moments)
+        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
+
+    def _encode(self, x: Tensor) -> Tensor:
+        grid = (x.shape[2] // self.spatial_factor, x.shape[3] // self.spatial_factor)
+        tiles = self._tiles(grid)
+        if tiles is None:
+            return self.encoder(x)
+        return encode_tiles(self.encoder, x, tiles, self.spatial_factor)
+
+    # ---- latent -> image ---------------------------------------------------------------------------------------
+
+    def decode(
+        self,
+        z: Tensor,
+        return_dict: bool = True,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        *,
+        num_inference_steps: int | None = None,
+        noise: Tensor | None = None,
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Image of a raw latent, ``ae.decode(z).sample``: (B, 3, h*f, w*f), about [-1, 1], not clamped.
+
+        Deterministic by default: the noise of an image depends on ``config.noise_seed`` and the image's own size
+        alone, not on its batch, the device or the dtype.
+
+        Args:
+            z: (B, c, h, w) raw latent; pipelines unscale it before they call this.
+            generator: draws other noise, one generator for all or a list of one per image.
+            num_inference_steps: Euler steps on t_i = (1 - i/N)^2; ``config.num_inference_steps`` by default.
+            noise: (B, 3, h*f, w*f) standard normal, instead of a generator.
+
+        Runs in the dtype of the decoder, whatever the encoder's; the sum over steps is kept in float32.
+        Raises ValueError for a wrong shape or number of steps.
+        """
+        c, factor = self.config.latent_channels, self.spatial_factor
+        if z.dim() != 4 or z.shape[1] != c or 0 in z.shape:
+            raise ValueError(f"expected a latent (B, {c}, h, w), found {tuple(z.shape)}")
+        shape = (z.shape[0], 3, z.shape[2] * factor, z.shape[3] * factor)
+        if noise is None:
+            noise = self._noise(shape, generator, z.device)
+        elif noise.shape != shape:
+            raise ValueError(f"expected noise {shape}, found {tuple(noise.shape)}")
+        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+
+        z = z.to(self.decoder.conv_in.weight.dtype)
+        noise = noise.to(z.device)
+        if self.use_slicing and z.shape[0] > 1:
+            pairs = zip(z.split(1), noise.split(1), strict=True)
+            image = torch.cat([self._decode(z_i, noise_i, steps) for z_i, noise_i in pairs])
+        else:
+            image = self._decode(z, noise, steps)
+        image = image.to(z.dtype)
+        return DecoderOutput(sample=image) if return_dict else (image,)
+
+    def _decode(self, z: Tensor, noise: Tensor, steps: int) -> Tensor:
+        def sample(z: Tensor, noise: Tensor) -> Tensor:
+            return flow.euler_sample(lambda x_t, t: self.decoder(x_t.to(z.dtype), t, z), noise, steps)
+
+        tiles = self._tiles((z.shape[2], z.shape[3]))
+        if tiles is None:
+            return sample(z, noise)
+        return decode_tiles(sample, z, noise, tiles, self.spatial_factor)
+
+    def _noise(
+        self, shape: tuple[int, ...], generator: torch.Generator | list[torch.Generator] | None, device: torch.device
+    ) -> Tensor:
+        if generator is not None:
+            return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        # Drawn on the CPU in float32, once for all images of the batch: they are all of the same size.
+        fixed = torch.Generator("cpu").manual_seed(self.config.noise_seed)
+        return torch.randn(shape[1:], generator=fixed, dtype=torch.float32).to(device).expand(shape)
+
+    def _tiles(self, grid: tuple[int, int]) -> TileGrid | None:
+        """How to cut a latent grid, or None where tiling is off or one tile covers it."""
+        if not self.use_tiling:
+            return None
+        return TileGrid.cover(grid, self.config.sample_size // self.spatial_factor, self.spatial_factor)
+
+    # ---- both ways ---------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        sample: Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Reconstruction of ``sample``, (B, 3, H, W) in [-1, 1]; ``generator`` draws from the posterior only."""
+        posterior = self.encode(sample).latent_dist
+        z = posterior.sample(generator=generator) if sample_posterior else posterior.mode()
+        return self.decode(z, return_dict=return_dict)
+
+    def normalize_latents(self, z: Tensor) -> Tensor:
+        """Raw -> normalised latents, (B, c, h, w), by the stored statistics."""
+        shift, scale = self._latent_statistics(z)
+        return (z - shift) * scale
+
+    def denormalize_latents(self, z: Tensor) -> Tensor:
+        """Normalised -> raw latents, (B, c, h, w): the inverse of ``normalize_latents``."""
+        shift, scale = self._latent_statistics(z)
+        return z / scale + shift
+
+    def _latent_statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.config
+        shift, scale = z.new_tensor(config.shift_factor), z.new_tensor(config.scaling_factor)
+        if config.latents_mean is not None and config.latents_std is not None:
+            shift = z.new_tensor(config.latents_mean).view(1, -1, 1, 1)
+            scale = 1 / z.new_tensor(config.latents_std).view(1, -1, 1, 1)
+        return shift, scale

@@ -1,0 +1,140 @@
+"""``ssdd demo``: sample photographs through the embedded model, on one sheet and in one table."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ..codec import EncodedImage, decode_image, encode_image
+from ..data.images import find_images, read_image, save_image
+from ..evaluation.metrics import ImageComparison, ImageMetrics, bicubic_baseline, mean_metrics
+from ..evaluation.sheet import Panel, difference, sheet
+from .common import ModelOptions, parse_options, require, tile_if_large
+from .reconstruct import describe
+
+STEPS = (1, 8)
+_PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Reconstruct photographs at 1 and 8 steps: writes OUT/demo.png and prints a table."""
+
+    out: Path = Path("ssdd-demo")
+    """Folder for the sheet and the reconstructions."""
+    images: tuple[Path, ...] = ()
+    """Your own images or folders, instead of scikit-image's photographs."""
+    overwrite: bool = False
+    """Replace existing files."""
+    model: ModelOptions = field(default_factory=ModelOptions)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a way to reconstruct, its metrics over the images, seconds an image."""
+
+    name: str
+    metrics: list[ImageMetrics]
+    seconds: float
+
+
+def parse(arguments: Sequence[str]) -> Demo:
+    return parse_options(Demo, "demo", arguments)
+
+
+def run(options: Demo) -> int:
+    images = [(f.output_stem, read_image(f.path)) for f in _images(options.images)]
+    autoencoder = options.model.load()
+    compare = ImageComparison(autoencoder.device)
+    target = options.out / "demo.png"
+
+    def encode(image: np.ndarray) -> EncodedImage:
+        tile_if_large(autoencoder, *image.shape[:2])
+        return encode_image(autoencoder, image, options.model.model)
+
+    bar = tqdm(total=len(images) * len(STEPS), unit="image")
+    encoded = [encode(image) for _, image in images]
+    columns: list[list[np.ndarray]] = []
+    rows: list[Row] = []
+    for steps in STEPS:
+        results, seconds = [], 0.0
+        for e, (_, image) in zip(encoded, images, strict=True):
+            tile_if_large(autoencoder, *image.shape[:2])
+            result, taken = _timed(lambda e=e, steps=steps: decode_image(autoencoder, e, steps))  # type: ignore[misc]
+            results.append(result)
+            seconds += taken
+            bar.update()
+        columns.append(results)
+        metrics = [compare(i, r) for (_, i), r in zip(images, results, strict=True)]
+        rows.append(Row(f"{steps} step{'s' if steps > 1 else ''}", metrics, seconds / len(images)))
+    bar.close()
+    factor = autoencoder.spatial_factor
+    baseline = [compare(i, bicubic_baseline(i, factor)) for _, i in images]
+    rows.append(Row(f"bicubic / {factor}", baseline, 0.0))
+
+    for i, (name, _) in enumerate(images):
+        save_image(options.out / f"{name}.png", columns[0][i], overwrite=options.overwrite)
+    save_image(target, _sheet(images, columns, rows, compare.lpips_network), overwrite=options.overwrite)
+    print(_table(rows, images, encoded, autoencoder.config.latent_channels, compare.lpips_network))
+    print(f"sheet: {target}")
+    return 0
+
+
+def _images(paths: tuple[Path, ...]) -> Sequence:
+    if paths:
+        return require(find_images(paths), "images", paths)
+    try:
+        import skimage
+    except ImportError as error:
+        raise ImportError(
+            'the sample photographs come with scikit-image: pip install "ssdd[demo]", or pass --images PATH'
+        ) from error
+    folder = Path(skimage.__file__).parent / "data"
+    return find_images([folder / name for name in _PHOTOGRAPHS])
+
+
+def _timed(work: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
+    started = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - started
+
+
+def _sheet(
+    images: list[tuple[str, np.ndarray]], columns: list[list[np.ndarray]], rows: list[Row], network: str | None
+) -> np.ndarray:
+    """Original, one column per number of steps, difference of the last."""
+    panels = []
+    for i, (name, image) in enumerate(images):
+        results = [Panel(c[i], describe(r.metrics[i], network)) for c, r in zip(columns, rows, strict=False)]
+        last = Panel(difference(image, columns[-1][i]), "|original - reconstruction| x 4")
+        panels.append([Panel(image, f"{name}, {image.shape[1]} x {image.shape[0]}"), *results, last])
+    names = [r.name for r in rows[: len(columns)]]
+    return sheet(panels, ["original", *names, f"difference, {names[-1]}"])
+
+
+def _table(
+    rows: list[Row],
+    images: list[tuple[str, np.ndarray]],
+    encoded: list[EncodedImage],
+    channels: int,
+    network: str | None,
+) -> str:
+    """Means over the images, and what a latent weighs against the pixels."""
+    lpips = f"LPIPS-{network}" if network else "LPIPS"
+    lines = [f"{'':14}{'PSNR dB':>9}{'SSIM':>8}{lpips:>16}{'s / image':>11}"]
+    for row in rows:
+        mean = mean_metrics(row.metrics)
+        values = [f"{mean.psnr:.2f}", *("-" if v is None else f"{v:.3f}" for v in (mean.ssim, mean.lpips))]
+        seconds = f"{row.seconds:.2f}" if row.seconds else "-"
+        lines.append(f"{row.name:14}{values[0]:>9}{values[1]:>8}{values[2]:>16}{seconds:>11}")
+    pixels = sum(i.size for _, i in images)
+    latent = sum(e.mean.numel() * 2 for e in encoded)
+    lines.append(
+        f"latents: {latent:,} bytes (16 bits a number) for {pixels:,} bytes of pixels, 1 : {pixels / latent:.0f}"
+    )
+    if network is None:
+        lines.append("LPIPS left out: no backbone in the torch hub cache (TORCH_HOME)")
+    return "\n".join(lines)

@@ -1,0 +1,114 @@
+"""One photograph of any size through an autoencoder: uint8 -> x -> raw latent -> x_hat -> uint8, and latent files.
+
+Shapes: H x W pixels of the photograph; H' x W' the same padded to a multiple of the spatial factor f;
+c latent channels; h x w = H'/f x W'/f latent grid.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .data.images import image_to_tensor, tensor_to_image
+from .files import atomic_path
+
+if TYPE_CHECKING:
+    from .autoencoder import AutoencoderSSDD
+
+LATENT_SUFFIX = ".safetensors"
+_FORMAT = "ssdd-latent-1"
+
+
+class LatentFileError(ValueError):
+    """A latent file that cannot be decoded; one line with what was expected and what was found."""
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """Posterior of one photograph and what is needed to decode it.
+
+    mean, logvar: (c, h, w) float32, raw. height, width: the photograph's, before padding. model: name of the
+    autoencoder. factor: its spatial factor.
+    """
+
+    mean: Tensor
+    logvar: Tensor
+    height: int
+    width: int
+    factor: int
+    model: str
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """(B, C, H, W) -> (B, C, H', W'), the last row and column repeated below and on the right."""
+    height, width = x.shape[-2:]
+    return F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+
+
+@torch.inference_mode()
+def encode_image(autoencoder: "AutoencoderSSDD", image: np.ndarray, model: str = "") -> EncodedImage:
+    """Posterior of a photograph, uint8 (H, W, 3), any size from 1 x 1."""
+    x = image_to_tensor(image)[None].to(autoencoder.device)
+    posterior = autoencoder.encode(pad_to_multiple(x, autoencoder.spatial_factor)).latent_dist
+    mean, logvar = posterior.mean[0].float().cpu(), posterior.logvar[0].float().cpu()
+    return EncodedImage(mean, logvar, image.shape[0], image.shape[1], autoencoder.spatial_factor, model)
+
+
+@torch.inference_mode()
+def decode_image(autoencoder: "AutoencoderSSDD", encoded: EncodedImage, steps: int | None = None) -> np.ndarray:
+    """Photograph of the posterior's mode, uint8 (H, W, 3). Raises LatentFileError if the model does not fit."""
+    config = autoencoder.config
+    if encoded.mean.shape[0] != config.latent_channels or encoded.factor != autoencoder.spatial_factor:
+        raise LatentFileError(
+            f"expected a latent of f{autoencoder.spatial_factor}c{config.latent_channels}, found "
+            f"f{encoded.factor}c{encoded.mean.shape[0]} (encoded by {encoded.model or 'an unnamed model'})"
+        )
+    z = encoded.mean[None].to(autoencoder.device)
+    sample = autoencoder.decode(z, num_inference_steps=steps).sample[0]
+    return tensor_to_image(sample[:, : encoded.height, : encoded.width].float().cpu())
+
+
+def save_encoded(path: Path, encoded: EncodedImage, overwrite: bool = False) -> None:
+    """Writes a latent file: tensors ``mean`` and ``logvar`` (c, h, w) float32, the rest as metadata. Atomic."""
+    metadata = {
+        "format": _FORMAT,
+        "height": str(encoded.height),
+        "width": str(encoded.width),
+        "factor": str(encoded.factor),
+        "model": encoded.model,
+    }
+    with atomic_path(path, overwrite) as temporary:
+        tensors = {"mean": encoded.mean.contiguous(), "logvar": encoded.logvar.contiguous()}
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def load_encoded(path: Path) -> EncodedImage:
+    """Reads a latent file. Raises LatentFileError if it is not one or its entries contradict one another."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in ("mean", "logvar") if name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise LatentFileError(f"{path}: expected a latent file of ssdd encode, could not read it ({error})") from error
+    try:
+        height, width, factor = (int(metadata[k]) for k in ("height", "width", "factor"))
+        mean, logvar = tensors["mean"].float(), tensors["logvar"].float()
+    except (KeyError, ValueError) as error:
+        raise LatentFileError(
+            f"{path}: expected a latent file of ssdd encode, found {json.dumps(metadata)[:200]}"
+        ) from error
+    grid = (-(-height // factor), -(-width // factor)) if factor > 0 else None
+    if mean.dim() != 3 or mean.shape != logvar.shape or height < 1 or width < 1 or mean.shape[1:] != grid:
+        raise LatentFileError(
+            f"{path}: expected the grid of {height} x {width} pixels at factor {factor}, found {tuple(mean.shape)}"
+        )
+    if not torch.isfinite(mean).all():
+        raise LatentFileError(f"{path}: expected finite numbers, found NaN or infinity")
+    return EncodedImage(mean, logvar, height, width, factor, metadata.get("model", ""))

@@ -1,0 +1,348 @@
+"""Image files to pixels and back: `uint8 HWC RGB <-> float CHW in [-1, 1]`.
+
+Every image enters through `read_image`, which either returns pixels that all come from the file or raises
+`ImageError` with one line that a user can act on.
+"""
+
+import io
+import os
+import stat
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from PIL import ImageFile as PilFile
+
+from ..files import atomic_path
+
+Pixels = NDArray[np.uint8]
+
+MAX_PIXELS = 1 << 28
+"""The default limit on width x height, 16384 x 16384: beyond it a file is taken for a decompression bomb."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""What `read_image` decodes: raster formats with a signature. Nothing here runs a program (as EPS does)."""
+
+_SUFFIX_NAMES = "jpg jpeg jfif mpo png apng webp gif bmp tif tiff ppm pgm pbm pnm pfm jp2 j2k jpx avif"
+IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIX_NAMES.split())
+"""The extensions, in lower case, by which `find_images` knows an image in a folder."""
+
+# Pillow decodes without complaint a JPEG 2000 file cut between two tiles, and a PNG cut before the EXIF that
+# may follow its pixels. Compressed data cannot hold these marks, so a whole file is one that has its mark.
+_END_MARKS = {"PNG": b"\0\0\0\0IEND\xaeB`\x82", "JPEG2000": b"\xff\xd9"}
+
+# suffix: Pillow's name, its options, the longest side that the format (as its library has it) can hold
+_WRITERS: dict[str, tuple[str, dict[str, Any], int]] = {
+    ".png": ("PNG", {}, 2**31 - 1),
+    ".jpg": ("JPEG", {"quality": 95}, 65500),
+    ".jpeg": ("JPEG", {"quality": 95}, 65500),
+    ".webp": ("WEBP", {"lossless": True}, 16383),
+}
+
+_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {  # EXIF orientation: the way back to upright
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: a[::-1].transpose(1, 0, 2),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: a.transpose(1, 0, 2)[::-1],
+}
+
+
+class ImageError(ValueError):
+    """An image that cannot be used: one line with the file, what was expected and what was found."""
+
+
+def read_image(
+    source: str | os.PathLike[str] | BinaryIO, *, name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> Pixels:
+    """Read an image as uint8 RGB, shape (height, width, 3), upright.
+
+    The EXIF orientation is applied (unreadable EXIF counts as none), transparency is composited on white, and
+    of an animation or several pages the first is taken. 16-bit gray is scaled from [0, 65535] with rounding;
+    16-bit colour keeps its high bytes; float gray is taken as [0, 1] where its maximum is at most 1, else as
+    [0, 255]. Colour profiles are ignored.
+
+    Args:
+        source: A path, or a binary stream, which is read from its start and not closed.
+        name: What errors call the image; by default the path, or the stream's own name.
+        max_pixels: The limit on width x height, checked before any pixel is decoded. Pillow's own limit,
+            `2 * PIL.Image.MAX_IMAGE_PIXELS`, holds as well for GIF, TIFF and WebP.
+
+    Raises:
+        ImageError: No regular readable file; not an image in one of `FORMATS`; damaged or truncated such that
+            pixels of the first frame are missing; too many pixels; gray levels outside their range.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        label = _printable(name or os.fspath(source))
+        with _open_file(source, label) as stream:
+            return _decode_or_refuse(stream, label, max_pixels)
+    label = _printable(name or str(getattr(source, "name", "<stream>")))
+    return _decode_or_refuse(source, label, max_pixels)
+
+
+def pil_to_image(image: Image.Image, *, name: str = "<image>") -> Pixels:
+    """Convert a Pillow image of any mode to uint8 RGB, shape (height, width, 3), as `read_image` does.
+
+    The EXIF orientation is left alone. Raises `ImageError` for gray levels outside their range.
+    """
+    if image.mode == "F" or image.mode.startswith("I"):
+        gray = _float_levels(image, name) if image.mode == "F" else _integer_levels(image, name)
+        return np.repeat(gray[:, :, None], 3, axis=2)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.new("RGB", image.size, "white")
+        image.paste(rgba, mask=rgba)
+    return np.array(image.convert("RGB"))
+
+
+def image_to_tensor(image: Pixels) -> torch.Tensor:
+    """Map pixels, uint8 (H, W, 3), to x = pixels / 127.5 - 1: float32 (3, H, W) in [-1, 1].
+
+    Raises `ValueError` for another shape or type.
+    """
+    _check_pixels(image)
+    return torch.tensor(np.ascontiguousarray(image.transpose(2, 0, 1))).float().div_(127.5).sub_(1.0)
+
+
+def tensor_to_image(x: torch.Tensor) -> Pixels:
+    """Map x, any float type, (3, H, W) or (B, 3, H, W), to pixels, uint8 (H, W, 3) or (B, H, W, 3).
+
+    Values are clamped to [-1, 1] and rounded to the nearest of 256 levels: the inverse of `image_to_tensor`.
+    Raises `ValueError` for NaN, and for another shape or type.
+    """
+    shape = tuple(x.shape)
+    if not x.is_floating_point() or x.ndim not in (3, 4) or x.shape[-3] != 3:
+        raise ValueError(f"expected a float tensor (3, H, W) or (B, 3, H, W), found {x.dtype} {shape}")
+    x = x.detach().to(torch.float32)
+    if bool(torch.isnan(x).any()):
+        raise ValueError(f"expected image values in [-1, 1], found NaN in a tensor of shape {shape}")
+    levels = x.clamp(-1.0, 1.0).add(1.0).mul(127.5).round().to(torch.uint8)
+    return levels.movedim(-3, -1).contiguous().cpu().numpy()
+
+
+def save_image(path: str | os.PathLike[str], image: Pixels, *, overwrite: bool = False) -> None:
+    """Save pixels, uint8 (H, W, 3), atomically: `.png`, `.jpg` or `.jpeg` (quality 95), `.webp` (lossless).
+
+    Raises `ImageError` for another suffix or a side that the format cannot hold, `ValueError` for another
+    shape or type, `ssdd.files.OutputExists` where the file exists and `overwrite` is false.
+    """
+    label, suffix = _printable(os.fspath(path)), Path(path).suffix.lower()
+    if suffix not in _WRITERS:
+        raise ImageError(f"{label}: expected a name with {', '.join(_WRITERS)}, found {suffix or 'no suffix'}")
+    _check_pixels(image)
+    kind, options, longest = _WRITERS[suffix]
+    if max(image.shape) > longest:
+        raise ImageError(f"{label}: expected sides up to {longest} for {kind}, found {max(image.shape)}")
+    with atomic_path(path, overwrite) as temporary:
+        Image.fromarray(image).save(temporary, format=kind, **options)
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image to read, with the names by which it and what is made of it are known.
+
+    Attributes:
+        path: Where the file is.
+        name: Its path in the given folder, with `/`, or the file's name; unique among those found together.
+        output_stem: Relative path without suffix for outputs; unique, even where case does not count; no part
+            of it is hidden, `..` or absolute. It may contain dots: append to it, or use `output_path`.
+    """
+
+    path: Path
+    name: str
+    output_stem: str
+
+    def output_path(self, folder: str | os.PathLike[str], suffix: str) -> Path:
+        """The file in `folder` for an output with this `suffix`, for example `.png` or `-error.png`."""
+        return Path(folder) / (self.output_stem + suffix)
+
+
+def find_images(paths: Sequence[str | Path]) -> list[ImageFile]:
+    """List the images that `paths` stand for, in their order, each file once.
+
+    A file is taken whatever its extension. A folder is walked to the bottom, sorted, for `IMAGE_SUFFIXES`;
+    hidden files and folders are skipped and linked folders are not followed. Equal names from several places
+    are told apart by their folder's name, then by a number; images that differ in their extension alone keep
+    it in `output_stem`. Raises `ImageError` for a path that does not exist and a folder that cannot be read.
+    """
+    if isinstance(paths, (str, os.PathLike)):
+        raise TypeError(f"expected a sequence of paths, found the single path {os.fspath(paths)!r}")
+    found: dict[str, tuple[Path, str, str]] = {}  # absolute path: path, name, name after its folder's name
+    for given in map(Path, paths):
+        if not os.path.lexists(given):
+            label = _printable(str(given))
+            raise ImageError(f"{label}: expected an image or a folder, found nothing at this path")
+        is_folder = os.path.isdir(given)
+        folder = given if is_folder else given.parent
+        absolute = os.path.abspath(folder)
+        owner = os.path.basename(absolute) or "root"
+        for name in _walk(given) if is_folder else [given.name]:
+            found.setdefault(f"{absolute}/{name}", (folder / name, name, f"{owner}/{name}"))
+    files = list(found.values())
+    count = Counter(name for _, name, _ in files)
+    names = _numbered((long if count[name] > 1 else name for _, name, long in files), key=str)
+    stems = _output_stems(names)
+    return [ImageFile(path, name, stem) for (path, *_), name, stem in zip(files, names, stems, strict=True)]
+
+
+def _walk(folder: Path) -> list[str]:
+    def refuse(error: OSError) -> None:
+        label = _printable(str(error.filename or folder))
+        raise ImageError(f"{label}: expected a readable folder, found {_reason(error)}") from error
+
+    found: list[str] = []
+    for here, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        inner = Path(here).relative_to(folder).as_posix()
+        known = [f for f in files if f[0] != "." and os.path.splitext(f)[1].lower() in IMAGE_SUFFIXES]
+        found += known if inner == "." else [f"{inner}/{f}" for f in known]
+    return sorted(found)
+
+
+def _same_file_key(name: str) -> str:
+    """Equal for names that some file system (macOS, Windows) takes for the same file."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _output_stems(names: list[str]) -> list[str]:
+    # Leading dots go: they hide a file, and `.` and `..` are made of nothing else.
+    safe = ["/".join(part.lstrip(".") or "image" for part in name.split("/")) for name in names]
+    split = [os.path.splitext(name) for name in safe]
+    short = [stem if suffix.lower() in IMAGE_SUFFIXES else stem + suffix for stem, suffix in split]
+    count = Counter(map(_same_file_key, short))
+    kept = (long if count[_same_file_key(s)] > 1 else s for s, long in zip(short, safe, strict=True))
+    return _numbered(kept, key=_same_file_key)
+
+
+def _numbered(names: Iterable[str], key: Callable[[str], str]) -> list[str]:
+    taken: set[str] = set()
+    last: Counter[str] = Counter()
+    result = []
+    for name in names:
+        unique = name
+        while key(unique) in taken:
+            last[name] += 1
+            stem, suffix = os.path.splitext(name)
+            unique = f"{stem}-{last[name] + 1}{suffix}"
+        taken.add(key(unique))
+        result.append(unique)
+    return result
+
+
+def _open_file(path: str | os.PathLike[str], label: str) -> BinaryIO:
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISREG(mode):
+            return open(path, "rb")
+    except FileNotFoundError as error:
+        raise ImageError(f"{label}: expected an image file, found nothing at this path") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+        raise ImageError(f"{label}: expected a readable image file, found {_reason(error)}") from error
+    # Not even opened: a pipe would wait for its writer, and a device may act.
+    found = "a folder" if stat.S_ISDIR(mode) else "a device, pipe or socket"
+    raise ImageError(f"{label}: expected an image file, found {found}")
+
+
+def _decode_or_refuse(stream: BinaryIO, label: str, max_pixels: int) -> Pixels:
+    try:
+        return _decode(stream if stream.seekable() else io.BytesIO(stream.read()), label, max_pixels)
+    except ImageError:
+        raise
+    except Exception as error:  # hostile bytes make the decoders raise nearly everything
+        found = f"one that does not decode ({_reason(error)})"
+        raise ImageError(f"{label}: expected a complete image, found {found}") from error
+
+
+def _decode(stream: BinaryIO, label: str, max_pixels: int) -> Pixels:
+    stream.seek(0)
+    prefix = stream.read(16)
+    if not prefix:
+        raise ImageError(f"{label}: expected an image, found an empty file")
+    kind = _identify(prefix)
+    if kind is None:
+        raise ImageError(f"{label}: expected an image ({', '.join(FORMATS)}), found bytes {prefix!r}")
+    stream.seek(0)
+    # Not `Image.open`: its limit on pixels is a global, half of it only a warning, and not ours.
+    image_class: Callable[[BinaryIO, str], PilFile.ImageFile] = Image.OPEN[kind][0]
+    image = image_class(stream, "")
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(f"{label}: expected at most {max_pixels} pixels, found {width} x {height}")
+    raw_mode = image.tile[0][3] if image.tile else None
+    image.load()
+    stream.seek(0)
+    if kind in _END_MARKS and _END_MARKS[kind] not in stream.read():
+        raise ImageError(f"{label}: expected a complete image, found a {kind} file without its end")
+    _scale_colour_key(image, raw_mode)
+    upright = _UPRIGHT.get(_orientation(image), _UPRIGHT[1])
+    return np.ascontiguousarray(upright(pil_to_image(image, name=label)))
+
+
+def _identify(prefix: bytes) -> str | None:
+    Image.init()
+    for kind in FORMATS:
+        accept = Image.OPEN[kind][1] if kind in Image.OPEN else None
+        if accept is not None and accept(prefix) is True:  # a string says why this build cannot decode it
+            return kind
+    return None
+
+
+def _scale_colour_key(image: PilFile.ImageFile, raw_mode: object) -> None:
+    """Bring a PNG's transparent colour to the 8 bits of its pixels, as Pillow does for other depths only."""
+    key = image.info.get("transparency")
+    if raw_mode in ("L;2", "L;4") and isinstance(key, int):
+        image.info["transparency"] = key * (85 if raw_mode == "L;2" else 17)
+    elif raw_mode == "RGB;16B" and isinstance(key, tuple):
+        image.info["transparency"] = tuple(level >> 8 for level in key)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # damaged metadata is common, and no reason to lose a photograph
+        return 1
+
+
+def _integer_levels(image: Image.Image, label: str) -> Pixels:
+    raw = np.asarray(image).astype(np.int32)
+    low, high = int(raw.min()), int(raw.max())
+    if low < 0 or high > 65535:
+        raise ImageError(f"{label}: expected gray levels in [0, 65535], found {low} to {high}")
+    levels = ((raw + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257
+    if isinstance(key := image.info.get("transparency"), int):
+        levels[raw == key] = 255
+    return levels
+
+
+def _float_levels(image: Image.Image, label: str) -> Pixels:
+    raw = np.asarray(image)
+    low, high = float(raw.min()), float(raw.max())  # NaN anywhere makes both NaN
+    scale = 255.0 if high <= 1.0 else 1.0
+    if not (low * scale >= -0.5 and high * scale <= 255.5):
+        raise ImageError(f"{label}: expected float levels in [0, 1] or [0, 255], found {low:g} to {high:g}")
+    return np.rint(raw * scale).clip(0, 255).astype(np.uint8)
+
+
+def _check_pixels(image: Pixels) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ValueError(f"expected uint8 pixels of shape (H, W, 3), found {image.dtype} {image.shape}")
+
+
+def _printable(text: str) -> str:
+    """Keep a message on one line, whatever a file is called: other characters are escaped."""
+    return text if text and text.isprintable() else repr(text)
+
+
+def _reason(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return _printable(" ".join(text.split())[:160])

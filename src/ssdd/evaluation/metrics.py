@@ -1,0 +1,72 @@
+"""Metrics of one reconstruction against its original, both rounded to 8 bits, as a viewer gets them.
+
+Shapes: H x W pixels. All from torchmetrics.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from ..data.images import image_to_tensor
+from ..objectives.perceptual import LPIPS, available_network
+
+_SSIM_WINDOW = 11
+_LPIPS_LEAST = 32
+"""Sides below this vanish in the backbone's poolings."""
+
+
+@dataclass(frozen=True)
+class ImageMetrics:
+    """psnr in dB (infinite for equal images); ssim with an 11 x 11 Gaussian window; lpips; None where undefined."""
+
+    psnr: float
+    ssim: float | None
+    lpips: float | None
+
+
+class ImageComparison:
+    """Compares pairs of images. ``lpips_network`` is the first whose weights are at hand, or None."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.lpips_network = available_network()
+        self._lpips = LPIPS(self.lpips_network).to(self.device) if self.lpips_network else None
+
+    @torch.inference_mode()
+    def __call__(self, original: np.ndarray, reconstruction: np.ndarray) -> ImageMetrics:
+        """Both uint8 (H, W, 3), of the same size. Raises ValueError if they are not."""
+        if original.shape != reconstruction.shape:
+            raise ValueError(f"expected two images of one size, found {original.shape} and {reconstruction.shape}")
+        x, y = (image_to_tensor(i)[None].to(self.device) for i in (original, reconstruction))
+        shorter = min(original.shape[:2])
+        psnr = peak_signal_noise_ratio(y, x, data_range=2.0)
+        ssim = structural_similarity_index_measure(y, x, data_range=2.0) if shorter >= _SSIM_WINDOW else None
+        lpips = self._lpips(y, x) if self._lpips is not None and shorter >= _LPIPS_LEAST else None
+        return ImageMetrics(
+            float(psnr),
+            None if ssim is None else float(ssim),  # type: ignore[arg-type]
+            None if lpips is None else float(lpips),
+        )
+
+
+def mean_metrics(metrics: list[ImageMetrics]) -> ImageMetrics:
+    """Mean over images of each metric, over those where it is defined."""
+
+    def mean(values: list[float | None]) -> float | None:
+        defined = [v for v in values if v is not None]
+        return sum(defined) / len(defined) if defined else None
+
+    return ImageMetrics(
+        mean([m.psnr for m in metrics]) or 0.0, mean([m.ssim for m in metrics]), mean([m.lpips for m in metrics])
+    )
+
+
+def bicubic_baseline(image: np.ndarray, factor: int) -> np.ndarray:
+    """The image reduced by ``factor`` and enlarged again, both bicubic: as many cells as the latent grid, of pixels."""
+    height, width = image.shape[:2]
+    small = (-(-width // factor), -(-height // factor))
+    picture = Image.fromarray(image).resize(small, Image.Resampling.BICUBIC)
+    return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))

@@ -1,0 +1,205 @@
+"""The decoder: a velocity network v(x_t, t, z), U-Net outside, windowed transformer inside.
+
+Shapes: B batch, H x W pixels, c latent channels, h x w latent grid, C0 channels of the first level (also of the
+context), N = H/8 * W/8 tokens, D channels of the last level. The latent grid and the token grid are independent.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .blocks import GROUPS, Downsample, ResNetBlock, Upsample
+from .presets import DecoderSize
+from .transformer import TransformerBlock
+
+DOWN_BLOCKS = 2
+UP_BLOCKS = 3
+
+
+@dataclass(frozen=True)
+class VelocityFeatures:
+    """What the decoder returns when it is asked for features.
+
+    velocity: (B, 3, H, W). features: (B, N, D), output of the requested transformer block.
+    grid: (rows, columns) of the tokens.
+    """
+
+    velocity: Tensor
+    features: Tensor
+    grid: tuple[int, int]
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of 1000 t (cosines first), then a two-layer perceptron."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.SiLU(), nn.Linear(4 * channels, 4 * channels))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """t: (B,) in [0, 1]; returns (B, 4 C0)."""
+        half = self.channels // 2
+        # float32 whatever the dtype of the model: 1000 t does not fit bfloat16
+        frequencies = torch.exp(torch.arange(half, device=t.device, dtype=torch.float32) * (-math.log(10000) / half))
+        angles = 1000.0 * t.float()[:, None] * frequencies[None, :]
+        embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)  # (B, C0)
+        return self.mlp(embedding.to(self.mlp[0].weight.dtype))
+
+
+class DownLevel(nn.Module):
+    """ResNet blocks of one level, then a downsampling (none in the last)."""
+
+    def __init__(self, cin: int, cout: int, context: int, time: int, last: bool) -> None:
+        super().__init__()
+        channels = [cin] + [cout] * DOWN_BLOCKS
+        self.blocks = nn.ModuleList(ResNetBlock(a, b, context, time) for a, b in itertools.pairwise(channels))
+        self.downsample = None if last else Downsample(cout)
+
+
+class UpLevel(nn.Module):
+    """ResNet blocks of one level, each with one skip beside its input, then an upsampling (none in the last)."""
+
+    def __init__(self, cin: int, cout: int, skips: list[int], context: int, time: int, last: bool) -> None:
+        super().__init__()
+        inputs = [cin] + [cout] * (UP_BLOCKS - 1)
+        self.blocks = nn.ModuleList(
+            ResNetBlock(a + skip, cout, context, time) for a, skip in zip(inputs, skips, strict=True)
+        )
+        self.upsample = None if last else Upsample(cout)
+
+
+class Middle(nn.Module):
+    """Transformer blocks on the coarsest grid, added to their input."""
+
+    def __init__(self, width: int, layers: int, heads: int, context_channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(GROUPS, width, eps=1e-6)
+        self.proj_in = nn.Linear(width, width)
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads, context_channels) for _ in range(layers))
+        self.proj_out = nn.Linear(width, width)
+
+
+class Decoder(nn.Module):
+    """Velocity of the flow from noise to the image, given the latent.
+
+    Args:
+        size: levels, transformer layers and heads; see ``presets.py``.
+        latent_channels: c, channels of z.
+    """
+
+    def __init__(self, size: DecoderSize, latent_channels: int) -> None:
+        super().__init__()
+        self.size = size
+        self.latent_channels = latent_channels
+        self.gradient_checkpointing = False
+        channels, first = size.channels, size.channels[0]
+        time = 4 * first
+
+        self.conv_in = nn.Conv2d(3 + latent_channels, first, 3, padding=1)
+        self.time = TimeEmbedding(first)
+        self.context = nn.Sequential(
+            nn.Conv2d(latent_channels, first, 3, padding=1), nn.SiLU(), nn.Conv2d(first, first, 3, padding=1)
+        )
+
+        self.down = nn.ModuleList()
+        skips, cin = [first], first
+        for i, cout in enumerate(channels):
+            last = i == len(channels) - 1
+            self.down.append(DownLevel(cin, cout, first, time, last))
+            skips += [cout] * (DOWN_BLOCKS if last else DOWN_BLOCKS + 1)
+            cin = cout
+
+        self.middle = Middle(channels[-1], size.layers, size.heads, first)
+
+        self.up = nn.ModuleList()
+        for i, cout in enumerate(reversed(channels)):
+            taken = [skips.pop() for _ in range(UP_BLOCKS)]
+            self.up.append(UpLevel(cin, cout, taken, first, time, last=i == len(channels) - 1))
+            cin = cout
+
+        self.norm_out = nn.GroupNorm(GROUPS, first, eps=1e-5)
+        self.conv_out = nn.Conv2d(first, 3, 3, padding=1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier for linear layers, N(0, 0.02) for convolutions; the last layer of every residual branch but
+        the attention's is zero, so are the bias tables; the output convolution is not."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+            elif isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, ResNetBlock):
+                nn.init.zeros_(module.conv2.weight)
+            elif isinstance(module, TransformerBlock):
+                nn.init.zeros_(module.feed_forward.out.weight)
+                nn.init.zeros_(module.attention.bias_table)
+
+    def forward(self, x_t: Tensor, t: Tensor, z: Tensor, feature_block: int | None = None) -> Tensor | VelocityFeatures:
+        """Velocity ``x - noise`` at time t.
+
+        Args:
+            x_t: (B, 3, H, W) noisy image.
+            t: (B,) in [0, 1], 1 = pure noise.
+            z: (B, c, h, w) raw latent; its grid may be coarser or finer than the tokens'.
+            feature_block: index of a transformer block whose output is wanted too.
+
+        Returns:
+            (B, 3, H, W), or ``VelocityFeatures`` if ``feature_block`` is given.
+
+        Raises:
+            ValueError: wrong number of latent channels, or no such block.
+        """
+        if z.shape[1] != self.latent_channels:
+            raise ValueError(f"expected a latent with {self.latent_channels} channels, found {z.shape[1]}")
+        if feature_block is not None and not 0 <= feature_block < len(self.middle.blocks):
+            raise ValueError(f"expected a block from 0 to {len(self.middle.blocks) - 1}, found {feature_block}")
+
+        time = self.time(t)
+        context = self.context(z)
+        x = self.conv_in(torch.cat([x_t, F.interpolate(z, size=x_t.shape[-2:], mode="nearest")], dim=1))
+
+        skips = [x]
+        for level in self.down:
+            for block in level.blocks:
+                x = self._run(block, x, context, time)
+                skips.append(x)
+            if level.downsample is not None:
+                x = level.downsample(x)
+                skips.append(x)
+
+        grid = (x.shape[-2], x.shape[-1])
+        x, features = self._run_middle(x, context, feature_block)
+
+        for level in self.up:
+            for block in level.blocks:
+                x = self._run(block, torch.cat([x, skips.pop()], dim=1), context, time)
+            if level.upsample is not None:
+                x = level.upsample(x, skips[-1].shape[-2:])
+
+        velocity = self.conv_out(F.silu(self.norm_out(x)))
+        return velocity if features is None else VelocityFeatures(velocity, features, grid)
+
+    def _run_middle(self, x: Tensor, context: Tensor, feature_block: int | None) -> tuple[Tensor, Tensor | None]:
+        grid, features = (x.shape[-2], x.shape[-1]), None
+        tokens = self.middle.proj_in(self.middle.norm(x).flatten(2).transpose(1, 2))  # (B, N, D)
+        for i, block in enumerate(self.middle.blocks):
+            tokens = self._run(block, tokens, context, grid)
+            if i == feature_block:
+                features = tokens
+        return x + self.middle.proj_out(tokens).transpose(1, 2).unflatten(2, grid), features
+
+    def _run(self, block: nn.Module, *inputs: object) -> Tensor:
+        """The block, recomputed in the backward pass if gradient checkpointing is on."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)

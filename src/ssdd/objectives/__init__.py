@@ -1,0 +1,1 @@
+"""Training objectives, each a small function or frozen module of its own."""

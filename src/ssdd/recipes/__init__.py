@@ -1,0 +1,12 @@
+"""Full experiments as short typed Python: a name, a sentence, a config."""
+
+from collections.abc import Callable
+
+from ..training.config import TrainConfig
+from .demo import demo_decoder, demo_encoder
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    "demo-encoder": demo_encoder,
+    "demo-decoder": demo_decoder,
+}
+"""Recipes of ``ssdd train``, by name."""

@@ -1,0 +1,1 @@
+"""Training: a typed config, the stages, one loop, exact checkpoints."""

@@ -1,0 +1,293 @@
+"""Image files and tensors: finding, naming and saving files, and the way from pixels to values and back."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ssdd.data.images import (
+    ImageError,
+    find_images,
+    image_to_tensor,
+    read_image,
+    save_image,
+    tensor_to_image,
+)
+from ssdd.files import OutputExists
+
+
+def photo(height=24, width=36, seed=0):
+    """Smooth colours with some noise: no two rows, columns or channels alike."""
+    y, x = np.mgrid[0:height, 0:width]
+    colours = np.stack([x * 200 / width, y * 200 / height, (x + 2 * y) % 200], axis=-1)
+    noise = np.random.default_rng(seed).integers(0, 40, colours.shape)
+    return (colours + noise).clip(0, 255).astype(np.uint8)
+
+
+def one_line(caught, *parts):
+    """The error is one printable line that holds `parts`."""
+    message = str(caught.value)
+    assert message.isprintable(), f"the message is not one printable line: {message!r}"
+    for part in parts:
+        assert str(part) in message, f"{part!r} is missing from the message: {message}"
+
+
+def test_image_to_tensor_values_and_layout():
+    image = photo(4, 6)
+    x = image_to_tensor(image)
+    assert x.dtype == torch.float32, "not float32"
+    assert x.shape == (3, 4, 6), "not CHW"
+    assert x.is_contiguous(), "not contiguous"
+    expected = torch.from_numpy(image.astype(np.float64)).permute(2, 0, 1) / 127.5 - 1
+    assert torch.allclose(x.double(), expected, atol=1e-6), "not x / 127.5 - 1"
+    ends = image_to_tensor(np.array([[[0, 255, 0]]], np.uint8)).flatten()
+    assert ends.tolist() == [-1, 1, -1], "black and white are not exactly -1 and 1"
+
+
+def test_image_to_tensor_takes_views_and_copies_them():
+    image = photo(4, 6)
+    x = image_to_tensor(image[::-1, ::-1])
+    assert torch.equal(x, image_to_tensor(image).flip(1, 2)), "a mirrored view is misread"
+    planar = np.ascontiguousarray(image.transpose(2, 0, 1))
+    view = planar.transpose(1, 2, 0)
+    x = image_to_tensor(view)
+    planar[:] = 0
+    assert torch.equal(x, image_to_tensor(image)), "the tensor shares memory with the array"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_round_trip_is_exact_for_every_level(dtype):
+    image = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, 2)
+    assert np.array_equal(tensor_to_image(image_to_tensor(image).to(dtype)), image), f"{dtype}: a level moved"
+
+
+def test_tensor_to_image_clamps_and_rounds_to_nearest():
+    x = torch.tensor([-9.0, -1.0, 0.0, 1.0, 9.0, float("inf"), float("-inf"), 100.4 / 127.5 - 1, 100.6 / 127.5 - 1])
+    levels = tensor_to_image(x.expand(3, 1, 9))[0, :, 0].tolist()
+    assert levels == [0, 0, 128, 255, 255, 255, 0, 100, 101], "values wrap around, or are cut instead of rounded"
+
+
+def test_tensor_to_image_shapes():
+    x = torch.stack([image_to_tensor(photo(seed=s)) for s in (1, 2)]).requires_grad_()
+    batch = tensor_to_image(x)
+    assert np.array_equal(batch, np.stack([photo(seed=1), photo(seed=2)])), "BCHW does not become BHWC"
+    single = tensor_to_image(x[0])
+    assert np.array_equal(single, photo(seed=1)), "CHW does not become HWC"
+    assert single.flags.c_contiguous, "not contiguous"
+
+
+def test_tensor_to_image_refuses_nan_and_other_shapes():
+    x = image_to_tensor(photo())
+    x[1, 2, 3] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        tensor_to_image(x)
+    for bad in (torch.zeros(4, 8, 8), torch.zeros(8, 8), torch.zeros(8, 8, 3), torch.zeros(3, 8, 8).int()):
+        with pytest.raises(ValueError, match="expected a float tensor"):
+            tensor_to_image(bad)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        np.zeros((4, 4, 3)),
+        np.zeros((4, 4), np.uint8),
+        np.zeros((3, 4, 4), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+)
+def test_pixels_of_another_shape_or_type_are_refused(tmp_path, bad):
+    with pytest.raises(ValueError, match="expected uint8 pixels"):
+        image_to_tensor(bad)
+    with pytest.raises(ValueError, match="expected uint8 pixels"):
+        save_image(tmp_path / "a.png", bad)
+    assert os.listdir(tmp_path) == [], "a file was made of bad pixels"
+
+
+def touch(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return folder
+
+
+def names(*paths):
+    return [f.name for f in find_images(paths)]
+
+
+def stems(*paths):
+    """The output stems, after the checks that hold for all of them."""
+    files = find_images(paths)
+    for file in files:
+        parts = file.output_stem.split("/")
+        assert not {"", ".", ".."} & set(parts), f"{file}: the output could leave its folder"
+        assert not any(part.startswith(".") for part in parts), f"{file}: the output is hidden"
+        output = file.output_path("out", ".png")
+        assert output == Path("out") / (file.output_stem + ".png"), f"{file}: the output has another name"
+    assert len({f.output_stem.casefold() for f in files}) == len(files), "one output would replace another"
+    assert len({f.name for f in files}) == len(files), "two images have one name"
+    return [f.output_stem for f in files]
+
+
+def test_folders_are_walked_sorted_for_images_only(tmp_path):
+    touch(tmp_path, "b.PNG", "a.jpg", "sub/deep/c.webp", "sub/B.Jpeg", "notes.txt", "png", "latent.npz")
+    touch(tmp_path, ".hidden.png", ".cache/d.png", "sub/.e.png")
+    assert names(tmp_path) == ["a.jpg", "b.PNG", "sub/B.Jpeg", "sub/deep/c.webp"]
+    assert find_images([tmp_path])[3].path == tmp_path / "sub" / "deep" / "c.webp", "the path is wrong"
+    assert stems(str(tmp_path)) == ["a", "b", "sub/B", "sub/deep/c"]
+
+
+def test_given_files_are_taken_whatever_they_are_called(tmp_path, monkeypatch):
+    touch(tmp_path, "photo", "v1.5", ".dot.png", "sub/x.jpg")
+    monkeypatch.chdir(tmp_path / "sub")
+    given = ["../photo", "../v1.5", "../.dot.png", "x.jpg"]
+    assert names(*given) == ["photo", "v1.5", ".dot.png", "x.jpg"], "files are dropped or out of order"
+    assert stems(*given) == ["photo", "v1.5", "dot", "x"], "more than an image's extension was cut off"
+    assert names(".") == ["x.jpg"], "the current folder is not walked"
+
+
+def test_linked_folders_are_not_followed_but_linked_files_are(tmp_path):
+    touch(tmp_path, "data/a.png", "elsewhere/b.png")
+    (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "other").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "link.png").symlink_to(tmp_path / "elsewhere" / "b.png")
+    assert names(tmp_path / "data") == ["a.png", "link.png"], "a link leads out of the folder, or in circles"
+    (tmp_path / "root").symlink_to(tmp_path / "data")
+    assert names(tmp_path / "root") == ["a.png", "link.png"], "a link that was given itself is not walked"
+
+
+def test_same_stem_with_several_extensions(tmp_path):
+    touch(tmp_path, "photo.jpg", "photo.png", "photo.jpg.png", "other.png")
+    assert names(tmp_path) == ["other.png", "photo.jpg", "photo.jpg.png", "photo.png"]
+    assert stems(tmp_path) == ["other", "photo.jpg", "photo-2.jpg", "photo.png"]
+
+
+def test_names_that_differ_in_case_alone(tmp_path):
+    """Both are kept under their names, but their outputs must not meet on a file system without case."""
+    touch(tmp_path, "A.png", "a.png")
+    if len(os.listdir(tmp_path)) < 2:
+        pytest.skip("this file system knows no case")
+    assert names(tmp_path) == ["A.png", "a.png"]
+    assert stems(tmp_path) == ["A.png", "a-2.png"]
+
+
+def test_equal_names_from_several_folders(tmp_path):
+    touch(tmp_path, "train/x.png", "val/x.png", "val/y.png", "more/val/x.png")
+    assert names(tmp_path / "train", tmp_path / "val") == ["train/x.png", "val/x.png", "y.png"]
+    given = [tmp_path / "val", tmp_path / "more" / "val"]
+    assert names(*given) == ["val/x.png", "y.png", "val/x-2.png"]
+    assert stems(*given) == ["val/x", "y", "val/x-2"]
+
+
+def test_each_file_once(tmp_path, monkeypatch):
+    touch(tmp_path, "a.png", "sub/b.png")
+    monkeypatch.chdir(tmp_path)
+    given = [tmp_path, "a.png", tmp_path / "sub", Path("sub") / ".." / "a.png"]
+    assert names(*given) == ["a.png", "sub/b.png"], "a file that is reached in several ways is listed twice"
+
+
+def test_dots_never_lead_out_of_the_output_folder(tmp_path):
+    touch(tmp_path, "..png", "...png", "..", "..a.png", ".b/c.png")
+    given = [tmp_path / name for name in ("..png", "...png", "..a.png", ".b")]
+    assert stems(*given) == ["png", "png-2", "a", "c"]
+
+
+def test_what_is_not_there(tmp_path):
+    with pytest.raises(ImageError) as caught:
+        find_images([tmp_path, tmp_path / "missing"])
+    one_line(caught, tmp_path / "missing", "nothing at this path")
+    assert find_images([tmp_path]) == [], "an empty folder is not an empty list"
+    assert find_images([]) == [], "no path is not an empty list"
+    with pytest.raises(TypeError, match="sequence of paths"):
+        find_images(str(tmp_path))
+
+
+def test_unreadable_folder_is_not_passed_over(tmp_path, monkeypatch):
+    touch(tmp_path, "a.png", "locked/b.png")
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(ImageError) as caught:
+        find_images([tmp_path])
+    one_line(caught, tmp_path / "locked", "Permission denied")
+
+
+def test_found_files_can_be_read(tmp_path):
+    save_image(tmp_path / "sub" / "a.png", photo())
+    (file,) = find_images([tmp_path])
+    assert np.array_equal(read_image(file.path), photo()), "the path of a found file leads elsewhere"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".PNG", ".webp"])
+def test_lossless_saving_is_exact(tmp_path, suffix):
+    path = tmp_path / "new" / f"image{suffix}"
+    save_image(str(path), photo()[:, ::-1])
+    assert np.array_equal(read_image(path), photo()[:, ::-1]), "the saved pixels changed"
+    assert os.listdir(path.parent) == [path.name], "a temporary file was left behind"
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".jpeg"])
+def test_jpeg_is_saved_with_quality_95(tmp_path, suffix):
+    save_image(tmp_path / f"a{suffix}", photo())
+    with Image.open(tmp_path / f"a{suffix}") as image:
+        assert image.format == "JPEG", "not a JPEG file"
+        saved = image.quantization
+    buffer = io.BytesIO()
+    Image.fromarray(photo()).save(buffer, "JPEG", quality=95)
+    with Image.open(buffer) as image:
+        assert saved == image.quantization, "not of quality 95"
+
+
+def test_format_follows_the_suffix(tmp_path):
+    for suffix, kind in ((".png", "PNG"), (".webp", "WEBP")):
+        save_image(tmp_path / f"a{suffix}", photo())
+        with Image.open(tmp_path / f"a{suffix}") as image:
+            assert image.format == kind, f"{suffix} holds {image.format}"
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.npz", "a", "png", "a.png.bak"])
+def test_unknown_suffix_is_refused(tmp_path, name):
+    with pytest.raises(ImageError) as caught:
+        save_image(tmp_path / name, photo())
+    one_line(caught, tmp_path / name, ".png, .jpg, .jpeg, .webp")
+    assert os.listdir(tmp_path) == [], "a file was made in an unknown format"
+
+
+def test_existing_file_is_replaced_only_on_request(tmp_path):
+    path = tmp_path / "a.png"
+    save_image(path, photo(seed=1))
+    with pytest.raises(OutputExists):
+        save_image(path, photo(seed=2))
+    assert np.array_equal(read_image(path), photo(seed=1)), "an existing file was replaced"
+    save_image(path, photo(seed=2), overwrite=True)
+    assert np.array_equal(read_image(path), photo(seed=2)), "overwrite=True did not replace the file"
+
+
+@pytest.mark.parametrize(("suffix", "longest"), [(".webp", 16383), (".jpg", 65500)])
+def test_sides_that_a_format_cannot_hold(tmp_path, suffix, longest):
+    save_image(tmp_path / f"fits{suffix}", np.zeros((1, longest, 3), np.uint8))
+    assert read_image(tmp_path / f"fits{suffix}").shape == (1, longest, 3), "the longest side is refused"
+    with pytest.raises(ImageError) as caught:
+        save_image(tmp_path / f"long{suffix}", np.zeros((longest + 1, 1, 3), np.uint8))
+    one_line(caught, longest, longest + 1)
+    assert os.listdir(tmp_path) == [f"fits{suffix}"], "a failed save left something behind"
+
+
+def test_failed_save_leaves_nothing(tmp_path, monkeypatch):
+    def save(self, path, **options):
+        Path(path).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    with pytest.raises(OSError, match="No space"):
+        save_image(tmp_path / "a.png", photo())
+    assert os.listdir(tmp_path) == [], "half a file was left behind"

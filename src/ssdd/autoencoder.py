@@ -17,16 +17,16 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import is_accelerate_available
 from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import flow
 from .nn.decoder import Decoder
 from .nn.encoder import Encoder
-from .nn.presets import ENCODER_WIDTH, DecoderSize, EncoderSize, decoder_size, encoder_size
+from .nn.presets import ENCODER_WIDTH, GROUPS, DecoderSize, EncoderSize, decoder_size, encoder_size
 from .tiling import TileGrid, decode_tiles, encode_tiles
 
 
-class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin):  # type: ignore[misc]
+class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin):
     """Convolutional KL encoder and single-step diffusion decoder (arXiv 2510.04961).
 
     Args:
@@ -35,6 +35,7 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin):  # type: ignor
         decoder_channels: channels of each decoder level.
         decoder_layers: transformer blocks in the middle of the decoder.
         decoder_heads: attention heads.
+        encoder_groups, decoder_groups: groups of the norms.
         num_inference_steps: default number of decoding steps; 1 for a distilled model.
         noise_seed: seed of the default decoding noise.
         sample_size: side of the training images in pixels; also the default tile.
@@ -55,6 +56,8 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin):  # type: ignor
         decoder_channels: tuple[int, ...] = (64, 96, 160, 160),
         decoder_layers: int = 8,
         decoder_heads: int = 4,
+        encoder_groups: int = GROUPS,
+        decoder_groups: int = GROUPS,
         num_inference_steps: int = 1,
         noise_seed: int = 0,
         sample_size: int = 256,
@@ -66,10 +69,12 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin):  # type: ignor
         has_encoder: bool = True,
     ) -> None:
         super().__init__()
-        size = EncoderSize(tuple(block_out_channels), latent_channels)
+        size = EncoderSize(tuple(block_out_channels), latent_channels, encoder_groups)
         self.spatial_factor = size.factor
-        self.encoder: nn.Module | None = Encoder(size) if has_encoder else None
-        self.decoder = Decoder(DecoderSize(tuple(decoder_channels), decoder_layers, decoder_heads), latent_channels)
+        self.encoder: Encoder | None = Encoder(size) if has_encoder else None
+        self.decoder = Decoder(
+            DecoderSize(tuple(decoder_channels), decoder_layers, decoder_heads, decoder_groups), latent_channels
+        )
         self.use_slicing = False
         self.use_tiling = False
 
@@ -77,19 +82,26 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin):  # type: ignor
 
     @classmethod
     def from_preset(
-        cls, encoder: str = "f8c4", decoder: str = "S", encoder_width: int = ENCODER_WIDTH, **config: Any
+        cls,
+        encoder: str = "f8c4",
+        decoder: str = "S",
+        encoder_width: int = ENCODER_WIDTH,
+        encoder_groups: int = GROUPS,
+        **config: Any,
     ) -> "AutoencoderSSDD":
         """Random weights in a named size: encoder ``f8c4``, ``f16c16``, ...; decoder ``XS`` to ``H``.
 
         ``config`` sets further arguments of the constructor. Raises ValueError for an unknown name.
         """
-        e, d = encoder_size(encoder, encoder_width), decoder_size(decoder)
+        e, d = encoder_size(encoder, encoder_width, encoder_groups), decoder_size(decoder)
         return cls(
             block_out_channels=e.channels,
             latent_channels=e.latent_channels,
             decoder_channels=d.channels,
             decoder_layers=d.layers,
             decoder_heads=d.heads,
+            encoder_groups=e.groups,
+            decoder_groups=d.groups,
             **config,
         )
 
@@ -133,7 +145,7 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin):  # type: ignor
 
     # ---- image -> latent ---------------------------------------------------------------------------------------
 
-    def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[Any]:
+    def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput:
         """Posterior of the raw latent: ``ae.encode(x).latent_dist.mode()`` is (B, c, H/f, W/f).
 
         Args:
@@ -142,14 +154,13 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin):  # type: ignor
         Runs in the dtype of the encoder, whatever the decoder's. Raises ValueError for a wrong shape.
         """
         factor = self.spatial_factor
-        if self.encoder is None:
-            raise ValueError("expected a model with an encoder; this one only decodes (has_encoder is false)")
+        encoder = self._require_encoder()
         if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % factor or x.shape[3] % factor or 0 in x.shape:
             raise ValueError(
                 f"expected images (B, 3, H, W) with H and W multiples of {factor}, found {tuple(x.shape)}; "
                 "pad or crop them first"
             )
-        x = x.to(self.encoder.conv_in.weight.dtype)
+        x = x.to(encoder.conv_in.weight.dtype)
         if self.use_slicing and x.shape[0] > 1:
             moments = torch.cat([self._encode(image) for image in x.split(1)])
         else:
@@ -160,9 +171,15 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin):  # type: ignor
     def _encode(self, x: Tensor) -> Tensor:
         grid = (x.shape[2] // self.spatial_factor, x.shape[3] // self.spatial_factor)
         tiles = self._tiles(grid)
+        encoder = self._require_encoder()
         if tiles is None:
-            return self.encoder(x)
-        return encode_tiles(self.encoder, x, tiles, self.spatial_factor)
+            return encoder(x)
+        return encode_tiles(encoder, x, tiles, self.spatial_factor)
+
+    def _require_encoder(self) -> Encoder:
+        if self.encoder is None:
+            raise ValueError("expected a model with an encoder; this one only decodes (has_encoder is false)")
+        return self.encoder
 
     # ---- latent -> image ---------------------------------------------------------------------------------------
 
@@ -174,7 +191,7 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin):  # type: ignor
         *,
         num_inference_steps: int | None = None,
         noise: Tensor | None = None,
-    ) -> DecoderOutput | tuple[Tensor]:
+    ) -> DecoderOutput:
         """Image of a raw latent, ``ae.decode(z).sample``: (B, 3, h*f, w*f), about [-1, 1], not clamped.
 
         Deterministic by default: the noise of an image depends on ``config.noise_seed`` and the image's own size
@@ -241,7 +258,7 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin):  # type: ignor
         sample_posterior: bool = False,
         return_dict: bool = True,
         generator: torch.Generator | None = None,
-    ) -> DecoderOutput | tuple[Tensor]:
+    ) -> DecoderOutput:
         """Reconstruction of ``sample``, (B, 3, H, W) in [-1, 1]; ``generator`` draws from the posterior only."""
         posterior = self.encode(sample).latent_dist
         z = posterior.sample(generator=generator) if sample_posterior else posterior.mode()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .data.images import image_to_tensor, tensor_to_image
@@ -84,9 +84,10 @@ def save_encoded(path: Path, encoded: EncodedImage, overwrite: bool = False) -> 
         "factor": str(encoded.factor),
         "model": encoded.model,
     }
+    tensors = {"mean": encoded.mean.contiguous(), "logvar": encoded.logvar.contiguous()}
     with atomic_path(path, overwrite) as temporary:
-        tensors = {"mean": encoded.mean.contiguous(), "logvar": encoded.logvar.contiguous()}
-        save_file(tensors, temporary, metadata=metadata)
+        # Not save_file: its file can be read by its owner alone, whatever the umask.
+        temporary.write_bytes(save(tensors, metadata=metadata))
 
 
 def load_encoded(path: Path) -> EncodedImage:

@@ -99,7 +99,9 @@ def test_exif_orientation_is_applied_once(kind, orientation):
     exif[EXIF_ORIENTATION] = orientation
     content = encode(photo(), kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB"))
-    assert np.array_equal(read(content), expected), "the image is not upright"
+    image = read(content)
+    assert np.array_equal(image, expected), "the image is not upright"
+    assert image.flags.c_contiguous, "a turned image is a view with strange strides"
 
 
 def test_jpeg_orientation_turns_a_phone_photo_upright():
@@ -115,9 +117,15 @@ def test_jpeg_orientation_turns_a_phone_photo_upright():
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_unreadable_exif_does_not_lose_the_photo():
+def test_unreadable_exif_does_not_lose_the_photo(monkeypatch):
     content = encode(photo(), "PNG", exif=b"Exif\0\0MM\0*garbage and more garbage")
     assert np.array_equal(read(content), photo()), "a photo with damaged metadata is refused or turned"
+
+    def getexif(self):
+        raise struct.error("unpack requires a buffer of 4 bytes")
+
+    monkeypatch.setattr(Image.Image, "getexif", getexif)
+    assert np.array_equal(read(encode(photo(), "BMP")), photo()), "an error in the metadata loses the photo"
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
@@ -173,6 +181,7 @@ def test_16_bit_colour():
     [
         ([0.0, 0.25, 0.5, 1.0], [0, 64, 128, 255]),
         ([0.0, 0.4, 100.6, 255.0], [0, 0, 101, 255]),
+        ([-0.4, 0.0, 2.0, 255.5], [0, 0, 2, 255]),
         ([0.0, 0.0, 0.0, 0.0], [0, 0, 0, 0]),
         ([-1e-6, 0.0, 0.0, 1.0], [0, 0, 0, 255]),
     ],

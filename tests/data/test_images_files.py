@@ -48,6 +48,15 @@ def test_image_to_tensor_values_and_layout():
     assert ends.tolist() == [-1, 1, -1], "black and white are not exactly -1 and 1"
 
 
+@pytest.mark.filterwarnings("error")
+def test_image_to_tensor_takes_read_only_pixels():
+    """Such as `np.asarray` makes of a Pillow image; PyTorch warns where it would share their memory."""
+    planar = np.ascontiguousarray(photo().transpose(2, 0, 1))
+    planar.flags.writeable = False
+    for image in (np.asarray(Image.fromarray(photo())), planar.transpose(1, 2, 0)):
+        assert np.array_equal(tensor_to_image(image_to_tensor(image)), photo()), "the pixels changed"
+
+
 def test_image_to_tensor_takes_views_and_copies_them():
     image = photo(4, 6)
     x = image_to_tensor(image[::-1, ::-1])

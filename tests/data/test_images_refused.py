@@ -131,15 +131,17 @@ def test_permission_denied(tmp_path):
     one_line(caught, path, "Permission denied")
 
 
-def test_too_many_pixels_are_refused_from_the_header(tmp_path):
+def test_too_many_pixels_are_refused_from_the_header(monkeypatch):
+    def load(self):
+        pytest.fail("the pixels were decoded before they were counted")
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + header
     bomb = start + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + struct.pack(">I", 0) + b"IDAT" + bytes(4)
-    began = time.perf_counter()
     with pytest.raises(ImageError) as caught:
         read(bomb, name="bomb.png")
     one_line(caught, "bomb.png", "100000 x 100000", 1 << 28)
-    assert time.perf_counter() - began < 1, "the pixels were decoded before they were counted"
 
 
 def test_max_pixels_is_the_exact_limit_and_leaves_pillows_alone():
@@ -201,7 +203,7 @@ def read_or_refuse(content, name):
         image, message = None, str(error)
     except Exception as error:
         pytest.fail(f"{name}: {type(error).__name__} instead of ImageError: {error}")
-    assert time.perf_counter() - began < 2, f"{name}: hangs"
+    assert time.perf_counter() - began < 10, f"{name}: hangs"
     assert message.startswith(name), f"{name}: the message does not begin with the file: {message}"
     assert message.isprintable(), f"{name}: the message is not one line: {message!r}"
     if image is not None:

@@ -34,7 +34,7 @@ def read_kl_encoder(folder: str | Path) -> KLEncoder:
     config = json.loads((folder / "config.json").read_text())
     if config.get("_class_name") != "AutoencoderKL":
         raise CheckpointError(f"{folder}: expected an AutoencoderKL, found {config.get('_class_name')}")
-    size = EncoderSize(tuple(config["block_out_channels"]), config["latent_channels"])
+    size = EncoderSize(tuple(config["block_out_channels"]), config["latent_channels"], config["norm_num_groups"])
     with torch.device("meta"):
         expected = Expectation(Encoder(size), DIFFUSERS_ENCODER)
     tensors = load_file(folder / "diffusion_pytorch_model.safetensors")

@@ -1,7 +1,9 @@
 """What the commands share: options of the model, loading it, going through many files."""
 
 import os
+import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +13,15 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from ..files import OutputExists
+
 if TYPE_CHECKING:
     from ..autoencoder import AutoencoderSSDD
 
 T = TypeVar("T")
 
 DEFAULT_MODEL = "ssdd-f8c4-demo"
+_HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
 _TILING_PIXELS = 1024 * 1024
 
 
@@ -35,9 +40,24 @@ class ModelOptions:
         """The model in eval mode on its device. Raises OSError or ValueError with one line if it cannot be had."""
         from ..autoencoder import AutoencoderSSDD
 
+        self._check_name()
         device = self.torch_device()
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.dtype]
         return AutoencoderSSDD.from_pretrained(self.model, torch_dtype=dtype).to(device).eval()
+
+    def _check_name(self) -> None:
+        """Raises FileNotFoundError, without asking the hub, for what cannot be a model."""
+        from ..checkpoints.embedded import embedded_names
+
+        folder = Path(self.model)
+        if folder.is_dir():
+            if not (folder / "config.json").is_file():
+                raise FileNotFoundError(f"{self.model}: expected a model folder, found no config.json in it")
+        elif folder.exists() or (self.model not in embedded_names() and not re.fullmatch(_HUB_ID, self.model)):
+            raise FileNotFoundError(
+                f"{self.model}: expected a model folder, a Hugging Face id OWNER/NAME or an embedded model "
+                f"({', '.join(embedded_names()) or 'none in this build'}), found none of them"
+            )
 
     def torch_device(self) -> torch.device:
         """The device that ``device`` names. Raises ValueError if there is none of that name."""
@@ -74,14 +94,13 @@ def for_each(items: Sequence[T], name: Callable[[T], str], work: Callable[[T], N
         for item in bar:
             try:
                 work(item)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, MemoryError, torch.OutOfMemoryError) as error:
                 if os.environ.get("SSDD_TRACEBACK"):
                     raise
                 failed += 1
-                message = " ".join(str(error).split())
-                bar.write(
-                    f"skipped {message if name(item) in message else f'{name(item)}: {message}'}", file=sys.stderr
-                )
+                message, label = (" ".join(text.split()) for text in (str(error) or type(error).__name__, name(item)))
+                line = message if message.startswith(f"{label}:") else f"{label}: {message}"
+                bar.write(f"skipped {line}", file=sys.stderr)
     if failed:
         print(f"{verb} {len(items) - failed} of {len(items)} files; {failed} failed", file=sys.stderr)
     return 1 if failed else 0
@@ -89,6 +108,25 @@ def for_each(items: Sequence[T], name: Callable[[T], str], work: Callable[[T], N
 
 def require(items: Sequence[T], what: str, paths: Sequence[Path]) -> Sequence[T]:
     """The items, or a ValueError if there are none."""
+    if not paths:
+        raise ValueError(f"expected {what} or folders of them, found no path on the command line")
     if not items:
         raise ValueError(f"expected {what} in {', '.join(map(str, paths))}, found none")
     return items
+
+
+def check_outputs(out: Path, names: Sequence[str], new: Sequence[str] = ()) -> None:
+    """Refuses, before the work, results that could not all be written to the folder ``out``.
+
+    Raises NotADirectoryError if ``out`` is a file, ValueError if two results have one of the ``names``, OutputExists
+    if one of the names in ``new`` exists.
+    """
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out}: expected a folder for the results, found a file")
+    count = Counter(name.casefold() for name in names)  # as on a file system where case does not count
+    for name in names:
+        if count[name.casefold()] > 1:
+            raise ValueError(f"{out / name}: expected one result of this name, found two; give them to separate runs")
+    for name in new:
+        if os.path.lexists(out / name):
+            raise OutputExists(f"{out / name} exists already; pass --overwrite to replace it")

@@ -1,5 +1,7 @@
 """``ssdd convert``: a checkpoint in the authors' released layout -> a model folder."""
 
+import secrets
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +32,18 @@ def run(options: Convert) -> int:
     from ..checkpoints.original import read_original
     from ..files import OutputExists
 
+    if options.steps is not None and options.steps < 1:
+        raise ValueError(f"expected --steps of at least 1, found {options.steps}")
     if options.out.exists():
         raise OutputExists(f"{options.out}: expected a new folder, found an existing one; choose another --out")
     found = read_original(options.source)
     autoencoder = AutoencoderSSDD.from_original(options.source, options.steps)
-    partial = options.out.with_name(f".{options.out.name}.partial")
-    autoencoder.save_pretrained(partial)
-    partial.rename(options.out)
+    partial = options.out.with_name(f".{secrets.token_hex(6)}-{options.out.name}")
+    try:
+        autoencoder.save_pretrained(partial)
+        partial.rename(options.out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     count = sum(p.numel() for p in autoencoder.parameters())
     print(f"{options.out}: encoder {found.encoder}, decoder {found.decoder}, {count:,} parameters")
     return 0

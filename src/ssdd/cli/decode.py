@@ -1,5 +1,6 @@
 """``ssdd decode``: latent files -> images."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,7 @@ import tyro
 
 from ..codec import LATENT_SUFFIX, decode_image, load_encoded
 from ..data.images import save_image
-from .common import ModelOptions, for_each, parse_options, require, tile_if_large
+from .common import ModelOptions, check_outputs, for_each, parse_options, require, tile_if_large
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ def parse(arguments: Sequence[str]) -> Decode:
 
 def run(options: Decode) -> int:
     files = require(find_latents(options.paths), "latent files", options.paths)
+    check_outputs(options.out, [f"{stem}.png" for _, stem in files])
     autoencoder = options.model.load()
 
     def decode(item: tuple[Path, str]) -> None:
@@ -45,14 +47,19 @@ def run(options: Decode) -> int:
 
 
 def find_latents(paths: Sequence[Path]) -> list[tuple[Path, str]]:
-    """Latent files and the stem of their images: below a folder by their suffix, a file as it is given."""
-    found: list[tuple[Path, str]] = []
+    """Latent files, each once, and the stem of their images: below a folder by their suffix, a file as it is given.
+
+    Hidden files and folders below a folder are skipped.
+    """
+    found: dict[str, tuple[Path, str]] = {}
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob(f"*{LATENT_SUFFIX}") if p.is_file())
-            found += [(p, str(p.relative_to(path).with_suffix(""))) for p in inside]
+            inside = [p.relative_to(path) for p in sorted(path.rglob(f"*{LATENT_SUFFIX}")) if p.is_file()]
+            names = [name for name in inside if not any(part.startswith(".") for part in name.parts)]
         elif path.is_file():
-            found.append((path, path.stem))
+            path, names = path.parent, [Path(path.name)]
         else:
             raise FileNotFoundError(f"{path}: expected a latent file or a folder of them, found nothing there")
-    return found
+        for name in names:
+            found.setdefault(os.path.abspath(path / name), (path / name, str(name).removesuffix(LATENT_SUFFIX)))
+    return list(found.values())

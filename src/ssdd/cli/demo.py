@@ -9,13 +9,14 @@ import numpy as np
 from tqdm import tqdm
 
 from ..codec import EncodedImage, decode_image, encode_image
-from ..data.images import find_images, read_image, save_image
+from ..data.images import ImageFile, find_images, read_image, save_image
 from ..evaluation.metrics import ImageComparison, ImageMetrics, bicubic_baseline, mean_metrics
 from ..evaluation.sheet import Panel, difference, sheet
-from .common import ModelOptions, parse_options, require, tile_if_large
+from .common import ModelOptions, check_outputs, parse_options, require, tile_if_large
 from .reconstruct import describe
 
 STEPS = (1, 8)
+SHEET = "demo.png"
 _PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 
 
@@ -46,10 +47,13 @@ def parse(arguments: Sequence[str]) -> Demo:
 
 
 def run(options: Demo) -> int:
-    images = [(f.output_stem, read_image(f.path)) for f in _images(options.images)]
+    files = _images(options.images)
+    names = [SHEET, *(f"{f.output_stem}.png" for f in files)]
+    check_outputs(options.out, names, new=[] if options.overwrite else names)
+    images = [(f.output_stem, read_image(f.path)) for f in files]
     autoencoder = options.model.load()
     compare = ImageComparison(autoencoder.device)
-    target = options.out / "demo.png"
+    target = options.out / SHEET
 
     def encode(image: np.ndarray) -> EncodedImage:
         tile_if_large(autoencoder, *image.shape[:2])
@@ -83,7 +87,7 @@ def run(options: Demo) -> int:
     return 0
 
 
-def _images(paths: tuple[Path, ...]) -> Sequence:
+def _images(paths: tuple[Path, ...]) -> Sequence[ImageFile]:
     if paths:
         return require(find_images(paths), "images", paths)
     try:

@@ -8,7 +8,7 @@ import tyro
 
 from ..codec import LATENT_SUFFIX, encode_image, save_encoded
 from ..data.images import ImageFile, find_images, read_image
-from .common import ModelOptions, for_each, parse_options, require, tile_if_large
+from .common import ModelOptions, check_outputs, for_each, parse_options, require, tile_if_large
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ def parse(arguments: Sequence[str]) -> Encode:
 
 def run(options: Encode) -> int:
     files = require(find_images(options.paths), "images", options.paths)
+    check_outputs(options.out, [f"{f.output_stem}{LATENT_SUFFIX}" for f in files])
     autoencoder = options.model.load()
 
     def encode(file: ImageFile) -> None:

@@ -13,7 +13,9 @@ from ..data.images import ImageFile, find_images, read_image, save_image
 from ..evaluation.metrics import ImageComparison, ImageMetrics, mean_metrics
 from ..evaluation.sheet import Panel, difference, sheet
 from ..files import atomic_path
-from .common import ModelOptions, for_each, parse_options, require, tile_if_large
+from .common import ModelOptions, check_outputs, for_each, parse_options, require, tile_if_large
+
+METRICS = "metrics.csv"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,9 @@ def parse(arguments: Sequence[str]) -> Reconstruct:
 
 def run(options: Reconstruct) -> int:
     files = require(find_images(options.paths), "images", options.paths)
+    images = [f"{f.output_stem}.png" for f in files]
+    sheets = [f"sheets/{name}" for name in images] if options.sheets else []
+    check_outputs(options.out, [*images, *sheets, METRICS], new=[] if options.overwrite else [METRICS])
     autoencoder = options.model.load()
     compare = ImageComparison(autoencoder.device)
     results: list[tuple[str, ImageMetrics, float]] = []
@@ -65,7 +70,7 @@ def run(options: Reconstruct) -> int:
 
     status = for_each(files, lambda f: str(f.path), reconstruct, "reconstructed")
     if results:
-        write_metrics(options.out / "metrics.csv", results, options.overwrite)
+        write_metrics(options.out / METRICS, results, options.overwrite)
         mean = mean_metrics([m for _, m, _ in results])
         print(f"{len(results)} images in {options.out}: mean {describe(mean, compare.lpips_network)}")
     return status
@@ -83,7 +88,11 @@ def describe(metrics: ImageMetrics, network: str | None) -> str:
 
 def write_metrics(path: Path, results: list[tuple[str, ImageMetrics, float]], overwrite: bool) -> None:
     """One line per image; empty where a metric is undefined."""
-    with atomic_path(path, overwrite) as temporary, temporary.open("w", newline="") as file:
+    with (
+        atomic_path(path, overwrite) as temporary,
+        # Names that are not UTF-8 keep their bytes.
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["image", "psnr_db", "ssim_gaussian_11", "lpips", "seconds"])
         for name, metrics, seconds in results:

@@ -11,35 +11,25 @@ import tyro
 from ..recipes import RECIPES
 from ..training.config import TrainConfig
 
+_DESCRIPTION = "Train a tokenizer. The same command, run again, resumes exactly where it stopped."
+
 
 @dataclass(frozen=True)
 class Train:
     """A recipe with its settings and the folder of the run."""
 
-    recipe: TrainConfig
+    recipe: Annotated[TrainConfig, tyro.conf.arg(name="")]
     out: Path
+    """Folder of the run."""
 
 
 def parse(arguments: Sequence[str]) -> Train:
-    """``RECIPE --out DIR [--data.paths ...] [any setting of TrainConfig]``."""
+    """``RECIPE [--out DIR] [--data.paths ...] [any setting of TrainConfig]``."""
     recipe = tyro.extras.subcommand_type_from_defaults(
-        {name: make() for name, make in RECIPES.items()},
+        {name: Train(make(), Path("runs") / name) for name, make in RECIPES.items()},
         {name: (make.__doc__ or "").strip() for name, make in RECIPES.items()},
     )
-
-    def fill(
-        recipe: Annotated[recipe, tyro.conf.arg(name="")],  # type: ignore[valid-type]
-        out: Path | None = None,
-    ) -> Train:
-        """Train a tokenizer. The same command, run again, resumes exactly where it stopped.
-
-        Args:
-            recipe: the experiment.
-            out: folder of the run; runs/RECIPE if not given.
-        """
-        return Train(recipe, out or Path("runs") / _recipe_name(arguments))
-
-    return tyro.cli(fill, prog="ssdd train", args=list(arguments), config=(tyro.conf.ConsolidateSubcommandArgs,))
+    return tyro.cli(recipe, prog="ssdd train", args=list(arguments), description=_DESCRIPTION)
 
 
 def run(options: Train) -> int:
@@ -49,7 +39,3 @@ def run(options: Train) -> int:
     model = train(options.recipe, options.out)
     print(f"trained model in {model}")
     return 0
-
-
-def _recipe_name(arguments: Sequence[str]) -> str:
-    return next(a for a in arguments if a in RECIPES)

@@ -7,7 +7,6 @@ crop, flipped or not. So a run that stopped after p images goes on with image p,
 import functools
 import warnings
 from collections.abc import Iterator
-from typing import cast
 
 import numpy as np
 import torch
@@ -35,7 +34,8 @@ class CropStream(Dataset[torch.Tensor]):
         """uint8 (3, S, S). A photograph that cannot be read is reported once, and the next one is taken."""
         epoch, offset = divmod(position, len(self.source))
         order = _permutation(self.seed, epoch, len(self.source))
-        for i in range(min(_TRIES, len(self.source))):
+        tries = min(_TRIES, len(self.source))
+        for i in range(tries):
             index = int(order[(offset + i) % len(self.source)])
             try:
                 image = self.source.read(index)
@@ -47,7 +47,7 @@ class CropStream(Dataset[torch.Tensor]):
             random = np.random.default_rng([self.seed, position])
             crop = training_crop(image, self.size, self.scale, self.flip, random)
             return torch.from_numpy(crop).permute(2, 0, 1)
-        raise ImageError(f"expected readable images, found {_TRIES} unreadable ones in a row")
+        raise ImageError(f"expected readable images, found {tries} unreadable ones in a row")
 
 
 @functools.lru_cache(maxsize=2)
@@ -85,4 +85,13 @@ def crop_batches(
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
-    return cast(Iterator[torch.Tensor], iter(loader))
+    return _batches(iter(loader))
+
+
+def _batches(batches: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The batches; a worker's ImageError keeps its one line and loses the worker's traceback."""
+    try:
+        yield from batches
+    except ImageError as error:
+        line = str(error).strip().splitlines()[-1]
+        raise ImageError(line.removeprefix(f"{ImageError.__module__}.{ImageError.__qualname__}: ")) from error

@@ -5,7 +5,7 @@ import os
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 import numpy as np
@@ -48,7 +48,7 @@ class _Member:
 
 
 class TarSource:
-    """Image members of an uncompressed tar file, sorted by name.
+    """Image members of an uncompressed tar file, sorted by name; hidden ones are skipped, as in a folder.
 
     Only the members' positions are read when it is opened; nothing is ever extracted to disk, so their names
     (absolute, with ``..``) do no harm, and links and devices are passed over.
@@ -61,7 +61,7 @@ class TarSource:
                 members = [
                     _Member(m.name, m.offset_data, m.size)
                     for m in tar
-                    if m.isreg() and not m.issparse() and Path(m.name).suffix.lower() in IMAGE_SUFFIXES
+                    if m.isreg() and not m.issparse() and _is_image_name(m.name)
                 ]
         except (tarfile.TarError, EOFError) as error:
             raise ImageError(f"{path}: expected an uncompressed tar file, found {error}") from error
@@ -88,6 +88,13 @@ class TarSource:
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_descriptor": None}
+
+
+def _is_image_name(name: str) -> bool:
+    """Has it an image's extension, and is it not hidden? macOS packs a hidden ``._photo.jpg`` with each photo."""
+    path = PurePosixPath(name)
+    hidden = any(part.startswith(".") and part != ".." for part in path.parts)
+    return not hidden and path.suffix.lower() in IMAGE_SUFFIXES
 
 
 class ConcatSource:

@@ -4,16 +4,15 @@ Shapes: B batch, H x W pixels, c latent channels, h x w latent grid, C0 channels
 context), N = H/8 * W/8 tokens, D channels of the last level. The latent grid and the token grid are independent.
 """
 
-import itertools
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from .blocks import GROUPS, Downsample, ResNetBlock, Upsample
+from .blocks import Downsample, ResNetBlock, Upsample, run
 from .presets import DecoderSize
 from .transformer import TransformerBlock
 
@@ -42,47 +41,74 @@ class TimeEmbedding(nn.Module):
         self.channels = channels
         self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.SiLU(), nn.Linear(4 * channels, 4 * channels))
 
-    def forward(self, t: Tensor) -> Tensor:
-        """t: (B,) in [0, 1]; returns (B, 4 C0)."""
+    def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        """t: (B,) in [0, 1]; returns (B, 4 C0) in the given dtype."""
         half = self.channels // 2
         # float32 whatever the dtype of the model: 1000 t does not fit bfloat16
         frequencies = torch.exp(torch.arange(half, device=t.device, dtype=torch.float32) * (-math.log(10000) / half))
         angles = 1000.0 * t.float()[:, None] * frequencies[None, :]
         embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)  # (B, C0)
-        return self.mlp(embedding.to(self.mlp[0].weight.dtype))
+        return self.mlp(embedding.to(dtype))
 
 
 class DownLevel(nn.Module):
     """ResNet blocks of one level, then a downsampling (none in the last)."""
 
-    def __init__(self, cin: int, cout: int, context: int, time: int, last: bool) -> None:
+    def __init__(self, cin: int, cout: int, context: int, time: int, groups: int, last: bool) -> None:
         super().__init__()
         channels = [cin] + [cout] * DOWN_BLOCKS
-        self.blocks = nn.ModuleList(ResNetBlock(a, b, context, time) for a, b in itertools.pairwise(channels))
+        self.blocks = nn.ModuleList(ResNetBlock(a, b, context, time, groups) for a, b in pairwise(channels))
         self.downsample = None if last else Downsample(cout)
+
+    def forward(self, x: Tensor, context: Tensor, time: Tensor, recompute: bool) -> list[Tensor]:
+        """Outputs of each block and of the downsampling: the skips; the last of them goes on."""
+        outputs = [x]
+        for block in self.blocks:
+            outputs.append(run(block, outputs[-1], context, time, recompute=recompute))
+        if self.downsample is not None:
+            outputs.append(self.downsample(outputs[-1]))
+        return outputs[1:]
 
 
 class UpLevel(nn.Module):
     """ResNet blocks of one level, each with one skip beside its input, then an upsampling (none in the last)."""
 
-    def __init__(self, cin: int, cout: int, skips: list[int], context: int, time: int, last: bool) -> None:
+    def __init__(self, cin: int, cout: int, skips: list[int], context: int, time: int, groups: int, last: bool) -> None:
         super().__init__()
         inputs = [cin] + [cout] * (UP_BLOCKS - 1)
         self.blocks = nn.ModuleList(
-            ResNetBlock(a + skip, cout, context, time) for a, skip in zip(inputs, skips, strict=True)
+            ResNetBlock(a + skip, cout, context, time, groups) for a, skip in zip(inputs, skips, strict=True)
         )
         self.upsample = None if last else Upsample(cout)
+
+    def forward(self, x: Tensor, skips: list[Tensor], context: Tensor, time: Tensor, recompute: bool) -> Tensor:
+        """Takes its skips from the end of the list."""
+        for block in self.blocks:
+            x = run(block, torch.cat([x, skips.pop()], dim=1), context, time, recompute=recompute)
+        return x if self.upsample is None else self.upsample(x, skips[-1].shape[-2:])
 
 
 class Middle(nn.Module):
     """Transformer blocks on the coarsest grid, added to their input."""
 
-    def __init__(self, width: int, layers: int, heads: int, context_channels: int) -> None:
+    def __init__(self, width: int, layers: int, heads: int, context_channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(GROUPS, width, eps=1e-6)
+        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
         self.proj_in = nn.Linear(width, width)
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, context_channels) for _ in range(layers))
         self.proj_out = nn.Linear(width, width)
+
+    def forward(
+        self, x: Tensor, context: Tensor, feature_block: int | None, recompute: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """x: (B, D, R, C); returns the same, and the tokens (B, N, D) after ``feature_block``."""
+        grid, features = (x.shape[-2], x.shape[-1]), None
+        tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))  # (B, N, D)
+        for i, block in enumerate(self.blocks):
+            tokens = run(block, tokens, context, grid, recompute=recompute)
+            if i == feature_block:
+                features = tokens
+        return x + self.proj_out(tokens).transpose(1, 2).unflatten(2, grid), features
 
 
 class Decoder(nn.Module):
@@ -111,19 +137,19 @@ class Decoder(nn.Module):
         skips, cin = [first], first
         for i, cout in enumerate(channels):
             last = i == len(channels) - 1
-            self.down.append(DownLevel(cin, cout, first, time, last))
+            self.down.append(DownLevel(cin, cout, first, time, size.groups, last))
             skips += [cout] * (DOWN_BLOCKS if last else DOWN_BLOCKS + 1)
             cin = cout
 
-        self.middle = Middle(channels[-1], size.layers, size.heads, first)
+        self.middle = Middle(channels[-1], size.layers, size.heads, first, size.groups)
 
         self.up = nn.ModuleList()
         for i, cout in enumerate(reversed(channels)):
             taken = [skips.pop() for _ in range(UP_BLOCKS)]
-            self.up.append(UpLevel(cin, cout, taken, first, time, last=i == len(channels) - 1))
+            self.up.append(UpLevel(cin, cout, taken, first, time, size.groups, last=i == len(channels) - 1))
             cin = cout
 
-        self.norm_out = nn.GroupNorm(GROUPS, first, eps=1e-5)
+        self.norm_out = nn.GroupNorm(size.groups, first, eps=1e-5)
         self.conv_out = nn.Conv2d(first, 3, 3, padding=1)
         self.reset_parameters()
 
@@ -161,45 +187,20 @@ class Decoder(nn.Module):
         """
         if z.shape[1] != self.latent_channels:
             raise ValueError(f"expected a latent with {self.latent_channels} channels, found {z.shape[1]}")
-        if feature_block is not None and not 0 <= feature_block < len(self.middle.blocks):
-            raise ValueError(f"expected a block from 0 to {len(self.middle.blocks) - 1}, found {feature_block}")
+        if feature_block is not None and not 0 <= feature_block < self.size.layers:
+            raise ValueError(f"expected a block from 0 to {self.size.layers - 1}, found {feature_block}")
 
-        time = self.time(t)
-        context = self.context(z)
+        time, context, recompute = self.time(t, self.conv_in.weight.dtype), self.context(z), self.gradient_checkpointing
         x = self.conv_in(torch.cat([x_t, F.interpolate(z, size=x_t.shape[-2:], mode="nearest")], dim=1))
-
         skips = [x]
         for level in self.down:
-            for block in level.blocks:
-                x = self._run(block, x, context, time)
-                skips.append(x)
-            if level.downsample is not None:
-                x = level.downsample(x)
-                skips.append(x)
+            skips += level(skips[-1], context, time, recompute)
 
+        x = skips[-1]
         grid = (x.shape[-2], x.shape[-1])
-        x, features = self._run_middle(x, context, feature_block)
+        x, features = self.middle(x, context, feature_block, recompute)
 
         for level in self.up:
-            for block in level.blocks:
-                x = self._run(block, torch.cat([x, skips.pop()], dim=1), context, time)
-            if level.upsample is not None:
-                x = level.upsample(x, skips[-1].shape[-2:])
-
+            x = level(x, skips, context, time, recompute)
         velocity = self.conv_out(F.silu(self.norm_out(x)))
         return velocity if features is None else VelocityFeatures(velocity, features, grid)
-
-    def _run_middle(self, x: Tensor, context: Tensor, feature_block: int | None) -> tuple[Tensor, Tensor | None]:
-        grid, features = (x.shape[-2], x.shape[-1]), None
-        tokens = self.middle.proj_in(self.middle.norm(x).flatten(2).transpose(1, 2))  # (B, N, D)
-        for i, block in enumerate(self.middle.blocks):
-            tokens = self._run(block, tokens, context, grid)
-            if i == feature_block:
-                features = tokens
-        return x + self.middle.proj_out(tokens).transpose(1, 2).unflatten(2, grid), features
-
-    def _run(self, block: nn.Module, *inputs: object) -> Tensor:
-        """The block, recomputed in the backward pass if gradient checkpointing is on."""
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)

@@ -5,14 +5,12 @@ Shapes: B batch, H x W pixels, c latent channels, h x w = H/f x W/f latent grid,
 
 import itertools
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from .blocks import run
 from .presets import EncoderSize
 
-GROUPS = 32
 EPS = 1e-6
 BLOCKS = 2
 
@@ -20,11 +18,11 @@ BLOCKS = 2
 class EncoderBlock(nn.Module):
     """(GroupNorm, SiLU, 3x3 conv) twice, plus a shortcut: (B, C, H, W) -> (B, C', H, W)."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(GROUPS, in_channels, eps=EPS)
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=EPS)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(GROUPS, out_channels, eps=EPS)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=EPS)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
@@ -47,9 +45,9 @@ class EncoderDownsample(nn.Module):
 class GlobalAttention(nn.Module):
     """Single-head self-attention over the whole grid, added to its input."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(GROUPS, channels, eps=EPS)
+        self.norm = nn.GroupNorm(groups, channels, eps=EPS)
         self.q = nn.Linear(channels, channels)
         self.k = nn.Linear(channels, channels)
         self.v = nn.Linear(channels, channels)
@@ -66,11 +64,17 @@ class GlobalAttention(nn.Module):
 class EncoderLevel(nn.Module):
     """Two blocks, then a downsampling (none in the last level)."""
 
-    def __init__(self, in_channels: int, out_channels: int, last: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, groups: int, last: bool) -> None:
         super().__init__()
         channels = [in_channels] + [out_channels] * BLOCKS
-        self.blocks = nn.ModuleList(EncoderBlock(a, b) for a, b in itertools.pairwise(channels))
+        self.blocks = nn.ModuleList(EncoderBlock(a, b, groups) for a, b in itertools.pairwise(channels))
         self.downsample = None if last else EncoderDownsample(out_channels)
+
+    def forward(self, x: Tensor, recompute: bool) -> Tensor:
+        """(B, C, H, W) -> (B, C', H/2, W/2); of the same size in the last level."""
+        for block in self.blocks:
+            x = run(block, x, recompute=recompute)
+        return x if self.downsample is None else self.downsample(x)
 
 
 class Encoder(nn.Module):
@@ -88,11 +92,13 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(3, channels[0], 3, padding=1)
         inputs = (channels[0], *channels[:-1])
         self.down = nn.ModuleList(
-            EncoderLevel(a, b, last=i == len(channels) - 1)
+            EncoderLevel(a, b, size.groups, last=i == len(channels) - 1)
             for i, (a, b) in enumerate(zip(inputs, channels, strict=True))
         )
-        self.middle = nn.Sequential(EncoderBlock(top, top), GlobalAttention(top), EncoderBlock(top, top))
-        self.norm_out = nn.GroupNorm(GROUPS, top, eps=EPS)
+        self.middle = nn.Sequential(
+            EncoderBlock(top, top, size.groups), GlobalAttention(top, size.groups), EncoderBlock(top, top, size.groups)
+        )
+        self.norm_out = nn.GroupNorm(size.groups, top, eps=EPS)
         self.conv_out = nn.Conv2d(top, moments, 3, padding=1)
         self.moments = nn.Conv2d(moments, moments, 1)
 
@@ -100,15 +106,6 @@ class Encoder(nn.Module):
         """(B, 3, H, W) in [-1, 1] -> (B, 2c, H/f, W/f): mean, then log-variance (not clamped)."""
         x = self.conv_in(x)
         for level in self.down:
-            for block in level.blocks:
-                x = self._run(block, x)
-            if level.downsample is not None:
-                x = level.downsample(x)
-        x = self._run(self.middle, x)
+            x = level(x, self.gradient_checkpointing)
+        x = run(self.middle, x, recompute=self.gradient_checkpointing)
         return self.moments(self.conv_out(F.silu(self.norm_out(x))))
-
-    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
-        """The block, recomputed in the backward pass if gradient checkpointing is on."""
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, use_reentrant=False)
-        return block(x)

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 from ..training.config import TrainConfig
-from .demo import demo_decoder, demo_encoder
+from .demo import demo_decoder, demo_encoder, demo_finetuning
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "demo-encoder": demo_encoder,
     "demo-decoder": demo_decoder,
+    "demo-finetuning": demo_finetuning,
 }
 """Recipes of ``ssdd train``, by name."""

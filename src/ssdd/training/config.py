@@ -17,6 +17,8 @@ class ModelConfig:
     """Spatial factor and latent channels."""
     encoder_width: int = 128
     """Channels of the first encoder level; 64 or 32 for a small encoder."""
+    encoder_groups: int = 32
+    """Groups of the encoder's norms; fewer than its width for a small encoder."""
     decoder: str = "S"
     """Decoder size; see ``ssdd.nn.presets``."""
     encoder_from: str | None = None

@@ -24,6 +24,8 @@ from .stages import LatentStatistics, Losses, Stage, build_stage
 
 logger = logging.getLogger(__name__)
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 STATISTICS_IMAGES = 1024
 """Crops over which the latent's mean and standard deviation are taken at the end."""
 
@@ -43,9 +45,9 @@ def train(config: TrainConfig, run: Path, device: torch.device | None = None) ->
     # The networks. Weights stay in float32 and channels-last; autocast does the rest.
     torch.manual_seed(config.seed)
     stage = build_stage(config)
-    model = stage.model.to(device, memory_format=torch.channels_last).train()
+    model = stage.model.to(device=device, memory_format=torch.channels_last).train()
     if stage.perceptual is not None:
-        stage.perceptual.to(device, memory_format=torch.channels_last)
+        stage.perceptual.to(device).to(memory_format=torch.channels_last)
     network = torch.compile(model) if config.compile else model
 
     # Optimiser and average.
@@ -82,8 +84,7 @@ def train(config: TrainConfig, run: Path, device: torch.device | None = None) ->
         if before // config.checkpoint_images != seen // config.checkpoint_images:
             checkpoint.save_checkpoint(run, seen, model, average, optimizer)
 
-    if not checkpoint.list_checkpoints(run) or checkpoint.list_checkpoints(run)[-1].name != f"{seen:012d}":
-        checkpoint.save_checkpoint(run, seen, model, average, optimizer)
+    checkpoint.save_checkpoint(run, seen, model, average, optimizer)
     log.close()
     return _export(stage, average.module, batches, config, run, device)
 
@@ -106,12 +107,12 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
-def _ema(config: TrainConfig) -> Callable[[tuple[Tensor, ...], tuple[Tensor, ...], Tensor | int], None]:
+def _ema(config: TrainConfig) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """Average with a half-life in images; shorter at first, so that the random start is forgotten."""
     decay = 0.5 ** (config.batch_size / config.ema_halflife_images)
 
     @torch.no_grad()
-    def update(averages: tuple[Tensor, ...], current: tuple[Tensor, ...], updates: Tensor | int) -> None:
+    def update(averages: Tensors, current: Tensors, updates: Tensor | int) -> None:
         n = float(updates)
         keep = min(decay, (1 + n) / (10 + n))
         floating = [(a, c) for a, c in zip(averages, current, strict=True) if a.is_floating_point()]
@@ -167,6 +168,7 @@ class _Log:
 
     def __init__(self, run: Path, config: TrainConfig, seen: int) -> None:
         self.path, self.interval = run / "stats.jsonl", config.log_images
+        _forget_after(self.path, seen)
         self.bar = tqdm(total=config.total_images, initial=seen, unit="img", smoothing=0.05)
         self.sums: dict[str, Tensor] = {}
         self.steps, self.since, self.started = 0, seen, time.monotonic()
@@ -197,3 +199,10 @@ class _Log:
 
     def close(self) -> None:
         self.bar.close()
+
+
+def _forget_after(stats: Path, seen: int) -> None:
+    """Drops the lines of a run that went on after its last checkpoint: they are about to be written again."""
+    if stats.is_file():
+        lines = [line for line in stats.read_text().splitlines() if json.loads(line)["images"] <= seen]
+        stats.write_text("".join(f"{line}\n" for line in lines))

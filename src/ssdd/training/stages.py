@@ -6,8 +6,9 @@ perceptual network, which none of these ever sees.
 Shapes: B batch, H x W pixels, c latent channels, h x w latent grid.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,21 +24,27 @@ from .random import BatchRandom
 Losses = dict[str, Tensor]
 """Scalars by name; ``total`` is the one to minimise."""
 
+Network = Callable[..., Any]
+"""A stage's ``model``, perhaps compiled or wrapped."""
+
 
 class Stage(Protocol):
     """What the loop needs of a stage."""
 
-    model: nn.Module
+    model: Any
+    """The trainable network."""
+    perceptual: LPIPS | None
+    """The frozen one."""
 
-    def losses(self, network: nn.Module, images: Tensor, random: BatchRandom) -> Losses:
-        """Losses of a batch (B, 3, H, W) in [-1, 1]; ``network`` is ``model``, perhaps compiled or wrapped."""
+    def losses(self, network: Network, images: Tensor, random: BatchRandom) -> Losses:
+        """Losses of a batch (B, 3, H, W) in [-1, 1]; ``network`` is ``model``, perhaps wrapped."""
         ...
 
-    def export(self, model: nn.Module, folder: Path, statistics: "LatentStatistics") -> None:
+    def export(self, model: Any, folder: Path, statistics: "LatentStatistics") -> None:
         """Writes a trained (averaged) ``model`` as a folder that ``from_pretrained`` reads."""
         ...
 
-    def latents(self, model: nn.Module, images: Tensor) -> Tensor:
+    def latents(self, model: Any, images: Tensor) -> Tensor:
         """Raw latents (posterior mode) of (B, 3, H, W) images, for the stored statistics."""
         ...
 
@@ -78,7 +85,8 @@ class FlowModel(nn.Module):
         super().__init__()
         self.autoencoder = autoencoder
         self.train_encoder = train_encoder
-        self.autoencoder.encoder.requires_grad_(train_encoder)
+        if autoencoder.encoder is not None:
+            autoencoder.encoder.requires_grad_(train_encoder)
 
     def forward(
         self, images: Tensor, t: Tensor, noise: Tensor, posterior_noise: Tensor
@@ -103,7 +111,7 @@ class FlowStage:
         self.model = FlowModel(build_autoencoder(config.model, config.data.resolution), config.model.train_encoder)
         self.perceptual = LPIPS(config.loss.lpips_network) if config.loss.lpips else None
 
-    def losses(self, network: nn.Module, images: Tensor, random: BatchRandom) -> Losses:
+    def losses(self, network: Network, images: Tensor, random: BatchRandom) -> Losses:
         autoencoder, weights = self.model.autoencoder, self.config.loss
         grid = [s // autoencoder.spatial_factor for s in images.shape[-2:]]
         t = flow.logit_normal_time(random.normal())
@@ -122,19 +130,18 @@ class FlowStage:
             total = total + weights.kl * losses["kl"]
         return {"total": total, **losses}
 
-    def latents(self, model: nn.Module, images: Tensor) -> Tensor:
+    def latents(self, model: Any, images: Tensor) -> Tensor:
         return model.autoencoder.encode(images).latent_dist.mode()
 
-    def export(self, model: nn.Module, folder: Path, statistics: LatentStatistics) -> None:
-        autoencoder: AutoencoderSSDD = model.autoencoder
-        autoencoder.register_to_config(**statistics.config())
-        autoencoder.save_pretrained(folder)
+    def export(self, model: Any, folder: Path, statistics: LatentStatistics) -> None:
+        model.autoencoder.register_to_config(sample_size=self.config.data.resolution, **statistics.config())
+        model.autoencoder.save_pretrained(folder)
 
 
 class KLVAEModel(nn.Module):
     """A diffusers ``AutoencoderKL`` in one forward pass."""
 
-    def __init__(self, autoencoder: nn.Module) -> None:
+    def __init__(self, autoencoder: Any) -> None:
         super().__init__()
         self.autoencoder = autoencoder
 
@@ -153,7 +160,7 @@ class KLVAEStage:
         from diffusers import AutoencoderKL
 
         self.config = config
-        self.size = encoder_size(config.model.encoder, config.model.encoder_width)
+        self.size = encoder_size(config.model.encoder, config.model.encoder_width, config.model.encoder_groups)
         levels = len(self.size.channels)
         self.model = KLVAEModel(
             AutoencoderKL(
@@ -162,12 +169,13 @@ class KLVAEStage:
                 up_block_types=("UpDecoderBlock2D",) * levels,
                 layers_per_block=2,
                 latent_channels=self.size.latent_channels,
+                norm_num_groups=self.size.groups,
                 sample_size=config.data.resolution,
             )
         )
         self.perceptual = LPIPS(config.loss.lpips_network) if config.loss.lpips else None
 
-    def losses(self, network: nn.Module, images: Tensor, random: BatchRandom) -> Losses:
+    def losses(self, network: Network, images: Tensor, random: BatchRandom) -> Losses:
         weights = self.config.loss
         grid = [s // self.size.factor for s in images.shape[-2:]]
         reconstruction, kl = network(images, random.normal(self.size.latent_channels, *grid))
@@ -179,10 +187,10 @@ class KLVAEStage:
             total = total + weights.lpips * losses["lpips"]
         return {"total": total, **losses}
 
-    def latents(self, model: nn.Module, images: Tensor) -> Tensor:
+    def latents(self, model: Any, images: Tensor) -> Tensor:
         return model.autoencoder.encode(images).latent_dist.mode()
 
-    def export(self, model: nn.Module, folder: Path, statistics: LatentStatistics) -> None:
+    def export(self, model: Any, folder: Path, statistics: LatentStatistics) -> None:
         # AutoencoderKL itself knows only these two of the statistics
         stored = {k: v for k, v in statistics.config().items() if k in ("scaling_factor", "shift_factor")}
         model.autoencoder.register_to_config(**stored)
@@ -191,7 +199,7 @@ class KLVAEStage:
 
 def build_stage(config: TrainConfig) -> Stage:
     """The stage that ``config.stage`` names, with fresh or given weights."""
-    return {"flow": FlowStage, "kl-vae": KLVAEStage}[config.stage](config)
+    return FlowStage(config) if config.stage == "flow" else KLVAEStage(config)
 
 
 def build_autoencoder(config: ModelConfig, resolution: int) -> AutoencoderSSDD:
@@ -199,16 +207,20 @@ def build_autoencoder(config: ModelConfig, resolution: int) -> AutoencoderSSDD:
     if config.start_from is not None:
         return AutoencoderSSDD.from_pretrained(config.start_from)
     autoencoder = AutoencoderSSDD.from_preset(
-        config.encoder, config.decoder, config.encoder_width, sample_size=resolution, num_inference_steps=8
+        config.encoder,
+        config.decoder,
+        config.encoder_width,
+        config.encoder_groups,
+        sample_size=resolution,
+        num_inference_steps=8,
     )
     if config.encoder_from is not None:
         read = read_kl_encoder(config.encoder_from)
-        expected = tuple(autoencoder.config.block_out_channels), autoencoder.config.latent_channels
-        found = read.size.channels, read.size.latent_channels
-        if found != expected:
+        expected = encoder_size(config.encoder, config.encoder_width, config.encoder_groups)
+        if read.size != expected:
             raise ValueError(
-                f"{config.encoder_from}: expected an encoder with channels {expected[0]} and {expected[1]} latent "
-                f"channels, found {found[0]} and {found[1]}; set --model.encoder and --model.encoder-width"
+                f"{config.encoder_from}: expected {expected}, found {read.size}; set --model.encoder, "
+                "--model.encoder-width and --model.encoder-groups"
             )
         autoencoder.encoder.load_state_dict(read.state)
     return autoencoder

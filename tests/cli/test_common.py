@@ -1,0 +1,101 @@
+"""What the commands share: going through files, refusing outputs, choosing a device, tiling."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ssdd.cli.common import ModelOptions, check_outputs, for_each, require, tile_if_large
+from ssdd.files import OutputExists
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("x is\nbad"), OSError("disk full"), MemoryError(), torch.OutOfMemoryError("too large")]
+)
+def test_one_failure_is_named_and_the_rest_done(capsys: pytest.CaptureFixture[str], error: Exception) -> None:
+    done = []
+
+    def work(item: str) -> None:
+        if item == "b":
+            raise error
+        done.append(item)
+
+    assert for_each(["a", "b", "c"], lambda i: f"in/{i}", work, "turned") == 1, "a failure is not in the status"
+    assert done == ["a", "c"], "one failure stopped the others"
+    err = capsys.readouterr().err
+    reason = " ".join(str(error).split()) or "MemoryError"
+    assert f"skipped in/b: {reason}\n" in err, f"the file or the reason is missing: {err}"
+    assert "turned 2 of 3 files; 1 failed" in err, "failures are not counted"
+
+
+def test_all_well_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    assert for_each([1], str, lambda item: None, "done") == 0, "success has a bad status"
+    assert capsys.readouterr().err == "", "a single file that went well needs no words"
+
+
+def test_the_name_is_there_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Errors that begin with the name are left alone; one that merely holds the same letters is not one."""
+
+    def work(item: str) -> None:
+        raise ValueError({"e": "expected a latent", "in/x": "in/x: expected a latent"}[item])
+
+    for_each(["e"], str, work, "done")
+    assert "skipped e: expected a latent\n" in capsys.readouterr().err, "a short name is lost"
+    for_each(["in/x"], str, work, "done")
+    assert "skipped in/x: expected a latent\n" in capsys.readouterr().err, "the name is there twice"
+
+
+def test_an_error_of_the_program_is_not_hidden() -> None:
+    def work(item: str) -> None:
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError):
+        for_each(["a"], str, work, "done")
+
+
+def test_require() -> None:
+    assert require([1], "images", [Path("a")]) == [1], "items are changed"
+    with pytest.raises(ValueError, match="expected images in a, b, found none"):
+        require([], "images", [Path("a"), Path("b")])
+    with pytest.raises(ValueError, match="expected images or folders of them, found no path"):
+        require([], "images", [])
+
+
+def test_check_outputs(tmp_path: Path) -> None:
+    (tmp_path / "old.png").touch()
+    check_outputs(tmp_path, ["old.png", "a.png", "b/a.png"], new=["a.png"])
+    check_outputs(tmp_path / "new" / "folder", ["a.png"], new=["a.png"])
+    assert not (tmp_path / "new").exists(), "a check makes a folder"
+    for names in (["a.png", "a.png"], ["A.png", "a.png"]):
+        with pytest.raises(ValueError, match=r"(?i)a\.png: expected one result of this name, found two"):
+            check_outputs(tmp_path, names)
+    with pytest.raises(OutputExists, match=r"old\.png exists already; pass --overwrite"):
+        check_outputs(tmp_path, ["old.png"], new=["old.png"])
+    with pytest.raises(NotADirectoryError, match=r"old\.png: expected a folder for the results, found a file"):
+        check_outputs(tmp_path / "old.png", ["a.png"])
+
+
+def test_device() -> None:
+    assert ModelOptions(device="cpu").torch_device() == torch.device("cpu"), "cpu is not taken"
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert ModelOptions().torch_device().type == expected, "auto leaves a GPU unused, or takes one that is not there"
+    with pytest.raises(ValueError, match="expected a device like cpu or cuda, found 'nonsense'"):
+        ModelOptions(device="nonsense").torch_device()
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_model_is_loaded_for_use(tiny_model: Path, dtype: str, expected: torch.dtype) -> None:
+    model = ModelOptions(model=str(tiny_model), device="cpu", dtype=dtype).load()  # type: ignore[arg-type]
+    assert not model.training, "the model is in training mode"
+    assert {p.dtype for p in model.parameters()} == {expected}, f"--dtype {dtype} is not followed"
+
+
+def test_only_large_images_are_tiled() -> None:
+    state = SimpleNamespace(tiled=None)
+    model = SimpleNamespace(
+        enable_tiling=lambda: setattr(state, "tiled", True), disable_tiling=lambda: setattr(state, "tiled", False)
+    )
+    for height, width, tiled in ((1024, 1025, True), (1024, 1024, False), (100_000, 11, True), (1, 1, False)):
+        tile_if_large(model, height, width)  # type: ignore[arg-type]
+        assert state.tiled is tiled, f"{height} x {width} is tiled the other way"

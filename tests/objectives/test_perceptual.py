@@ -1,0 +1,60 @@
+"""LPIPS: the documented value, frozen, a safe gradient; and where it looks for its weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssdd.objectives import perceptual
+from ssdd.objectives.perceptual import LPIPS, available_network, backbone_path
+
+needs_squeeze = pytest.mark.skipif(
+    not backbone_path("squeeze").is_file(), reason=f"no LPIPS backbone at {backbone_path('squeeze')} (TORCH_HOME)"
+)
+
+
+@pytest.fixture(scope="module")
+def lpips() -> LPIPS:
+    return LPIPS("squeeze")
+
+
+@needs_squeeze
+def test_documented_example(lpips: LPIPS) -> None:
+    """torchmetrics' documentation: seed 123, ten pairs of uniform noise, 0.1008 (the mean over pairs)."""
+    torch.manual_seed(123)
+    x, y = (torch.rand(10, 3, 100, 100) * 2 - 1 for _ in range(2))
+    assert abs(lpips(x, y).mean().item() - 0.1008) < 5e-4
+
+
+@needs_squeeze
+def test_frozen_and_safe_at_equal_images(lpips: LPIPS) -> None:
+    """It would be trained along, or its gradient is NaN where both images agree."""
+    assert not any(p.requires_grad for p in lpips.parameters())
+    assert not lpips.train().training
+    x = (torch.rand(2, 3, 64, 64) * 2 - 1).requires_grad_()
+    distance = lpips(x, x.detach())
+    assert distance.shape == (2,)
+    assert distance.abs().max() < 1e-6
+    (gradient,) = torch.autograd.grad(distance.sum(), x)
+    assert torch.isfinite(gradient).all()
+
+
+def test_only_cached_networks_are_available(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The demo would start a download."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert available_network() is None
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / perceptual._BACKBONE_FILES["squeeze"]).touch()
+    assert available_network() == "squeeze"
+
+
+def test_missing_weights_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The error must say which file goes where."""
+
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    with pytest.raises(RuntimeError, match=r"vgg16-397923af\.pth, which is missing and could not be downloaded"):
+        LPIPS("vgg")

@@ -53,7 +53,7 @@ def test_temporary_is_hidden_unique_and_keeps_the_suffix(tmp_path):
         assert one.parent == two.parent == tmp_path, "another folder may be another disk: no atomic rename"
         assert one.name.startswith("."), "folder walks would pick up a half-written file"
         assert str(os.getpid()) in one.name, "the name does not tell the process"
-        assert one.name.endswith("latents.tar.gz"), "writers that look at the suffix would pick another format"
+        assert one.name.endswith("latents.tar.gz"), "writers that look at the suffix pick another format"
         assert one != two, "two writers of one file would write into each other's temporary"
         one.write_text("one")
         two.write_text("two")

@@ -16,6 +16,7 @@ from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, D
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import is_accelerate_available
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -145,6 +146,7 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin):
 
     # ---- image -> latent ---------------------------------------------------------------------------------------
 
+    @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput:
         """Posterior of the raw latent: ``ae.encode(x).latent_dist.mode()`` is (B, c, H/f, W/f).
 
@@ -183,6 +185,7 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin):
 
     # ---- latent -> image ---------------------------------------------------------------------------------------
 
+    @apply_forward_hook
     def decode(
         self,
         z: Tensor,

@@ -141,7 +141,7 @@ def test_gray_depths_span_black_to_white(bits):
 def test_one_bit_files(kind):
     bits = np.indices((9, 13)).sum(0) % 2 == 0
     image = read(encode(Image.fromarray(bits), kind))
-    assert np.array_equal(image, np.where(bits, 255, 0)[..., None].repeat(3, 2)), f"{kind}: not black and white"
+    assert np.array_equal(image, np.where(bits, 255, 0)[..., None].repeat(3, 2)), f"{kind}: not two colours"
 
 
 LEVELS = np.array([0, 128, 129, 1000, 32767, 32768, 65406, 65407, 65535], np.uint16)
@@ -237,7 +237,7 @@ def test_transparent_colour_of_a_png(rows, depth, colour_type, key):
 def test_palettes():
     palette = [(b"PLTE", bytes([255, 0, 0, 0, 255, 0, 0, 0, 255]))]
     plain = read(make_png([bytes([0, 1, 2])], 8, 3, palette))
-    assert plain.tolist() == [[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], "palette indices are taken for colours"
+    assert plain.tolist() == [[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], "indices are taken for colours"
     clear = read(make_png([bytes([0, 1, 2])], 8, 3, [*palette, (b"tRNS", bytes([0]))]))
     assert clear.tolist() == [[[255, 255, 255], [0, 255, 0], [0, 0, 255]]], "a transparent entry is drawn"
     gif = Image.new("P", (2, 1))

@@ -75,9 +75,10 @@ def test_round_trip_is_exact_for_every_level(dtype):
 
 
 def test_tensor_to_image_clamps_and_rounds_to_nearest():
-    x = torch.tensor([-9.0, -1.0, 0.0, 1.0, 9.0, float("inf"), float("-inf"), 100.4 / 127.5 - 1, 100.6 / 127.5 - 1])
+    infinity = float("inf")
+    x = torch.tensor([-9.0, -1.0, 0.0, 1.0, 9.0, infinity, -infinity, 100.4 / 127.5 - 1, 100.6 / 127.5 - 1])
     levels = tensor_to_image(x.expand(3, 1, 9))[0, :, 0].tolist()
-    assert levels == [0, 0, 128, 255, 255, 255, 0, 100, 101], "values wrap around, or are cut instead of rounded"
+    assert levels == [0, 0, 128, 255, 255, 255, 0, 100, 101], "values wrap around, or are cut off"
 
 
 def test_tensor_to_image_shapes():

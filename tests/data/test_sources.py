@@ -107,15 +107,35 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
         TarSource(tmp_path / "a.tar")
 
 
-def test_cut_tar_is_refused(tmp_path: Path, picture: Picture) -> None:
-    """A download that stopped: better no training than one on half the data."""
+@pytest.mark.parametrize("place", ["in the data", "in the padding", "in a header", "before a header", "at the end"])
+def test_cut_tar_is_refused(tmp_path: Path, picture: Picture, place: str) -> None:
+    """A download that stopped: better no training than one on a part of the data."""
     path = write_tar(tmp_path / "a.tar", {f"{i}.png": png(picture(40, 40, i)) for i in range(3)})
     with tarfile.open(path) as tar:
         last = tar.getmembers()[-1]
-    for size in (last.offset_data + last.size // 2, last.offset_data - 100):
-        os.truncate(path, size)
-        with pytest.raises(ImageError, match=r"a\.tar: expected an uncompressed tar file"):
-            TarSource(path)
+        end = tar.offset
+    size = {
+        "in the data": last.offset_data + last.size // 2,
+        "in the padding": end - 1,
+        "in a header": last.offset_data - 100,
+        "before a header": last.offset,
+        "at the end": end,
+    }[place]
+    os.truncate(path, size)
+    with pytest.raises(ImageError, match=r"a\.tar: expected (a complete|an uncompressed) tar file, found"):
+        TarSource(path)
+
+
+def test_damaged_header_is_refused(tmp_path: Path, picture: Picture) -> None:
+    """Without this the photographs behind the damage would be missing, and nobody would know."""
+    path = write_tar(tmp_path / "a.tar", {f"{i}.png": png(picture(16, 16, i)) for i in range(3)})
+    with tarfile.open(path) as tar:
+        second = tar.getmembers()[1].offset
+    with path.open("r+b") as file:
+        file.seek(second + 10)
+        file.write(b"\xff")
+    with pytest.raises(ImageError, match=rf"expected a complete tar file, found it .*damaged at byte {second}"):
+        TarSource(path)
 
 
 def test_corrupt_member_is_named(tmp_path: Path, picture: Picture) -> None:

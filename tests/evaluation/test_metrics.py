@@ -43,20 +43,12 @@ def test_psnr_is_of_all_channels_and_pixels(compare: ImageComparison, picture: P
 
 
 def test_ssim_agrees_with_scikit_image(compare: ImageComparison, picture: Picture) -> None:
-    """The same 11 x 11 Gaussian window (sigma 1.5), per channel, without the border that it does not cover."""
+    """Levels from 0 at black, 11 x 11 Gaussian window of sigma 1.5, per channel, windows inside the image only."""
     reference = pytest.importorskip("skimage.metrics")
-    for a, b in ((picture(40, 60), noisy(picture(40, 60), 40)), (picture(30, 33), picture(30, 33, 1))):
-        _, full = reference.structural_similarity(
-            a,
-            b,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-            channel_axis=2,
-            data_range=255,
-            full=True,
-        )
-        assert compare(a, b).ssim == pytest.approx(full[5:-5, 5:-5].mean(), abs=1e-3), "another SSIM"
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    for a, b in ((picture(40, 60), noisy(picture(40, 60), 40)), (picture(11, 33), picture(11, 33, 1))):
+        expected = reference.structural_similarity(a, b, channel_axis=2, data_range=255, **window)
+        assert compare(a, b).ssim == pytest.approx(expected, abs=1e-4), "numbers that nobody else gets"
 
 
 def test_identical_images(compare: ImageComparison, picture: Picture) -> None:

@@ -143,7 +143,7 @@ def test_other_settings_in_the_same_folder_are_refused(tiny: TrainConfig, tmp_pa
 def test_encoder_of_another_size_is_refused(tiny: TrainConfig, tmp_path: Path) -> None:
     train(replace(tiny, stage="kl-vae", total_images=4), tmp_path / "encoder", CPU)
     model = replace(tiny.model, encoder="f8c4", encoder_from=str(tmp_path / "encoder" / "model"))
-    with pytest.raises(ValueError, match=r"found \(32, 64, 128\) and 4"):
+    with pytest.raises(ValueError, match=r"found EncoderSize\(channels=\(32, 64, 128\)"):
         train(replace(tiny, model=model), tmp_path / "decoder", CPU)
 
 

@@ -102,7 +102,7 @@ def pil_to_image(image: Image.Image, *, name: str = "<image>") -> Pixels:
         rgba = image.convert("RGBA")
         image = Image.new("RGB", image.size, "white")
         image.paste(rgba, mask=rgba)
-    # `.copy()`: writable, and several times faster than `np.array`, which asks Pillow for the bytes repeatedly.
+    # `.copy()` makes it writable; `np.array` would ask Pillow for the bytes several times.
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB")).copy()
 
 
@@ -139,7 +139,7 @@ def save_image(path: str | os.PathLike[str], image: Pixels, *, overwrite: bool =
     """
     label, suffix = _printable(os.fspath(path)), Path(path).suffix.lower()
     if suffix not in _WRITERS:
-        raise ImageError(f"{label}: expected a name with {', '.join(_WRITERS)}, found {suffix or 'no suffix'}")
+        raise ImageError(f"{label}: expected a name in {', '.join(_WRITERS)}, found {suffix or 'no suffix'}")
     _check_pixels(image)
     kind, options, longest = _WRITERS[suffix]
     if max(image.shape) > longest:

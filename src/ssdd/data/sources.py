@@ -63,8 +63,14 @@ class TarSource:
                     for m in tar
                     if m.isreg() and not m.issparse() and _is_image_name(m.name)
                 ]
+                end = tar.offset
         except (tarfile.TarError, EOFError) as error:
             raise ImageError(f"{path}: expected an uncompressed tar file, found {error}") from error
+        # At a damaged or cut header tarfile ends without complaint; a whole file ends at a block of zeros.
+        with self.path.open("rb") as file:
+            file.seek(end)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise ImageError(f"{path}: expected a complete tar file, found it cut off or damaged at byte {end}")
         self.members = sorted(members, key=lambda m: m.name)
         self._descriptor: tuple[int, int] | None = None
 

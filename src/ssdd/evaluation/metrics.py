@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from ..data.images import image_to_tensor
@@ -42,14 +43,18 @@ class ImageComparison:
             raise ValueError(f"expected two images of one size, found {original.shape} and {reconstruction.shape}")
         x, y = (image_to_tensor(i)[None].to(self.device) for i in (original, reconstruction))
         shorter = min(original.shape[:2])
-        psnr = peak_signal_noise_ratio(y, x, data_range=2.0)
-        ssim = structural_similarity_index_measure(y, x, data_range=2.0) if shorter >= _SSIM_WINDOW else None
         lpips = self._lpips(y, x) if self._lpips is not None and shorter >= _LPIPS_LEAST else None
-        return ImageMetrics(
-            float(psnr),
-            None if ssim is None else float(ssim),  # type: ignore[arg-type]
-            None if lpips is None else float(lpips),
-        )
+        x, y = (x + 1) / 2, (y + 1) / 2  # SSIM compares means, so it depends on where zero is: at black
+        psnr = peak_signal_noise_ratio(y, x, data_range=1.0)
+        ssim = _ssim(x, y) if shorter >= _SSIM_WINDOW else None
+        return ImageMetrics(float(psnr), ssim, None if lpips is None else float(lpips))
+
+
+def _ssim(x: Tensor, y: Tensor) -> float:
+    """Mean over the windows inside the image, as by Wang et al. 2004: torchmetrics' own mean has mirrored borders."""
+    _, windows = structural_similarity_index_measure(y, x, data_range=1.0, return_full_image=True)
+    border = _SSIM_WINDOW // 2
+    return float(windows[..., border:-border, border:-border].mean())
 
 
 def mean_metrics(metrics: list[ImageMetrics]) -> ImageMetrics:

@@ -1,7 +1,8 @@
 """The embedded demo model, in three stages that two CPU cores finish within two hours.
 
 First the encoder, as part of a small KL-VAE; then, the encoder frozen, the diffusion decoder on its latents, at 64 px
-and for a short time at 128 px, where the attention window is as large as it will be in any image.
+and for a short time at 128 px, where the attention window is as large as it will be in any image. With a GPU, all of
+it in one run: ``demo_gpu``.
 """
 
 from ..training.config import DataConfig, LossConfig, ModelConfig, OptimizerConfig, TrainConfig
@@ -15,7 +16,7 @@ def demo_encoder() -> TrainConfig:
         data=DataConfig(resolution=64, scale=2.0, workers=1),
         loss=LossConfig(lpips_network="squeeze"),
         optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_images=1500, decay_images=10_000),
-        total_images=40_000,
+        total_images=32_000,
         batch_size=32,
         ema_halflife_images=1500,
         checkpoint_images=3200,
@@ -34,12 +35,12 @@ def demo_decoder() -> TrainConfig:
             encoder_from="runs/demo-encoder/model",
             train_encoder=False,
         ),
-        data=DataConfig(resolution=64, scale=2.0, workers=1),
+        data=DataConfig(resolution=64, scale=3.0, workers=1),
         loss=LossConfig(lpips_network="squeeze"),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_images=2000, decay_images=12_000),
+        optimizer=OptimizerConfig(learning_rate=7e-4, warmup_images=1600, decay_images=12_000),
         total_images=40_000,
-        batch_size=32,
-        ema_halflife_images=3000,
+        batch_size=16,
+        ema_halflife_images=1500,
         checkpoint_images=3200,
     )
 
@@ -56,4 +57,21 @@ def demo_finetuning() -> TrainConfig:
         batch_size=16,
         ema_halflife_images=400,
         checkpoint_images=800,
+    )
+
+
+def demo_gpu() -> TrainConfig:
+    """For a GPU: width-64 encoder and S decoder together at 128 px by flow matching + LPIPS + KL."""
+    return TrainConfig(
+        stage="flow",
+        model=ModelConfig(encoder="f8c4", encoder_width=64, decoder="S"),
+        data=DataConfig(resolution=128, scale=2.0, workers=14),
+        loss=LossConfig(lpips_network="squeeze"),
+        optimizer=OptimizerConfig(learning_rate=5e-4, warmup_images=10_000, decay_images=100_000),
+        total_images=400_000,
+        batch_size=64,
+        ema_halflife_images=5000,
+        compile=True,
+        log_images=6400,
+        checkpoint_images=40_000,
     )

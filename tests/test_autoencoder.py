@@ -127,8 +127,12 @@ def test_gradient_checkpointing(ae: AutoencoderSSDD) -> None:
 
 def test_save_and_load_bit_for_bit(ae: AutoencoderSSDD, tmp_path: Path) -> None:
     ae.register_to_config(latents_mean=(0.1, 0.2, 0.3, 0.4), latents_std=(1.0, 2.0, 3.0, 4.0))
+    (tmp_path / "plain").touch()
     ae.save_pretrained(tmp_path / "m")
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    assert {p.stat().st_mode for p in (tmp_path / "m").iterdir()} == {(tmp_path / "plain").stat().st_mode}, (
+        "other users cannot read the model"
+    )
     loaded = AutoencoderSSDD.from_pretrained(tmp_path / "m")
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in ae.state_dict().items())
     assert torch.equal(loaded(X).sample, ae(X).sample)

@@ -4,11 +4,12 @@ import errno
 import os
 import pickle
 import threading
+from pathlib import Path
 
 import pytest
 
 from ssdd import files
-from ssdd.files import OutputExists, atomic_path
+from ssdd.files import OutputExists, atomic_path, share
 
 
 @pytest.fixture(params=["links", "no links"])
@@ -191,3 +192,16 @@ def test_of_many_writers_one_wins(tmp_path):
     winners = [outcome for outcome in outcomes if outcome != "refused"]
     assert len(outcomes) == 8, "a writer failed in another way than by OutputExists"
     assert winners == [target.read_text()], "several writers believe that their file is in place"
+
+
+def test_share_follows_the_umask(tmp_path: Path) -> None:
+    """A model that one user trained would be unreadable for all others."""
+    path = tmp_path / "weights.safetensors"
+    path.touch(mode=0o600)
+    mask = os.umask(0o027)
+    try:
+        share(path)
+        assert os.umask(0o027) == 0o027, "the process' umask was changed"
+    finally:
+        os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o640

@@ -21,6 +21,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from . import flow
+from .files import share
 from .nn.decoder import Decoder
 from .nn.encoder import Encoder
 from .nn.presets import ENCODER_WIDTH, GROUPS, DecoderSize, EncoderSize, decoder_size, encoder_size
@@ -126,6 +127,8 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin):
         if kwargs.pop("safe_serialization", True) is False:
             raise ValueError("expected safetensors weights: this model is never saved as a pickle")
         super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
+        for weights in Path(save_directory).glob("*.safetensors"):
+            share(weights)
 
     @classmethod
     def from_original(

@@ -73,3 +73,10 @@ def _claim_and_replace(temporary: Path, target: Path) -> None:
 
 def _exists(target: Path) -> OutputExists:
     return OutputExists(f"{target} exists already; pass --overwrite to replace it")
+
+
+def share(path: Path) -> None:
+    """Give `path` the permissions of an ordinary new file: safetensors' own writer makes it private."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)

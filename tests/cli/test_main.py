@@ -26,7 +26,7 @@ OPTIONS = {
     "encode": ("--out", "--overwrite", "--model", "--device", "--dtype"),
     "decode": ("--out", "--steps", "--overwrite", "--model", "--device", "--dtype"),
     "convert": ("--out", "--steps"),
-    "train": ("--out", "demo-encoder", "demo-decoder"),
+    "train": ("demo-encoder", "demo-decoder"),
 }
 
 

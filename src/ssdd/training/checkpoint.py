@@ -21,6 +21,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..files import share
+
 KEEP = 2
 """Checkpoints of a run that are kept."""
 
@@ -66,6 +68,7 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
     # Its own copy of each tensor, in plain memory order: the file format knows neither sharing nor channels-last.
     # (The order in memory is no part of a weight; the loop sets it again.)
     save_file({k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}, path)
+    share(path)
 
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:

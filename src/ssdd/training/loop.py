@@ -38,9 +38,9 @@ def train(config: TrainConfig, run: Path, device: torch.device | None = None) ->
     """
     check(config)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    _open_run(config, run)
     data = config.data
     stream = CropStream(open_source(data.paths), data.resolution, data.scale, data.flip, config.seed)
+    _open_run(config, run)
 
     # The networks. Weights stay in float32 and channels-last; autocast does the rest.
     torch.manual_seed(config.seed)

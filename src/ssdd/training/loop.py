@@ -38,9 +38,11 @@ def train(config: TrainConfig, run: Path, device: torch.device | None = None) ->
     """
     check(config)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    _check_run(config, run)
     data = config.data
     stream = CropStream(open_source(data.paths), data.resolution, data.scale, data.flip, config.seed)
-    _open_run(config, run)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.json").write_text(to_json(config))
 
     # The networks. Weights stay in float32 and channels-last; autocast does the rest.
     torch.manual_seed(config.seed)
@@ -136,8 +138,8 @@ def _to_device(batch: Tensor, device: torch.device) -> Tensor:
     return batch.contiguous(memory_format=torch.channels_last)
 
 
-def _open_run(config: TrainConfig, run: Path) -> None:
-    """Creates the run's folder, or checks that it holds this very run."""
+def _check_run(config: TrainConfig, run: Path) -> None:
+    """Raises ValueError if the folder holds anything but this very run."""
     saved = run / "config.json"
     if saved.is_file():
         if changed := differences(config, saved.read_text()):
@@ -146,8 +148,6 @@ def _open_run(config: TrainConfig, run: Path) -> None:
             )
     elif run.is_dir() and any(run.iterdir()):
         raise ValueError(f"{run}: expected a new folder or a run's, found other files: choose another --out folder")
-    run.mkdir(parents=True, exist_ok=True)
-    saved.write_text(to_json(config))
 
 
 @torch.no_grad()

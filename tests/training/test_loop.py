@@ -151,6 +151,7 @@ def test_encoder_of_another_size_is_refused(tiny: TrainConfig, tmp_path: Path) -
     model = replace(tiny.model, encoder="f8c4", encoder_from=str(tmp_path / "encoder" / "model"))
     with pytest.raises(ValueError, match=r"found EncoderSize\(channels=\(32, 64, 128\)"):
         train(replace(tiny, model=model), tmp_path / "decoder", CPU)
+    assert not (tmp_path / "decoder").exists(), "a run that cannot start leaves a folder in the way of the next try"
 
 
 def test_diverged_run_stops(tiny: TrainConfig, tmp_path: Path) -> None:

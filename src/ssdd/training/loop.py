@@ -41,12 +41,12 @@ def train(config: TrainConfig, run: Path, device: torch.device | None = None) ->
     _check_run(config, run)
     data = config.data
     stream = CropStream(open_source(data.paths), data.resolution, data.scale, data.flip, config.seed)
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "config.json").write_text(to_json(config))
 
     # The networks. Weights stay in float32 and channels-last; autocast does the rest.
     torch.manual_seed(config.seed)
     stage = build_stage(config)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.json").write_text(to_json(config))
     model = stage.model.to(device=device, memory_format=torch.channels_last).train()
     if stage.perceptual is not None:
         stage.perceptual.to(device).to(memory_format=torch.channels_last)

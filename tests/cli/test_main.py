@@ -26,7 +26,8 @@ OPTIONS = {
     "encode": ("--out", "--overwrite", "--model", "--device", "--dtype"),
     "decode": ("--out", "--steps", "--overwrite", "--model", "--device", "--dtype"),
     "convert": ("--out", "--steps"),
-    "train": ("demo-encoder", "demo-decoder"),
+    "train": ("tiny-encoder", "demo-decoder", "LATENT-SIZE-pretraining"),
+    "data": ("check", "--out", "--workers"),
 }
 
 

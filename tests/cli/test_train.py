@@ -13,7 +13,31 @@ from ssdd.recipes import RECIPES
 Ssdd = Callable[..., Any]
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+SOME = [name for name in RECIPES if name.startswith(("tiny", "demo"))] + ["f8c4-encoder", "f16c4-S-256-distillation"]
+
+
+def test_help_lists_the_recipes(ssdd: Ssdd) -> None:
+    result = ssdd("train", "--help")
+    assert result.status == 0
+    for name in ("tiny-encoder", "demo-gpu", "LATENT-SIZE-pretraining", "f16c16", "Exit status", "torchrun"):
+        assert name in result.out, f"{name} is not mentioned"
+    assert len(result.out.splitlines()) < 40, "hundreds of lines instead of an overview"
+
+
+def test_mistyped_recipe_is_told_a_near_one(ssdd: Ssdd) -> None:
+    result = ssdd("train", "f8c4-S-pretrianing")
+    assert result.status == 2
+    assert "did you mean f8c4-S-pretraining" in result.err
+
+
+def test_encoder_has_a_short_name() -> None:
+    """``--encoder`` is what the guides say."""
+    short, long = (train.parse(["tiny-pretraining", o, "x"]).recipe for o in ("--encoder", "--model.encoder"))
+    assert short == long
+    assert short.model.encoder == "x"
+
+
+@pytest.mark.parametrize("recipe", SOME)
 def test_help_of_a_recipe(ssdd: Ssdd, recipe: str) -> None:
     result = ssdd("train", recipe, "--help")
     assert result.status == 0, f"ssdd train {recipe} --help fails: {result.err}"
@@ -21,7 +45,7 @@ def test_help_of_a_recipe(ssdd: Ssdd, recipe: str) -> None:
         assert option in result.out, f"{option} is not listed"
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", SOME)
 def test_a_recipe_alone_is_the_recipe(recipe: str) -> None:
     """Nothing but what is typed changes a recipe, and the run has a folder of its own."""
     options = train.parse([recipe])

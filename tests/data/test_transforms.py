@@ -24,6 +24,7 @@ def test_training_crop_size(picture: Picture, size: tuple[int, int], scale: floa
         assert crop.shape == (16, 16, 3), f"a crop of {size} has another size"
         assert crop.dtype == np.uint8, f"a crop of {size} has another type"
         assert crop.flags.c_contiguous, "not contiguous, as promised"
+        assert crop.flags.writeable, "PyTorch warns of arrays that it may not write to"
 
 
 def test_training_crop_depends_on_the_generator_alone(picture: Picture) -> None:
@@ -67,6 +68,24 @@ def test_scale_changes_the_size_of_things() -> None:
     assert min(periods) == 4, f"expected scales up to 2 (4 periods in a crop), found {min(periods)} periods"
     assert max(periods) == 8, f"expected scales down to 1 (8 periods in a crop), found {max(periods)} periods"
     assert {5, 6, 7} <= periods, "scales in between are missing"
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0, 3.0])
+def test_training_crop_is_cut_out_of_the_whole_resized_photograph(scale: float) -> None:
+    """To the bit, although only a part of it is resized: runs that were started before go on with the same crops."""
+    random = generator(1)
+    for seed in range(60):
+        height, width = (int(n) for n in random.integers(1, int(random.choice([20, 120, 400])), 2))
+        size = int(random.integers(4, 48))
+        image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        chance = generator(seed)
+        shorter = int(chance.integers(size, int(scale * size), endpoint=True))
+        whole = resize_shorter_side(image, shorter, Image.Resampling.LANCZOS)
+        top = int(chance.integers(0, whole.shape[0] - size, endpoint=True))
+        left = int(chance.integers(0, whole.shape[1] - size, endpoint=True))
+        crop = training_crop(image, size, scale, False, generator(seed))
+        expected = whole[top : top + size, left : left + size]
+        assert np.array_equal(crop, expected), f"other pixels from {width} x {height}, shorter side {shorter}"
 
 
 def test_flip_mirrors_half_of_the_crops(picture: Picture) -> None:

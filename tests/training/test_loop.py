@@ -1,172 +1,209 @@
-"""The loop: it learns, resumes exactly, and writes a model that loads."""
+"""The loop: it learns, writes a model that loads, leaves what a person looks at, and refuses what cannot work."""
 
+import dataclasses
 import json
-from dataclasses import replace
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssdd import AutoencoderSSDD
-from ssdd.training import checkpoint, loop
-from ssdd.training.config import DataConfig, LossConfig, ModelConfig, OptimizerConfig, TrainConfig
-from ssdd.training.loop import learning_rate, train
+from ssdd.training import loop
+from ssdd.training.config import TrainConfig
+from ssdd.training.loop import train
+from tests.training.runs import exported, stats
 
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def few_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A handful of crops for the latent statistics: tests need no better ones."""
-    monkeypatch.setattr(loop, "STATISTICS_IMAGES", 16)
+Small = Callable[..., TrainConfig]
 
 
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Smooth coloured pictures."""
-    folder = tmp_path_factory.mktemp("photographs")
-    random = np.random.default_rng(0)
-    for i in range(12):
-        small = Image.fromarray(random.integers(0, 256, (3, 4, 3), dtype=np.uint8))
-        small.resize((48, 40), Image.Resampling.BICUBIC).save(folder / f"{i:02d}.png")
-    return folder
-
-
-@pytest.fixture
-def tiny(photographs: Path) -> TrainConfig:
-    """XXS decoder and width-32 encoder on 16 px, without LPIPS: it needs no weights."""
-    return TrainConfig(
-        stage="flow",
-        model=ModelConfig(encoder="f4c4", encoder_width=32, decoder="XXS"),
-        data=DataConfig(paths=(str(photographs),), resolution=16, workers=0),
-        loss=LossConfig(lpips=0.0),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_images=16, decay_images=0),
-        total_images=24,
-        batch_size=4,
-        ema_halflife_images=16,
-        precision="fp32",
-        log_images=8,
-        checkpoint_images=12,
-    )
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "model" / "diffusion_pytorch_model.safetensors")
-
-
-def test_flow_stage_writes_a_model_that_loads(tiny: TrainConfig, tmp_path: Path) -> None:
-    model = train(tiny, tmp_path / "run", CPU)
+def test_flow_run_leaves_what_a_person_wants(small: Small, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A model that loads, with its latents' statistics, and a record of how it came about."""
+    run = tmp_path / "run"
+    with caplog.at_level("INFO"):
+        model = train(small("--log.sample-images", "12", "--log.sample-count", "3"), run)
     ae = AutoencoderSSDD.from_pretrained(model)
-    assert ae.config.sample_size == 16
-    assert len(ae.config.latents_std) == 4
+    assert (ae.config.sample_size, ae.config.num_inference_steps) == (16, 8)
     z = ae.normalize_latents(ae.encode(torch.rand(4, 3, 16, 16) * 2 - 1).latent_dist.mode())
     assert 0.2 < z.std() < 5, "the stored statistics don't normalise the latents"
-    lines = [json.loads(line) for line in (tmp_path / "run" / "stats.jsonl").read_text().splitlines()]
+
+    lines = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
     assert [line["images"] for line in lines] == [8, 16, 24]
-    assert {"total", "flow", "kl", "gradient", "learning_rate", "images_per_second"} <= lines[0].keys()
+    expected = {"total", "flow", "kl", "gradient", "learning_rate", "images_per_second", "utilisation"}
+    assert expected | {"skipped_updates", "broken_images"} <= lines[0].keys()
+    assert all(0 < line["utilisation"] < 1 for line in lines)
+
+    assert "trained and 0 frozen parameters" in caplog.text, "the start says nothing about the model's size"
+    assert "GFLOP a training image" in caplog.text
+    environment = json.loads((run / "environment.jsonl").read_text())
+    assert environment["packages"]["torch"] == torch.__version__.split("+")[0] or environment["packages"]["torch"]
+    assert environment["processes"] == 1
+    assert json.loads((run / "config.json").read_text())["batch_size"] == 4
+    assert sorted(p.name for p in (run / "samples").iterdir()) == ["000000000012.png", "000000000024.png"]
+    grid = Image.open(run / "samples" / "000000000024.png")
+    assert grid.size == (3 * 16 + 2 * 4, 3 * 16 + 2 * 4), "expected originals, 1 step and 8 steps of three images"
 
 
-def test_interrupted_run_resumes_exactly(tiny: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A resumed run sees other data or noise, or has lost the optimiser's or the average's state."""
-    train(tiny, tmp_path / "whole", CPU)
-
-    updates = 0
-    clip = torch.nn.utils.clip_grad_norm_
-
-    def stop_at_the_fifth(*args: object, **kwargs: object) -> torch.Tensor:
-        nonlocal updates
-        updates += 1
-        if updates == 5:  # after the checkpoint at 12 images, with one more update that is lost
-            raise KeyboardInterrupt
-        return clip(*args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(loop.nn.utils, "clip_grad_norm_", stop_at_the_fifth)
-    with pytest.raises(KeyboardInterrupt):
-        train(tiny, tmp_path / "cut", CPU)
-    monkeypatch.undo()
-    assert [p.name for p in checkpoint.list_checkpoints(tmp_path / "cut")] == ["000000000012"]
-    train(tiny, tmp_path / "cut", CPU)
-
-    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    assert all(torch.equal(v, cut[k]) for k, v in whole.items())
-    stats = [
-        [
-            {k: v for k, v in json.loads(line).items() if k != "images_per_second"}
-            for line in path.read_text().splitlines()
-        ]
-        for path in (tmp_path / "whole" / "stats.jsonl", tmp_path / "cut" / "stats.jsonl")
-    ]
-    # a mean over an interval that the interruption fell into covers fewer steps; the later ones are equal
-    assert stats[0][-1] == stats[1][-1]
+def test_tensorboard_scalars_and_pictures(small: Small, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(small("--log.sample-images", "12"), tmp_path / "run")
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("total")] == [8, 16, 24], "the clock is not images seen"
+    assert [e.step for e in events.Scalars("preview_psnr_8_steps")] == [12, 24]
+    assert [e.step for e in events.Images("samples")] == [12, 24]
 
 
-def test_training_learns(tiny: TrainConfig, tmp_path: Path) -> None:
+def test_training_learns(small: Small, tmp_path: Path) -> None:
     """The loss does not fall: a sign, a detached tensor, a step that isn't taken."""
-    config = replace(tiny, total_images=320, batch_size=8, log_images=64, checkpoint_images=1000)
-    train(config, tmp_path / "run", CPU)
-    lines = [json.loads(line) for line in (tmp_path / "run" / "stats.jsonl").read_text().splitlines()]
+    options = (
+        "--total-images",
+        "320",
+        "--batch-size",
+        "8",
+        "--log.stats-images",
+        "64",
+        "--log.checkpoint-images",
+        "1000",
+    )
+    train(small(*options), tmp_path / "run")
+    lines = stats(tmp_path / "run")
     assert lines[-1]["flow"] < 0.6 * lines[0]["flow"], [line["flow"] for line in lines]
 
 
-def test_kl_vae_then_frozen_encoder(tiny: TrainConfig, tmp_path: Path) -> None:
-    """The second stage must take the first one's encoder, bit for bit, and leave it alone."""
-    train(replace(tiny, stage="kl-vae"), tmp_path / "encoder", CPU)
+def test_kl_vae_then_frozen_encoder(small: Small, tmp_path: Path) -> None:
+    """The second stage must take the first one's encoder and statistics, bit for bit, and leave them alone."""
+    train(small(recipe="tiny-kl-vae"), tmp_path / "encoder")
     vae = AutoencoderKL.from_pretrained(tmp_path / "encoder" / "model", low_cpu_mem_usage=False)
-    model = replace(tiny.model, encoder_from=str(tmp_path / "encoder" / "model"), train_encoder=False)
-    ae = AutoencoderSSDD.from_pretrained(train(replace(tiny, model=model), tmp_path / "decoder", CPU))
+    options = ("--encoder", str(tmp_path / "encoder"))
+    ae = AutoencoderSSDD.from_pretrained(train(small(*options, recipe="tiny-pretraining"), tmp_path / "decoder"))
     x = torch.rand(1, 3, 16, 16) * 2 - 1
     torch.testing.assert_close(ae.encode(x).latent_dist.mean, vae.encode(x).latent_dist.mean, atol=1e-5, rtol=1e-5)
     for ours, theirs in (("conv_in.weight", "encoder.conv_in.weight"), ("moments.bias", "quant_conv.bias")):
         assert torch.equal(ae.encoder.state_dict()[ours], vae.state_dict()[theirs])
+    assert ae.config.scaling_factor == vae.config.scaling_factor, "the latents are the same, their statistics are not"
+    names = load_file(sorted((tmp_path / "decoder" / "checkpoints").iterdir())[-1] / "model.safetensors").keys()
+    assert not [n for n in names if not n.startswith("decoder.")], "a frozen network is in the checkpoint"
 
 
-def test_start_from_a_model(tiny: TrainConfig, tmp_path: Path) -> None:
+def test_start_from_another_run(small: Small, tmp_path: Path) -> None:
     """Fine-tuning would start from random weights."""
-    first = train(tiny, tmp_path / "first", CPU)
-    still = replace(
-        tiny, optimizer=OptimizerConfig(learning_rate=0.0), model=replace(tiny.model, start_from=str(first))
-    )
-    second = train(still, tmp_path / "second", CPU)
+    first = train(small(), tmp_path / "first")
+    options = ("--model.start-from", str(tmp_path / "first"), "--optimizer.learning-rate", "0")
+    second = train(small(*options), tmp_path / "second")
     a, b = AutoencoderSSDD.from_pretrained(first), AutoencoderSSDD.from_pretrained(second)
     assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
 
 
-def test_other_settings_in_the_same_folder_are_refused(tiny: TrainConfig, tmp_path: Path) -> None:
+def test_other_settings_in_the_same_folder_are_refused(small: Small, tmp_path: Path) -> None:
     """Two experiments would be mixed in one folder."""
-    train(replace(tiny, total_images=4), tmp_path / "run", CPU)
+    train(small("--total-images", "4"), tmp_path / "run")
     with pytest.raises(ValueError, match=r"other settings \(seed: 0 -> 1; total_images: 4 -> 8\)"):
-        train(replace(tiny, total_images=8, seed=1), tmp_path / "run", CPU)
+        train(small("--total-images", "8", "--seed", "1"), tmp_path / "run")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     with pytest.raises(ValueError, match="found other files"):
-        train(tiny, tmp_path / "mine", CPU)
+        train(small(), tmp_path / "mine")
 
 
-def test_encoder_of_another_size_is_refused(tiny: TrainConfig, tmp_path: Path) -> None:
-    train(replace(tiny, stage="kl-vae", total_images=4), tmp_path / "encoder", CPU)
-    model = replace(tiny.model, encoder="f8c4", encoder_from=str(tmp_path / "encoder" / "model"))
-    with pytest.raises(ValueError, match=r"found EncoderSize\(channels=\(32, 64, 128\)"):
-        train(replace(tiny, model=model), tmp_path / "decoder", CPU)
-    assert not (tmp_path / "decoder").exists(), "a run that cannot start leaves a folder in the way of the next try"
+@pytest.mark.parametrize(
+    ("recipe", "options", "message"),
+    [
+        ("tiny-pretraining", ("--encoder", "f8c4"), "a frozen encoder must come from somewhere"),
+        ("tiny-encoder", ("--data.resolution", "18"), "multiple of the encoder's factor 4, found 18"),
+        ("tiny-pretraining", ("--encoder", "nowhere"), "nowhere: expected"),
+        ("tiny-encoder", ("--model.decoder", "XXL"), "expected a decoder size"),
+        ("tiny-finetuning", ("--model.start-from", "runs/nowhere"), "runs/nowhere"),
+    ],
+)
+def test_what_cannot_start_leaves_nothing(
+    small: Small, tmp_path: Path, recipe: str, options: tuple[str, ...], message: str
+) -> None:
+    """One line, and no folder in the way of the next try."""
+    with pytest.raises((ValueError, OSError), match=message):
+        train(small(*options, recipe=recipe), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
-def test_diverged_run_stops(tiny: TrainConfig, tmp_path: Path) -> None:
-    """A run that has gone to NaN must not go on for days."""
-    wild = replace(tiny, optimizer=OptimizerConfig(learning_rate=1e30, clip=1e30, warmup_images=0))
-    with pytest.raises(FloatingPointError, match="not finite"):
-        train(wild, tmp_path / "run", CPU)
+def test_diverged_run_stops_with_what_it_saw(small: Small, tmp_path: Path) -> None:
+    """A run that has gone to NaN must not go on for days, nor keep its ruined weights as a checkpoint."""
+    options = ("--optimizer.learning-rate", "1e30", "--optimizer.clip", "1e30", "--optimizer.warmup-images", "0")
+    more = ("--total-images", "400", "--nonfinite-limit", "3", "--log.checkpoint-images", "100")
+    with pytest.raises(FloatingPointError, match="updates in a row had a loss or gradient that is not finite"):
+        train(small(*options, *more), tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "nonfinite" / "report.json").read_text())
+    assert report["in_a_row"] >= 3
+    assert report["skipped_updates"] >= 3
+    images = load_file(tmp_path / "run" / "nonfinite" / "images.safetensors")["images"]
+    assert images.shape == (4, 3, 16, 16)
+    assert images.dtype == torch.uint8
+    assert (tmp_path / "run" / "nonfinite" / "model.safetensors").is_file()
+    assert not list((tmp_path / "run").glob("checkpoints/*")), "ruined weights are a checkpoint to resume from"
 
 
-def test_learning_rate_schedule() -> None:
-    config = TrainConfig(
-        batch_size=10,
-        total_images=100,
-        optimizer=OptimizerConfig(learning_rate=1.0, warmup_images=40, decay_images=30),
-    )
-    rates = [learning_rate(config, seen) for seen in range(0, 100, 10)]
-    expected = [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 2 / 3, 1 / 3]
-    torch.testing.assert_close(torch.tensor(rates), torch.tensor(expected))
+def test_single_bad_batch_is_skipped_and_counted(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One batch that gives NaN ends a run of days, or goes by unnoticed."""
+    build, calls = loop.build_stage, 0
+
+    def poisoned(config: TrainConfig) -> object:
+        stage = build(config)
+        losses = stage.losses
+
+        def third_is_nan(*args: object, **kwargs: object) -> object:
+            nonlocal calls
+            calls += 1
+            found = losses(*args, **kwargs)  # type: ignore[arg-type]
+            if calls != 4:  # the first call counts operations
+                return found
+            return dataclasses.replace(found, total=found.total * float("nan"))
+
+        stage.losses = third_is_nan  # type: ignore[method-assign]
+        return stage
+
+    monkeypatch.setattr(loop, "build_stage", poisoned)
+    train(small(), tmp_path / "run")
+    lines = stats(tmp_path / "run")
+    assert [line["skipped_updates"] for line in lines] == [0, 1, 1]
+    assert all(line["total"] == line["total"] for line in lines), "the mean of the interval is NaN"
+    assert all(w.isfinite().all() for w in exported(tmp_path / "run").values())
+
+
+class NoticeReading(TorchDispatchMode):
+    """Notes where the host asks a tensor for its value, which makes it wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is torch.ops.aten._local_scalar_dense.default:
+            stack = [f for f in traceback.extract_stack() if "/ssdd/" in f.filename or "swa_utils" in f.filename]
+            if "swa_utils" not in stack[-1].filename:  # its counter is on the CPU, whatever the model's device
+                self.places.append(f"{stack[-1].filename}:{stack[-1].lineno} {stack[-1].line}")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "schedule-free-radam"])
+def test_host_reads_the_device_at_log_steps_only(small: Small, tmp_path: Path, optimizer: str) -> None:
+    """An ``item()`` in the step makes a GPU idle in every update."""
+    readings = []
+    for updates in (4, 8):  # one log step in each
+        options = ("--total-images", str(4 * updates), "--log.stats-images", str(4 * updates))
+        with NoticeReading() as notice:
+            train(small(*options, "--optimizer.name", optimizer), tmp_path / str(updates))
+        readings.append(notice.places)
+    assert len(readings[0]) == len(readings[1]), f"more updates, more readings: {set(readings[1])}"
+
+
+def test_average_counter_is_on_the_host(small: Small, tmp_path: Path) -> None:
+    """``AveragedModel`` looks at its counter in each update: it must not lie on the device."""
+    from ssdd.training.average import Average
+    from ssdd.training.config import AverageConfig
+
+    model = torch.nn.Linear(2, 2, device="meta")
+    assert Average(model, AverageConfig(), 4).averaged.n_averaged.device.type == "cpu"

@@ -1,42 +1,249 @@
-"""The encoder of a diffusers KL-VAE (``AutoencoderKL``: SD-VAE, SDXL, our own kl-vae runs) under our names."""
+"""The encoder of a saved autoencoder under our names: a diffusers ``AutoencoderKL`` or our ``AutoencoderSSDD``.
+
+``AutoencoderKL`` is SD-VAE, SDXL, SD3, FLUX and our own kl-vae runs: the same network as ours, in other names and with
+or without its last 1x1 convolution. Files are not trusted: every number of ``config.json`` is checked, and names and
+shapes are compared by the headers of the safetensors before any weight is read.
+"""
 
 import json
+import re
+import reprlib
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..nn.encoder import Encoder
-from ..nn.presets import EncoderSize
+from ..nn.encoder import BLOCKS, Encoder
+from ..nn.presets import GROUPS, EncoderSize
 from .layout import CheckpointError, Expectation, take
-from .names import DIFFUSERS_ENCODER
+from .names import DIFFUSERS_ENCODER, Rules, rename
+
+KL_DEFAULTS: dict[str, Any] = {
+    "in_channels": 3,
+    "down_block_types": ["DownEncoderBlock2D"],
+    "block_out_channels": [64],
+    "layers_per_block": 1,
+    "act_fn": "silu",
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "scaling_factor": 0.18215,
+    "shift_factor": None,
+    "use_quant_conv": True,
+    "mid_block_add_attention": True,
+}
+"""What diffusers takes for a key that an ``AutoencoderKL``'s config does not have."""
+
+STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+"""Config entries that say how raw latents are normalised."""
+
+_WEIGHTS = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.safetensors.index.fp16.json",
+)
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_MOST_LEVELS, _MOST_CHANNELS, _MOST_JSON_BYTES = 7, 2**14, 2**24
+_INSTEAD = "take another encoder, or wrap this one in a class of yours with encode() and name it MODULE:CLASS"
+
+_OLD_ATTENTION: Rules = [
+    (r"(\.mid_block\.attentions\.0)\.query\.", r"\1.to_q."),
+    (r"(\.mid_block\.attentions\.0)\.key\.", r"\1.to_k."),
+    (r"(\.mid_block\.attentions\.0)\.value\.", r"\1.to_v."),
+    (r"(\.mid_block\.attentions\.0)\.proj_attn\.", r"\1.to_out.0."),
+]
+"""Names in files of early diffusers -> the present ones."""
+
+
+@dataclass(frozen=True)
+class EncoderLayout:
+    """What the config of a folder says about its encoder; ``rules`` turn our names into the file's."""
+
+    source: str
+    size: EncoderSize
+    statistics: dict[str, Any]
+    rules: Rules
+    quant_conv: bool = True
+    """False: the file has no last 1x1 convolution, and ours becomes the identity."""
 
 
 @dataclass(frozen=True)
 class KLEncoder:
-    """Shape and weights of an encoder, in our names."""
+    """Shape and weights of an encoder in our names, and those of ``STATISTICS`` that its config states."""
 
     size: EncoderSize
     state: dict[str, Tensor]
+    statistics: dict[str, Any]
 
 
 def read_kl_encoder(folder: str | Path) -> KLEncoder:
-    """Reads ``config.json`` and the safetensors of an ``AutoencoderKL`` folder.
+    """The encoder of an ``AutoencoderKL`` folder. Raises CheckpointError if it is missing or holds something else."""
+    found = read_config(folder).get("_class_name")
+    if found != "AutoencoderKL":
+        raise CheckpointError(f"{folder}: expected an AutoencoderKL, found {short(found)}")
+    return read_encoder(folder)
 
-    Raises CheckpointError if the folder is missing or holds something else.
+
+def read_encoder(folder: str | Path) -> KLEncoder:
+    """The encoder of an ``AutoencoderKL`` or ``AutoencoderSSDD`` folder. Raises CheckpointError."""
+    layout = read_layout(folder)
+    files = find_weights(str(folder), lambda name: path if (path := Path(folder) / name).is_file() else None)
+    return KLEncoder(layout.size, _read_state(layout, files), layout.statistics)
+
+
+# ---- config.json ---------------------------------------------------------------------------------------------------
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The ``config.json`` of a folder. Raises CheckpointError if there is none, or it is not a JSON object."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: expected a model folder of diffusers, found no config.json there")
+    return _read_json(path)
+
+
+def read_layout(folder: str | Path) -> EncoderLayout:
+    """Size and names of a folder's encoder, by its config alone. Raises CheckpointError if it is not one of ours."""
+    source, config = str(folder), read_config(folder)
+    kind = config.get("_class_name")
+    if kind == "AutoencoderSSDD":
+        if not config.get("has_encoder", True):
+            raise CheckpointError(f"{source}: expected a model with an encoder, found one that only decodes")
+        size = _size(source, config, config.get("encoder_groups", GROUPS))
+        return EncoderLayout(source, size, read_statistics(source, config, size.latent_channels), [(r"^", "encoder.")])
+    if kind != "AutoencoderKL":
+        raise CheckpointError(f"{source}: expected AutoencoderKL or AutoencoderSSDD, found {short(kind)}; {_INSTEAD}")
+    config = KL_DEFAULTS | config
+    if config["shift_factor"] is None:
+        config["shift_factor"] = 0.0
+    size = _size(source, config, config["norm_num_groups"])
+    for name, expected in {
+        "in_channels": 3,
+        "down_block_types": ["DownEncoderBlock2D"] * len(size.channels),
+        "layers_per_block": BLOCKS,
+        "act_fn": "silu",
+        "mid_block_add_attention": True,
+    }.items():
+        if config[name] != expected and (name, config[name]) != ("act_fn", "swish"):  # another name of SiLU
+            raise CheckpointError(
+                f"{source}: expected {name} {short(expected)} as in ours, found {short(config[name])}; {_INSTEAD}"
+            )
+    statistics = read_statistics(source, config, size.latent_channels)
+    return EncoderLayout(source, size, statistics, DIFFUSERS_ENCODER, bool(config["use_quant_conv"]))
+
+
+def read_statistics(source: str, values: Mapping[str, Any], channels: int) -> dict[str, Any]:
+    """Those of ``STATISTICS`` that are stated, as numbers and tuples of numbers. Raises CheckpointError."""
+    stated = {name: values[name] for name in STATISTICS if values.get(name) is not None}
+    for name, value in stated.items():
+        per_channel = name.startswith("latents_")
+        numbers = value if per_channel and isinstance(value, list | tuple) else (value,)
+        least = 0.0 if name in ("scaling_factor", "latents_std") else -1e30
+        sane = all(type(n) in (int, float) and least < n < 1e30 for n in numbers)  # false for NaN
+        if not sane or len(numbers) != (channels if per_channel else 1):
+            what = f"{channels} numbers (one per channel)" if per_channel else "a number"
+            above = " above zero" if least == 0 else ""
+            raise CheckpointError(f"{source}: expected {name} as {what}{above}, found {short(value)}")
+        stated[name] = tuple(map(float, numbers)) if per_channel else float(value)
+    return stated
+
+
+def _size(source: str, config: Mapping[str, Any], groups: Any) -> EncoderSize:
+    channels, latent = config.get("block_out_channels", []), config.get("latent_channels", 0)
+    if not isinstance(channels, list) or not 2 <= len(channels) <= _MOST_LEVELS:
+        raise CheckpointError(
+            f"{source}: expected block_out_channels of 2 to {_MOST_LEVELS} levels, found {short(channels)}"
+        )
+    if any(type(n) is not int or not 1 <= n <= _MOST_CHANNELS for n in (*channels, latent, groups)):
+        raise CheckpointError(
+            f"{source}: expected channels and norm groups as integers from 1 to {_MOST_CHANNELS}, found "
+            f"block_out_channels {short(channels)}, latent_channels {short(latent)}, groups {short(groups)}"
+        )
+    if any(c % groups for c in channels):
+        raise CheckpointError(f"{source}: expected channels in multiples of {groups} norm groups, found {channels}")
+    return EncoderSize(tuple(channels), latent, groups)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8") if path.stat().st_size <= _MOST_JSON_BYTES else "")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: expected a JSON object, found something else ({error})") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {short(found)}")
+    return found
+
+
+def short(value: Any) -> str:
+    """One short line, whatever the value."""
+    return value if isinstance(value, str) and re.fullmatch(r"[\w.-]{1,60}", value) else reprlib.repr(value)
+
+
+# ---- weights -------------------------------------------------------------------------------------------------------
+
+
+def find_weights(source: str, fetch: Callable[[str], Path | None]) -> list[Path]:
+    """The safetensors of a model: one file, or the shards of an index; half precision where there is nothing else.
+
+    ``fetch`` gives the path of a file beside ``config.json``, or None if there is none. Raises CheckpointError.
     """
-    folder = Path(folder)
-    for needed in ("config.json", "diffusion_pytorch_model.safetensors"):
-        if not (folder / needed).is_file():
-            raise CheckpointError(f"{folder}: expected a KL-VAE folder of diffusers, found no {needed} there")
-    config = json.loads((folder / "config.json").read_text())
-    if config.get("_class_name") != "AutoencoderKL":
-        raise CheckpointError(f"{folder}: expected an AutoencoderKL, found {config.get('_class_name')}")
-    size = EncoderSize(tuple(config["block_out_channels"]), config["latent_channels"], config["norm_num_groups"])
+    found = next((path for path in map(fetch, _WEIGHTS) if path is not None), None)
+    if found is None:
+        raise CheckpointError(
+            f"{source}: expected {_WEIGHTS[0]}, found none; pickled weights (.bin) can run code and are never loaded: "
+            "convert them with diffusers' save_pretrained"
+        )
+    if found.suffix != ".json":
+        return [found]
+    shards = _read_json(found).get("weight_map")
+    names = sorted({str(s) for s in shards.values()}) if isinstance(shards, dict) else []
+    if not names or not all(re.fullmatch(r"\w[\w.-]*\.safetensors", name) for name in names):
+        raise CheckpointError(f"{found}: expected the names of safetensors files beside it, found {short(names)}")
+    files = {name: fetch(name) for name in names}
+    if missing := [name for name, path in files.items() if path is None]:
+        raise CheckpointError(f"{source}: expected all {len(names)} shards of {found.name}, found no {missing[0]}")
+    return [path for path in files.values() if path is not None]
+
+
+def _read_state(layout: EncoderLayout, files: list[Path]) -> dict[str, Tensor]:
+    """The encoder's tensors under our names; none is read before all names and shapes are right."""
     with torch.device("meta"):
-        expected = Expectation(Encoder(size), DIFFUSERS_ENCODER)
-    tensors = load_file(folder / "diffusion_pytorch_model.safetensors")
-    tensors = {k: v for k, v in tensors.items() if k.startswith(("encoder.", "quant_conv."))}
-    return KLEncoder(size, take(str(folder), tensors, expected))
+        expected = Expectation(Encoder(layout.size), layout.rules)
+    prefixes = ("encoder.", "quant_conv.") if layout.quant_conv else ("encoder.",)
+    where: dict[str, tuple[Any, str]] = {}
+    with ExitStack() as stack:
+        try:
+            for path in files:
+                file = stack.enter_context(safe_open(path, "pt"))
+                names = [name for name in sorted(file.keys()) if name.startswith(prefixes)]
+                where |= {rename(name, _OLD_ATTENTION): (file, name) for name in names}
+            headers = {name: _header(layout.source, file, key) for name, (file, key) in where.items()}
+            take(layout.source, headers | _identity(layout, "meta"), expected)
+            tensors = {name: file.get_tensor(key) for name, (file, key) in where.items()}
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{layout.source}: expected complete safetensors files, found something else or a part of one ({error})"
+            ) from error
+    return take(layout.source, tensors | _identity(layout, "cpu"), expected)
+
+
+def _header(source: str, file: Any, name: str) -> Tensor:
+    """A tensor of the file's shape and dtype, without memory."""
+    shape, dtype = file.get_slice(name).get_shape(), file.get_slice(name).get_dtype()
+    if dtype not in _DTYPES or max(shape, default=0) > _MOST_CHANNELS:
+        raise CheckpointError(f"{source}: expected {name} as {', '.join(_DTYPES)}, found {dtype} of {short(shape)}")
+    return torch.empty(shape, dtype=_DTYPES[dtype], device="meta")
+
+
+def _identity(layout: EncoderLayout, device: str) -> dict[str, Tensor]:
+    """The 1x1 convolution that changes nothing, where the file has none."""
+    if layout.quant_conv:
+        return {}
+    moments = 2 * layout.size.latent_channels
+    weight = torch.eye(moments, device=device)[:, :, None, None]
+    return {"quant_conv.weight": weight, "quant_conv.bias": torch.zeros(moments, device=device)}

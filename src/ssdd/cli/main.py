@@ -14,6 +14,7 @@ COMMANDS = {
     "encode": "images -> latent files",
     "decode": "latent files -> images",
     "convert": "a checkpoint in the authors' released layout -> a model folder",
+    "data": "check a data set: counts, sizes, broken files, a contact sheet",
     "train": "train a tokenizer by a recipe",
 }
 

@@ -1,6 +1,9 @@
 """``ssdd train RECIPE``: trains by a recipe; every setting can be overridden."""
 
+import difflib
 import logging
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +11,20 @@ from typing import Annotated
 
 import tyro
 
-from ..recipes import RECIPES
+from ..recipes import RECIPES, overview
 from ..training.config import TrainConfig
 
-_DESCRIPTION = "Train a tokenizer. The same command, run again, resumes exactly where it stopped."
+_USAGE = """usage: ssdd train RECIPE [OPTIONS]
+
+Train a tokenizer. The same command, run again, resumes exactly where it stopped.
+
+recipes:
+{overview}
+
+ssdd train RECIPE --help lists every setting of a recipe. On several GPUs:
+torchrun --nproc-per-node 8 -m ssdd train RECIPE [OPTIONS]
+
+Exit status: 0 finished; 143 stopped by SIGTERM or 130 by Ctrl-C, both with a checkpoint saved."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +38,34 @@ class Train:
 
 def parse(arguments: Sequence[str]) -> Train:
     """``RECIPE [--out DIR] [--data.paths ...] [any setting of TrainConfig]``."""
-    recipe = tyro.extras.subcommand_type_from_defaults(
-        {name: Train(make(), Path("runs") / name) for name, make in RECIPES.items()},
-        {name: (make.__doc__ or "").strip() for name, make in RECIPES.items()},
-    )
-    return tyro.cli(recipe, prog="ssdd train", args=list(arguments), description=_DESCRIPTION)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_USAGE.format(overview=overview()))
+        raise SystemExit(0 if arguments else 2)
+    name, *rest = arguments
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else "; ssdd train --help lists them"
+        print(f"ssdd train: error: expected a recipe, found {name!r}{hint}", file=sys.stderr)
+        raise SystemExit(2)
+    recipe = RECIPES[name]
+    description = f"{recipe.summary} The same command, run again, resumes exactly."
+    default = Train(recipe(), Path("runs") / name)
+    return tyro.cli(Train, prog=f"ssdd train {name}", args=rest, default=default, description=description)
 
 
 def run(options: Train) -> int:
     from ..training.loop import train
+    from ..training.watch import TrainingStopped
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    model = train(options.recipe, options.out)
-    print(f"trained model in {model}")
+    main = os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks for all; warnings come from each
+    logging.basicConfig(level=logging.INFO if main else logging.WARNING, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        model = train(options.recipe, options.out)
+    except TrainingStopped as stopped:
+        if main:
+            print(f"ssdd train: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal_number
+    if main:
+        print(f"trained model in {model}")
     return 0

@@ -5,8 +5,14 @@ crop, flipped or not. So a run that stopped after p images goes on with image p,
 """
 
 import functools
-import warnings
+import logging
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +23,61 @@ from .sources import ImageSource
 from .transforms import training_crop
 
 _TRIES = 100
+_LOG = logging.getLogger(__name__)
+
+
+class BrokenImages:
+    """The unreadable images that a run has met: each is named once, and too many of them end the run.
+
+    It lives in the training process, which is told what the workers met, so an image that several of them found
+    broken counts once.
+    """
+
+    def __init__(self, limit: int = 1000) -> None:
+        """``limit``: how many images may be unreadable; 0 for none."""
+        self.limit = limit
+        self._names: dict[str, None] = {}  # in the order in which they were met
+
+    @property
+    def count(self) -> int:
+        return len(self._names)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._names)
+
+    def add(self, name: str, reason: str) -> None:
+        """Count the image ``name``; ``reason`` is the line that names it and says why it cannot be read.
+
+        Raises ImageError beyond the limit.
+        """
+        if name in self._names:
+            return
+        self._names[name] = None
+        _LOG.warning("skipped: %s", reason)
+        if self.count > self.limit:
+            raise ImageError(
+                f"expected at most {self.limit} unreadable images, found {self.count}; `ssdd data check` lists all of "
+                "them, --data.broken-limit raises the limit"
+            )
+
+
+class Skipped(NamedTuple):
+    """An unreadable image: its name and the line that says why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Crop:
+    """What is at one position of the stream: uint8 (S, S, 3), and the images before it that could not be read.
+
+    No pixels if there were too many of these.
+    """
+
+    pixels: np.ndarray | None
+    skipped: tuple[Skipped, ...]
 
 
 class CropStream(Dataset[torch.Tensor]):
@@ -28,26 +89,33 @@ class CropStream(Dataset[torch.Tensor]):
         self.scale = scale
         self.flip = flip
         self.seed = seed
-        self._reported: set[int] = set()
 
     def __getitem__(self, position: int) -> torch.Tensor:
-        """uint8 (3, S, S). A photograph that cannot be read is reported once, and the next one is taken."""
+        """uint8 (3, S, S). Raises ImageError if a hundred photographs in a row, or all, cannot be read."""
+        crop = self.crop(position)
+        if crop.pixels is None:
+            raise ImageError(_too_many_in_a_row(crop))
+        return torch.from_numpy(crop.pixels).permute(2, 0, 1)
+
+    def crop(self, position: int) -> Crop:
+        """The crop at a position; in place of a photograph that cannot be read the next one is taken."""
         epoch, offset = divmod(position, len(self.source))
         order = _permutation(self.seed, epoch, len(self.source))
-        tries = min(_TRIES, len(self.source))
-        for i in range(tries):
+        skipped: list[Skipped] = []
+        for i in range(min(_TRIES, len(self.source))):
             index = int(order[(offset + i) % len(self.source)])
             try:
                 image = self.source.read(index)
             except ImageError as error:
-                if index not in self._reported:
-                    self._reported.add(index)
-                    warnings.warn(f"skipped: {error}", stacklevel=1)
+                skipped.append(Skipped(self.source.name(index), str(error)))
                 continue
             random = np.random.default_rng([self.seed, position])
-            crop = training_crop(image, self.size, self.scale, self.flip, random)
-            return torch.from_numpy(crop).permute(2, 0, 1)
-        raise ImageError(f"expected readable images, found {tries} unreadable ones in a row")
+            return Crop(training_crop(image, self.size, self.scale, self.flip, random), tuple(skipped))
+        return Crop(None, tuple(skipped))
+
+
+def _too_many_in_a_row(crop: Crop) -> str:
+    return f"expected readable images, found {len(crop.skipped)} unreadable ones in a row"
 
 
 @functools.lru_cache(maxsize=2)
@@ -69,29 +137,100 @@ class _BatchPositions(Sampler[list[int]]):
             first += self.batch_size
 
 
+class _Batch(NamedTuple):
+    """What a worker sends: errors too, since one that it raised would come with its traceback in the message."""
+
+    crops: torch.Tensor
+    skipped: list[Skipped]
+    error: str | None
+
+
+class _BatchReader(Dataset[_Batch]):
+    """Maps the positions of a batch to its crops: what a worker does."""
+
+    def __init__(self, stream: CropStream) -> None:
+        self.stream = stream
+
+    def __getitem__(self, positions: list[int]) -> _Batch:
+        size = self.stream.size
+        crops = torch.empty(len(positions), 3, size, size, dtype=torch.uint8)
+        planes = crops.numpy()
+        skipped: list[Skipped] = []
+        for i, position in enumerate(positions):
+            crop = self.stream.crop(position)
+            skipped += crop.skipped
+            if crop.pixels is None:
+                return _Batch(crops, skipped, _too_many_in_a_row(crop))
+            planes[i] = crop.pixels.transpose(2, 0, 1)
+        return _Batch(crops, skipped, None)
+
+
 def crop_batches(
-    stream: CropStream, start: int, batch_size: int, workers: int, rank: int = 0, processes: int = 1
+    stream: CropStream,
+    start: int,
+    batch_size: int,
+    workers: int,
+    rank: int = 0,
+    processes: int = 1,
+    broken: BrokenImages | None = None,
 ) -> Iterator[torch.Tensor]:
     """Endless batches, uint8 (batch_size / processes, 3, S, S), from position ``start`` of the stream.
 
-    Raises ValueError if the global batch does not divide by the number of processes.
+    Args:
+        stream: what the positions stand for.
+        start: images seen so far, by all processes together.
+        batch_size: the global batch, in images.
+        workers: processes that read and crop; 0 does it in this one.
+        rank: which of the ``processes`` that train this one is.
+        processes: how many share each batch.
+        broken: counts the unreadable images of this process; by default up to 1000 of them are skipped.
+
+    Raises:
+        ValueError: the global batch does not divide by the number of processes.
+        ImageError: while reading, beyond the limit of ``broken`` or for 100 unreadable images in a row.
     """
     if batch_size % processes:
         raise ValueError(f"expected a batch size divisible by {processes} processes, found {batch_size}")
     loader = DataLoader(
-        stream,
-        batch_sampler=_BatchPositions(start, batch_size, rank, processes),
+        _BatchReader(stream),
+        batch_size=None,  # a batch is made as a whole, by the reader
+        sampler=_BatchPositions(start, batch_size, rank, processes),
         num_workers=workers,
-        persistent_workers=workers > 0,
+        worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available(),
     )
-    return _batches(iter(loader))
+    return _batches(iter(loader), BrokenImages() if broken is None else broken)
 
 
-def _batches(batches: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """The batches; a worker's ImageError keeps its one line and loses the worker's traceback."""
+def _batches(batches: Iterator[_Batch], broken: BrokenImages) -> Iterator[torch.Tensor]:
     try:
-        yield from batches
-    except ImageError as error:
-        line = str(error).strip().splitlines()[-1]
-        raise ImageError(line.removeprefix(f"{ImageError.__module__}.{ImageError.__qualname__}: ")) from error
+        for batch in batches:
+            for skipped in batch.skipped:
+                broken.add(skipped.name, skipped.reason)
+            if batch.error is not None:
+                raise ImageError(batch.error)
+            yield batch.crops
+    finally:
+        del batches  # ends the workers now, and not when the last traceback of an error is forgotten
+
+
+def start_worker(_: int) -> None:
+    """Makes a DataLoader's worker outlive a signal to the whole group of processes.
+
+    Ctrl-C, or a scheduler that ends a job, signals every process of it. The training process then saves, and may want
+    more batches before that; its workers end when it tells them to, or when it is gone.
+    """
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # `multiprocessing` ends workers by SIGTERM too, and waits for them, so one from the parent counts. Where the
+    # sender cannot be told (macOS), each SIGTERM ends the worker, as it does without this function.
+    parent = multiprocessing.parent_process()
+    if parent is not None and hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_when_parent_says_so, args=(parent.pid,), daemon=True).start()
+
+
+def _end_when_parent_says_so(parent: int | None) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+        pass
+    os._exit(0)

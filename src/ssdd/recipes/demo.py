@@ -1,11 +1,21 @@
-"""The embedded demo model, in three stages that two CPU cores finish within two hours.
+"""The embedded demo model, in stages that two CPU cores finish within two hours.
 
 First the encoder, as part of a small KL-VAE; then, the encoder frozen, the diffusion decoder on its latents, at 64 px
 and for a short time at 128 px, where the attention window is as large as it will be in any image. With a GPU, all of
 it in one run: ``demo_gpu``.
 """
 
-from ..training.config import DataConfig, LossConfig, ModelConfig, OptimizerConfig, TrainConfig
+from dataclasses import replace
+
+from ..training.config import (
+    AverageConfig,
+    DataConfig,
+    LogConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 
 
 def demo_encoder() -> TrainConfig:
@@ -18,8 +28,8 @@ def demo_encoder() -> TrainConfig:
         optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_images=1500, decay_images=10_000),
         total_images=32_000,
         batch_size=32,
-        ema_halflife_images=1500,
-        checkpoint_images=3200,
+        average=AverageConfig(halflife_images=1500),
+        log=LogConfig(sample_images=3200, checkpoint_images=3200),
     )
 
 
@@ -27,21 +37,14 @@ def demo_decoder() -> TrainConfig:
     """XXS diffusion decoder on the frozen encoder of ``demo-encoder`` by flow matching + LPIPS at 64 px."""
     return TrainConfig(
         stage="flow",
-        model=ModelConfig(
-            encoder="f8c4",
-            encoder_width=32,
-            encoder_groups=8,
-            decoder="XXS",
-            encoder_from="runs/demo-encoder/model",
-            train_encoder=False,
-        ),
+        model=ModelConfig("runs/demo-encoder", decoder="XXS", train_encoder=False),
         data=DataConfig(resolution=64, scale=3.0, workers=1),
         loss=LossConfig(lpips_network="squeeze"),
         optimizer=OptimizerConfig(learning_rate=7e-4, warmup_images=1600, decay_images=12_000),
         total_images=40_000,
         batch_size=16,
-        ema_halflife_images=1500,
-        checkpoint_images=3200,
+        average=AverageConfig(halflife_images=1500),
+        log=LogConfig(sample_images=3200, checkpoint_images=3200),
     )
 
 
@@ -49,15 +52,23 @@ def demo_finetuning() -> TrainConfig:
     """The decoder of ``demo-decoder``, encoder frozen, for a short time at 128 px."""
     return TrainConfig(
         stage="flow",
-        model=ModelConfig(start_from="runs/demo-decoder/model", train_encoder=False),
+        model=ModelConfig(start_from="runs/demo-decoder", train_encoder=False),
         data=DataConfig(resolution=128, scale=1.25, workers=1),
         loss=LossConfig(lpips_network="squeeze"),
         optimizer=OptimizerConfig(learning_rate=3e-4, warmup_images=200, decay_images=3000),
         total_images=4000,
         batch_size=16,
-        ema_halflife_images=400,
-        checkpoint_images=800,
+        average=AverageConfig(halflife_images=400),
+        log=LogConfig(sample_images=800, checkpoint_images=800),
     )
+
+
+def demo_distillation() -> TrainConfig:
+    """The decoder of ``demo-finetuning`` to one step, at 128 px."""
+    config = demo_finetuning()
+    model = replace(config.model, start_from="runs/demo-finetuning")
+    optimizer = OptimizerConfig(learning_rate=1e-4, warmup_images=200, decay_images=1500)
+    return replace(config, stage="distillation", model=model, optimizer=optimizer, total_images=3200)
 
 
 def demo_gpu() -> TrainConfig:
@@ -70,8 +81,7 @@ def demo_gpu() -> TrainConfig:
         optimizer=OptimizerConfig(learning_rate=5e-4, warmup_images=10_000, decay_images=100_000),
         total_images=400_000,
         batch_size=64,
-        ema_halflife_images=5000,
+        average=AverageConfig(halflife_images=5000),
         compile=True,
-        log_images=6400,
-        checkpoint_images=40_000,
+        log=LogConfig(stats_images=6400, sample_images=40_000, checkpoint_images=40_000),
     )

@@ -2,101 +2,168 @@
 
 A run's folder::
 
-    config.json                    the resolved configuration
-    stats.jsonl                    one line per log interval
-    checkpoints/000123456/         images seen: model, average, optimiser, clock
-    model/                         the result, written at the end
+    checkpoints/000123456/         images seen
+        model.safetensors          the trainable network (frozen ones are no part of it)
+        average.safetensors        its moving average
+        optimizer.safetensors      state of the optimiser, and adversary*.safetensors where there is an adversary
+        state.json                 clock, plain numbers of the optimisers, a checksum of each file
 
-A checkpoint is written beside its place and renamed, so that one with its final name is complete. Random numbers
-need no state: every draw is a function of (seed, images seen).
+A checkpoint is written beside its place, flushed and renamed, so that one with its final name was complete; the
+checksums tell whether it still is. Tensors are whole, whatever the number of processes and the way they share the
+model. Random numbers need no state: every draw is a function of (seed, images seen).
 """
 
+import hashlib
 import json
+import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..files import share
+from .distribution import like, whole
 
-KEEP = 2
-"""Checkpoints of a run that are kept."""
+logger = logging.getLogger(__name__)
+
+Tensors = dict[str, Tensor]
 
 
-def save_checkpoint(
-    run: Path, images_seen: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
-) -> Path:
-    """Writes a checkpoint and removes the oldest ones. Returns its folder."""
-    folder = run / "checkpoints" / f"{images_seen:012d}"
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    tensors, numbers = _flatten_optimizer(optimizer)
-    _save(model.state_dict(), partial / "model.safetensors")
-    _save(average.state_dict(), partial / "average.safetensors")
-    _save(tensors, partial / "optimizer.safetensors")
-    (partial / "state.json").write_text(json.dumps({"images_seen": images_seen, "optimizer": numbers}))
-    for path in [*partial.iterdir(), partial]:
-        _sync(path)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    _sync(folder.parent)
-    for old in list_checkpoints(run)[:-KEEP]:
-        shutil.rmtree(old)
-    return folder
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that is incomplete or has changed since it was written; one line with what is wrong."""
+
+
+def checkpoint_folder(run: Path, images_seen: int) -> Path:
+    """Where the checkpoint at that clock lies."""
+    return run / "checkpoints" / f"{images_seen:012d}"
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
+    """Checkpoints of a run with their final name, oldest first."""
     return sorted(p for p in (run / "checkpoints").glob("[0-9]*") if p.name.isdigit())
 
 
-def load_checkpoint(folder: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restores all three in place. Returns the images seen."""
-    state = json.loads((folder / "state.json").read_text())
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    average.load_state_dict(load_file(folder / "average.safetensors"))
-    _restore_optimizer(optimizer, load_file(folder / "optimizer.safetensors"), state["optimizer"])
-    return int(state["images_seen"])
+def write_checkpoint(folder: Path, tensors: Mapping[str, Tensors], state: Mapping[str, Any]) -> None:
+    """Writes the files ``NAME.safetensors`` and ``state.json`` as one folder, whole or not at all.
+
+    Raises OSError (a full disk) with one line; nothing of the folder is left then, and older ones are untouched.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name, entries in tensors.items():
+            _save(entries, partial / f"{name}.safetensors")
+        checksums = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
+        (partial / "state.json").write_text(json.dumps({**state, "checksums": checksums}))
+        for path in [*partial.iterdir(), partial]:
+            _sync(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+        _sync(folder.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(
+            f"could not write the checkpoint {folder} ({' '.join(str(error).split())}); "
+            "the ones before it are intact: make room, and the same command goes on from there"
+        ) from error
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    # Its own copy of each tensor, in plain memory order: the file format knows neither sharing nor channels-last.
-    # (The order in memory is no part of a weight; the loop sets it again.)
-    save_file({k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}, path)
-    share(path)
+def read_checkpoint(folder: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
+    """The tensors of each file and the state. Raises DamagedCheckpoint."""
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        checksums = dict(state.pop("checksums"))
+        for name, expected in checksums.items():
+            if _checksum(folder / name) != expected:
+                raise DamagedCheckpoint(f"{folder / name} is not what was written")
+        return {name.removesuffix(".safetensors"): load_file(folder / name) for name in checksums}, state
+    except DamagedCheckpoint:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise DamagedCheckpoint(f"{folder}: {' '.join(str(error).split())}") from error
 
 
-def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    """Optimiser state as tensors named ``INDEX.NAME`` and the plain numbers beside them."""
-    tensors: dict[str, Tensor] = {}
+def newest_checkpoint(run: Path) -> tuple[dict[str, Tensors], dict[str, Any]] | None:
+    """The newest undamaged checkpoint, or None where there is none at all; says which ones it passed over.
+
+    Raises DamagedCheckpoint if there are some and all are damaged.
+    """
+    folders = list_checkpoints(run)
+    for folder in reversed(folders):
+        try:
+            return read_checkpoint(folder)
+        except DamagedCheckpoint as error:
+            logger.warning("damaged checkpoint passed over: %s", error)
+    if folders:
+        raise DamagedCheckpoint(
+            f"{run}: all {len(folders)} checkpoints are damaged; to begin anew, choose another --out folder"
+        )
+    return None
+
+
+def prune_checkpoints(run: Path, keep: int, milestone_images: int) -> None:
+    """Removes all but the last ``keep`` and the milestones: the first at or after each multiple of that clock."""
+    folders = list_checkpoints(run)
+    kept = set(folders[-keep:])
+    milestone = 0
+    for folder in folders:
+        passed = int(folder.name) // milestone_images if milestone_images else 0
+        if passed > milestone:
+            milestone = passed
+            kept.add(folder)
+    for folder in folders:
+        if folder not in kept:
+            shutil.rmtree(folder)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict[str, Any]]:
+    """Its state: whole tensors named ``INDEX.NAME``, and the plain numbers of parameters and groups."""
+    tensors: Tensors = {}
     numbers: dict[str, dict[str, Any]] = {}
-    for index, entries in optimizer.state_dict()["state"].items():
+    content = optimizer.state_dict()
+    for index, entries in content["state"].items():
         for name, value in entries.items():
             if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value
+                tensors[f"{index}.{name}"] = whole(value)
             else:
                 numbers.setdefault(str(index), {})[name] = value
-    return tensors, numbers
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in content["param_groups"]]
+    return tensors, {"state": numbers, "groups": groups}
 
 
-def _restore_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, dict[str, Any]]
-) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, numbers: Mapping[str, Any]) -> None:
+    """The inverse of ``optimizer_tensors``, into an optimiser over the same parameters."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in numbers.items()}
+    state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in numbers["state"].items()}
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)
         parameter = parameters[int(index)]
-        if tensor.shape == parameter.shape:
-            # in the parameter's order in memory (channels-last): fused optimisers walk through both side by side
-            tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
-        state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        state.setdefault(int(index), {})[name] = like(tensor, parameter) if tensor.shape == parameter.shape else tensor
+    groups = [
+        {**new, **{k: tuple(v) if isinstance(v, list) else v for k, v in old.items()}, "params": new["params"]}
+        for new, old in zip(optimizer.state_dict()["param_groups"], numbers["groups"], strict=True)
+    ]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _save(tensors: Tensors, path: Path) -> None:
+    # Its own copy of each tensor, in plain memory order: the file format knows neither sharing nor channels-last.
+    # (The order in memory is no part of a weight; the loop sets it again.)
+    plain = {k: v.detach().to("cpu").clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+    save_file(plain, path)
+    share(path)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

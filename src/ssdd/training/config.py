@@ -3,8 +3,9 @@
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from ..objectives.perceptual import LPIPSNetwork
 
@@ -13,18 +14,17 @@ from ..objectives.perceptual import LPIPSNetwork
 class ModelConfig:
     """What is trained, and from which weights it starts."""
 
-    encoder: str = "f8c4"
-    """Spatial factor and latent channels."""
+    encoder: Annotated[str, tyro.conf.arg(aliases=["--encoder"])] = "f8c4"
+    """``f8c4``, ``f16c16``, ...: a fresh one. Or a trained one: a run's or a model's folder, a Hugging Face id (ours,
+    or any diffusers AutoencoderKL), or your own ``package.module:name`` or ``file.py:name``."""
     encoder_width: int = 128
-    """Channels of the first encoder level; 64 or 32 for a small encoder."""
+    """Channels of the first level of a fresh encoder; 64 or 32 for a small one."""
     encoder_groups: int = 32
-    """Groups of the encoder's norms; fewer than its width for a small encoder."""
+    """Groups of the norms of a fresh encoder; fewer than its width for a small one."""
     decoder: str = "S"
     """Decoder size; see ``ssdd.nn.presets``."""
-    encoder_from: str | None = None
-    """Folder of a diffusers KL-VAE (such as the ``model`` folder of a kl-vae run) whose encoder is taken."""
     start_from: str | None = None
-    """Folder or name of an SSDD model (such as the ``model`` folder of another run) to start from."""
+    """A whole model to start from: another run's folder, a model's folder, an embedded name or a Hugging Face id."""
     train_encoder: bool = True
     """False: the encoder is frozen, and the decoder is trained on its latents."""
 
@@ -34,34 +34,47 @@ class DataConfig:
     """Training crops."""
 
     paths: tuple[str, ...] = ()
-    """Folders and uncompressed tar files of photographs."""
+    """Folders, uncompressed tar files and Hugging Face data sets (``hf:NAME:SPLIT``) of photographs."""
+    validation: tuple[str, ...] = ()
+    """Where the fixed images of the sample grids come from; by default the training photographs."""
     resolution: int = 128
     """Side of the crops in pixels."""
     scale: float = 2.0
     """Shorter side resized to U{resolution .. scale * resolution} before the crop; 1 switches that off."""
     flip: bool = True
     workers: int = 2
-    """Processes that read and crop; 0 does it in the training process."""
+    """Processes that read and crop, for each training process; 0 does it in the training process."""
+    broken_limit: int = 1000
+    """Unreadable photographs after which a training process gives up."""
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the objectives."""
+    """Weights of the objectives; 0 switches one off."""
 
     flow: float = 1.0
-    """Flow matching (stage flow)."""
+    """Flow matching (stages flow, distillation)."""
     l1: float = 1.0
     """Absolute error (stage kl-vae)."""
     lpips: float = 0.5
     lpips_network: LPIPSNetwork = "vgg"
+    repa: float = 0.0
+    """Alignment of the decoder's features with those of ``repa_network`` (stages flow, distillation)."""
+    repa_network: str = "facebook/dinov2-base"
+    """Hugging Face id or folder of a DINOv2."""
     kl: float = 1e-6
     """KL of the posterior, summed over the latent; counts only while the encoder is trained."""
+    adversarial: float = 0.0
+    """PatchGAN: for the KL-VAE baseline (times the adaptive weight), and as an ablation of the flow stage."""
+    adversarial_from_images: int = 0
+    """Images seen before the discriminator comes in."""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a linear warm-up, a plateau, and a linear decay to zero at the end."""
+    """The update, with a linear warm-up, a plateau, and a linear decay to zero at the end."""
 
+    name: Literal["adamw", "schedule-free-radam"] = "adamw"
     learning_rate: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 1e-2
@@ -74,33 +87,80 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class AverageConfig:
+    """Exponential moving average of the weights: what is exported."""
+
+    halflife_images: float = 10_000
+    """Images after which an old weight counts half."""
+    from_images: int = 0
+    """Images seen before the averaging begins; until then the average is the weights themselves."""
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """How often a run writes what, in images seen. None of it changes the result."""
+
+    stats_images: int = 1024
+    """Between two lines of ``stats.jsonl``; the only moments at which the loop waits for the device."""
+    sample_images: int = 50_000
+    """Between two sample grids; 0 for none."""
+    sample_count: int = 8
+    """Images of a sample grid."""
+    checkpoint_images: int = 10_000
+    """Between two checkpoints."""
+    keep_checkpoints: int = 2
+    """Latest checkpoints that are kept."""
+    milestone_images: int = 0
+    """Checkpoints nearest above multiples of this are kept for ever; 0 for none."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run."""
 
-    stage: Literal["flow", "kl-vae"] = "flow"
-    """``flow``: the diffusion decoder. ``kl-vae``: encoder and plain decoder by regression."""
+    stage: Literal["flow", "distillation", "kl-vae"] = "flow"
+    """``flow``: the diffusion decoder. ``distillation``: to one step. ``kl-vae``: encoder and plain decoder."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    average: AverageConfig = field(default_factory=AverageConfig)
+    log: LogConfig = field(default_factory=LogConfig)
     total_images: int = 1_000_000
     batch_size: int = 256
-    """Global batch in images."""
-    ema_halflife_images: int = 10_000
-    """Images after which an old weight counts half in the average."""
+    """Images of one update, over all processes."""
+    microbatch: int = 0
+    """Images of one forward pass of one process; gradients are accumulated over them. 0: the process' whole part."""
+    teacher_steps: int = 12
+    """Euler steps of the teacher (stage distillation)."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: autocast; weights and optimiser stay in float32."""
+    tf32: bool = True
+    """Float32 matrix products and convolutions of a GPU round their inputs to TF32."""
     compile: bool = False
-    """``torch.compile`` the network."""
+    """``torch.compile`` the networks."""
+    recompute: bool = False
+    """Activations are computed again in the backward pass instead of kept: less memory, about a third slower."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Several processes: a copy of the model in each, or (large sizes) sharded over them by FSDP2."""
+    nonfinite_limit: int = 10
+    """Updates in a row skipped for a loss or gradient that is not finite, before the run stops."""
     seed: int = 0
-    log_images: int = 1024
-    """Images between two lines of ``stats.jsonl``."""
-    checkpoint_images: int = 10_000
-    """Images between two checkpoints."""
 
 
-RESUMABLE = ("data.paths", "data.workers", "compile", "log_images", "checkpoint_images")
-"""Settings that may change between two starts of one run: they don't change what is computed."""
+RESUMABLE = (
+    "data.paths",
+    "data.validation",
+    "data.workers",
+    "data.broken_limit",
+    "log.*",
+    "compile",
+    "recompute",
+    "parallel",
+    "microbatch",
+    "nonfinite_limit",
+)
+"""Settings that may change between two starts of one run: they change nothing that is computed, but for rounding."""
 
 
 def to_json(config: TrainConfig) -> str:
@@ -111,8 +171,12 @@ def to_json(config: TrainConfig) -> str:
 def differences(config: TrainConfig, saved: str) -> list[str]:
     """Settings of ``config`` that differ from those of a saved run and would change it: ``name: saved -> new``."""
     new, old = _flat(json.loads(to_json(config))), _flat(json.loads(saved))
-    names = sorted((new.keys() | old.keys()) - set(RESUMABLE))
+    names = sorted(n for n in new.keys() | old.keys() if not _resumable(n))
     return [f"{n}: {old.get(n)} -> {new.get(n)}" for n in names if new.get(n) != old.get(n)]
+
+
+def _resumable(name: str) -> bool:
+    return name in RESUMABLE or f"{name.partition('.')[0]}.*" in RESUMABLE
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -122,12 +186,31 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def check(config: TrainConfig) -> None:
+def check(config: TrainConfig, processes: int = 1) -> None:
     """Raises ValueError with one line if the settings cannot be trained."""
     if not config.data.paths:
         raise ValueError("expected photographs to train on: pass --data.paths FOLDER_OR_TAR ...")
     if config.total_images < 1 or config.batch_size < 1:
         raise ValueError("expected total_images and batch_size of at least 1")
-    missing = [p for p in config.data.paths if not Path(p).exists()]
-    if missing:
-        raise ValueError(f"{missing[0]}: expected a folder or a tar file of photographs, found nothing there")
+    if config.batch_size % processes:
+        raise ValueError(f"expected a batch size divisible by {processes} processes, found {config.batch_size}")
+    local = config.batch_size // processes
+    if config.microbatch and local % config.microbatch:
+        raise ValueError(f"expected a microbatch that divides the {local} images of a process, {config.microbatch} not")
+    if config.data.scale < 1 or config.data.resolution < 8:
+        raise ValueError("expected a data.scale of at least 1 and a data.resolution of at least 8")
+    if config.log.stats_images < 1 or config.log.checkpoint_images < 1 or config.log.keep_checkpoints < 1:
+        raise ValueError("expected log.stats_images, log.checkpoint_images and log.keep_checkpoints of at least 1")
+    if config.stage == "distillation" and (config.model.start_from is None or config.model.train_encoder):
+        raise ValueError(
+            "distillation needs the teacher (--model.start-from FOLDER) and a frozen encoder (--model.no-train-encoder)"
+        )
+    if config.stage == "distillation" and config.loss.adversarial:
+        raise ValueError("expected no adversarial loss in distillation: pass --loss.adversarial 0")
+    if config.stage == "kl-vae" and config.parallel == "fsdp":
+        raise ValueError("the kl-vae stage is small enough for one GPU: use --parallel ddp")
+
+
+def microbatch_size(config: TrainConfig, processes: int) -> int:
+    """Images of one forward pass of one process."""
+    return config.microbatch or config.batch_size // processes

@@ -1,18 +1,20 @@
 """Random draws of a training step: a function of (seed, images seen), equal for any number of processes."""
 
+import random
+
 import numpy as np
 import torch
 from torch import Tensor
 
 
 class BatchRandom:
-    """Draws for the whole global batch and keeps this process' part, so that how the batch is cut does not matter.
+    """Draws for the whole global batch and keeps one part, so that how the batch is cut does not matter.
 
     Args:
         seed: of the run.
         images_seen: clock at the start of the step.
         batch_size: images of the global batch.
-        part: this process' images, a slice of the global batch.
+        part: the images of one forward pass of this process, a slice of the global batch.
         device: where the draws are wanted (the CPU and CUDA streams differ).
     """
 
@@ -25,3 +27,14 @@ class BatchRandom:
         """Standard normal draws, (images of this part, *shape)."""
         draws = torch.randn(self.batch_size, *shape, generator=self.generator, device=self.device)
         return draws[self.part]
+
+
+def seed_global_generators(seed: int, images_seen: int, rank: int) -> None:
+    """Seeds Python's, NumPy's and torch's own generators for one step.
+
+    Nothing here draws from them, but a user's encoder may: with this, a resumed run repeats that as well.
+    """
+    state = np.random.SeedSequence([seed, images_seen, rank + 1]).generate_state(3, np.uint32)
+    random.seed(int(state[0]))
+    np.random.seed(int(state[1]))
+    torch.manual_seed(int(state[2]))

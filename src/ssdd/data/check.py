@@ -1,0 +1,163 @@
+"""Reading every image of a source once: what is there, what is broken, what is there twice."""
+
+import hashlib
+import io
+import warnings
+from array import array
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from .images import ImageError, read_image
+from .loader import start_worker
+from .sources import ImageSource
+
+THUMBNAIL = 160  # longer side in pixels
+_CHUNK = 16  # images that a worker sends together
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What one image is."""
+
+    index: int
+    size: int = 0
+    """Bytes of the encoded image."""
+    digest: int = 0
+    """64 bits of a hash of these bytes: among a million different images, two agree with a chance of 3e-8."""
+    height: int = 0
+    width: int = 0
+    """As a viewer shows it, in pixels."""
+    kind: str = ""
+    """Format and mode by Pillow's names, as in ``JPEG RGB``."""
+    thumbnail: np.ndarray | None = None
+    """uint8 (h, w, 3), where it was asked for."""
+    broken: str | None = None
+    """One line with the image's name and the reason if it cannot be read. Then only ``index`` counts besides."""
+
+
+def inspect(source: ImageSource, workers: int = 0, thumbnails: Collection[int] = ()) -> Iterator[Inspection]:
+    """Each image of the source in turn, read by ``workers`` processes (0: by this one).
+
+    Args:
+        source: any; only a few images of it are in memory at a time.
+        workers: at least 0. Raises ValueError for less.
+        thumbnails: indices of the images that a thumbnail is made of.
+    """
+    loader = DataLoader(
+        _Inspector(source, frozenset(thumbnails)),
+        batch_size=None,
+        sampler=_Chunks(len(source)),
+        num_workers=workers,
+        worker_init_fn=start_worker,
+        collate_fn=_unchanged,
+    )
+    for chunk in loader:
+        yield from chunk
+
+
+class _Chunks:
+    """The indices 0 .. length - 1 in ranges of a few."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return -(-self.length // _CHUNK)
+
+    def __iter__(self) -> Iterator[range]:
+        for first in range(0, self.length, _CHUNK):
+            yield range(first, min(first + _CHUNK, self.length))
+
+
+class _Inspector(Dataset[list[Inspection]]):
+    def __init__(self, source: ImageSource, thumbnails: frozenset[int]) -> None:
+        self.source, self.thumbnails = source, thumbnails
+
+    def __getitem__(self, indices: range) -> list[Inspection]:
+        return [self._inspect(i) for i in indices]
+
+    def _inspect(self, index: int) -> Inspection:
+        name = self.source.name(index)
+        try:
+            content = self.source.content(index)
+            image = read_image(io.BytesIO(content), name=name)
+        except ImageError as error:
+            return Inspection(index, broken=str(error))
+        except MemoryError:
+            return Inspection(index, broken=f"{name}: expected an image that fits memory, found a larger one")
+        digest = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+        height, width = image.shape[:2]
+        small = _thumbnail(image) if index in self.thumbnails else None
+        return Inspection(index, len(content), digest, height, width, _kind(content), small)
+
+
+def _unchanged(chunk: Any) -> Any:
+    """Instead of PyTorch's own conversion, which would make tensors of arrays."""
+    return chunk
+
+
+def _kind(content: bytes) -> str:
+    """Format and mode, of which only the header is parsed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of many pixels: `read_image` has its own limit
+            with Image.open(io.BytesIO(content)) as image:
+                return f"{image.format} {image.mode}"
+    except Image.DecompressionBombError:
+        return "unknown"
+
+
+def _thumbnail(image: np.ndarray) -> np.ndarray:
+    small = Image.fromarray(image)
+    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    return np.asarray(small)
+
+
+@dataclass
+class Summary:
+    """What ``inspect`` has found, in some 30 bytes an image."""
+
+    broken: list[str] = field(default_factory=list)
+    """A line for each image that cannot be read."""
+    kinds: Counter[str] = field(default_factory=Counter)
+    total_bytes: int = 0
+    _indices: array = field(default_factory=lambda: array("q"))
+    _digests: array = field(default_factory=lambda: array("Q"))
+    _heights: array = field(default_factory=lambda: array("l"))
+    _widths: array = field(default_factory=lambda: array("l"))
+
+    def add(self, found: Inspection) -> None:
+        if found.broken is not None:
+            self.broken.append(found.broken)
+            return
+        self.kinds[found.kind] += 1
+        self.total_bytes += found.size
+        self._indices.append(found.index)
+        self._digests.append(found.digest)
+        self._heights.append(found.height)
+        self._widths.append(found.width)
+
+    @property
+    def readable(self) -> int:
+        return len(self._indices)
+
+    def shorter_sides(self) -> np.ndarray:
+        """int (readable images), in pixels."""
+        return np.minimum(self._heights, self._widths)
+
+    def aspect_ratios(self) -> np.ndarray:
+        """Width / height, float (readable images)."""
+        return np.divide(self._widths, self._heights)
+
+    def duplicates(self) -> list[tuple[int, int]]:
+        """Index of each image whose bytes are those of an earlier one, with the index of the first such."""
+        _, first, group = np.unique(np.array(self._digests, np.uint64), return_index=True, return_inverse=True)
+        earliest = first[group]
+        again = np.flatnonzero(earliest != np.arange(len(group)))
+        return [(self._indices[i], self._indices[earliest[i]]) for i in again]

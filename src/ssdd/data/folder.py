@@ -1,0 +1,40 @@
+"""Images in folders."""
+
+from pathlib import Path
+
+import numpy as np
+
+from .images import ImageError, _printable, _reason, find_images, read_image
+from .names import PackedNames
+
+
+class FolderSource:
+    """Image files of a folder, recursively, sorted by name."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Raises ImageError for a folder that is missing or cannot be read."""
+        self._paths = PackedNames(str(file.path) for file in find_images([folder]))
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def name(self, index: int) -> str:
+        return self._paths[index]
+
+    def content(self, index: int) -> bytes:
+        """The encoded image. Raises ImageError."""
+        return file_content(self._paths[index])
+
+    def read(self, index: int) -> np.ndarray:
+        """uint8 (H, W, 3). Raises ImageError."""
+        return read_image(self._paths[index])
+
+
+def file_content(path: str) -> bytes:
+    """The bytes of a regular file. Raises ImageError."""
+    try:
+        if Path(path).is_file():  # no pipe, which would wait for its writer
+            return Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+        raise ImageError(f"{_printable(path)}: expected a readable image file, found {_reason(error)}") from error
+    raise ImageError(f"{_printable(path)}: expected an image file, found none")

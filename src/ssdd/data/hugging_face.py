@@ -1,0 +1,146 @@
+"""Images of Hugging Face data sets: from the hub, from ``save_to_disk``, from parquet files."""
+
+import importlib
+import io
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .folder import file_content
+from .images import ImageError, _printable, _reason, read_image
+
+PREFIX = "hf:"
+_PATH = re.compile(r"(?P<place>.+?)(:(?P<split>[\w.-]+(\[[\w:%-]*\])?))?")
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+_SHARD = re.compile(r"(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5}")
+_SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test"}
+_SPLIT_WORDS |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+
+
+class HuggingFaceSource:
+    """The images of one split, in its order: the first column with the feature ``Image``, not decoded by ``datasets``.
+
+    ``hf:OWNER/NAME[:SPLIT]`` is downloaded from the hub, or taken from the cache; ``hf:./folder[:SPLIT]`` (or an
+    absolute path) is what ``save_to_disk`` wrote, or a folder of parquet files. The split is ``train`` if not given;
+    of the hub's data sets and parquet files a part can be taken: ``train[:1000]``. No code of a data set is ever run.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Raises ImageError if there is no such data set, split or image column; ImportError without ``datasets``."""
+        place, split = _parse(path)
+        self._label = _printable(f"{PREFIX}{place}:{split}")
+        datasets = _package(self._label)
+        dataset = _load(datasets, place, split, self._label)
+        self._column = _image_column(datasets, dataset, self._label)
+        undecoded = dataset.select_columns([self._column]).cast_column(self._column, datasets.Image(decode=False))
+        self._dataset = undecoded.with_format(None)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def name(self, index: int) -> str:
+        return f"{self._label}[{index}]"
+
+    def content(self, index: int) -> bytes:
+        """The encoded image. Raises ImageError."""
+        name = self.name(index)
+        try:
+            image: dict[str, Any] | None = self._dataset[index][self._column]
+        except (OSError, ValueError) as error:  # pyarrow's errors are of these classes
+            raise ImageError(f"{name}: expected a readable row, found {_reason(error)}") from error
+        if image is not None and image["bytes"] is not None:
+            return image["bytes"]
+        if image is not None and image["path"] is not None:
+            return file_content(image["path"])
+        raise ImageError(f"{name}: expected an image, found an empty cell")
+
+    def read(self, index: int) -> np.ndarray:
+        """uint8 (H, W, 3). Raises ImageError."""
+        return read_image(io.BytesIO(self.content(index)), name=self.name(index))
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Has ``save_to_disk`` of ``datasets`` written this folder?"""
+    one = (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
+    return one or (folder / "dataset_dict.json").is_file()
+
+
+def _parse(path: str) -> tuple[str, str]:
+    """Place and split of ``hf:PLACE[:SPLIT]``."""
+    rest = path.removeprefix(PREFIX)
+    found = _PATH.fullmatch(rest)
+    if found is None:
+        raise ImageError(f"{_printable(path)}: expected hf:OWNER/NAME[:SPLIT] or hf:./folder[:SPLIT]")
+    if _is_local(rest) and Path(rest).is_dir():  # a folder with a colon in its name
+        return rest, "train"
+    return found["place"], found["split"] or "train"
+
+
+def _is_local(place: str) -> bool:
+    return place.startswith((".", "/"))
+
+
+def _package(label: str) -> ModuleType:
+    try:
+        return importlib.import_module("datasets")
+    except ImportError as error:
+        raise ImportError(f"{label}: expected the package datasets, found none: pip install 'ssdd[data]'") from error
+
+
+def _load(datasets: ModuleType, place: str, split: str, label: str) -> Any:
+    """The ``datasets.Dataset`` of a split."""
+    folder = Path(place)
+    if _is_local(place) and not folder.is_dir():
+        raise ImageError(f"{label}: expected a folder, found none at {_printable(place)}")
+    if not _is_local(place) and not _HUB_ID.fullmatch(place):
+        raise ImageError(f"{label}: expected hf:OWNER/NAME of a data set on the hub, or hf:./folder, found neither")
+    try:
+        if not _is_local(place):
+            return datasets.load_dataset(place, split=split)
+        if not is_saved_dataset(folder):
+            files = _parquet_files(folder, split.split("[")[0], label)
+            return datasets.load_dataset("parquet", data_files=files, split=split)
+        saved = datasets.load_from_disk(place)
+    except ImageError:
+        raise
+    except Exception as error:  # `datasets` raises whatever its storage, its parsers and the network raise
+        raise ImageError(
+            f"{label}: expected a data set that the package datasets can load, "
+            f"found {type(error).__name__}: {_reason(error)}"
+        ) from error
+    splits = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or split): saved}
+    if split not in splits:
+        raise ImageError(f"{label}: expected one of the splits that are there, {', '.join(splits)}; found {split}")
+    return splits[split]
+
+
+def _parquet_files(folder: Path, split: str, label: str) -> dict[str, list[str]]:
+    """The folder's parquet files of a split, by their names, as ``datasets`` has it: ``test-00000-of-00003``, ``val``.
+
+    Files whose names tell no split are for training. ``datasets`` is not left to find them: it would take the
+    folder's other files (and, its older releases, Python scripts) for data.
+    """
+    files: dict[str, list[str]] = {}
+    for path in sorted(folder.rglob("*.parquet")):
+        inner = path.relative_to(folder).with_suffix("")
+        if not any(part.startswith(".") for part in inner.parts):
+            words = [_SPLIT_WORDS[w] for w in re.split(r"[^a-z0-9]+", str(inner).lower()) if w in _SPLIT_WORDS]
+            shard = _SHARD.fullmatch(inner.name)
+            name = shard["split"] if shard else (words or ["train"])[-1]
+            files.setdefault(name, []).append(str(path))
+    if not files:
+        raise ImageError(f"{label}: expected parquet files, or what save_to_disk writes, found neither in the folder")
+    if split not in files:
+        raise ImageError(f"{label}: expected one of the splits that are there, {', '.join(files)}; found {split}")
+    return {split: files[split]}
+
+
+def _image_column(datasets: ModuleType, dataset: Any, label: str) -> str:
+    for name, feature in dataset.features.items():
+        if isinstance(feature, datasets.Image):
+            return name
+    columns = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in dataset.features.items())
+    raise ImageError(f"{label}: expected a column of images, found {_printable(columns) if columns else 'no column'}")

@@ -1,0 +1,210 @@
+"""Images in tar files, read in place: an index of names and positions; nothing is ever unpacked.
+
+Read are plain tar files, webdataset's shards among them, and a tar file of tar files, such as ImageNet's training
+images as they are downloaded. Headers are read from the front to the end, each with one small read; the common ones
+are parsed here, several times as fast as by ``tarfile``, which parses all others.
+"""
+
+import functools
+import io
+import os
+import tarfile
+from array import array
+from collections.abc import Container, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .images import IMAGE_SUFFIXES, ImageError, _printable, _reason, read_image
+from .names import PackedNames
+
+_BLOCK = tarfile.BLOCKSIZE
+_END = bytes(_BLOCK)
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
+# What of a pax header can move or rename a member; times, owners and comments cannot (webdataset writes a time).
+_PAX_THAT_MATTERS = (b"path=", b"size=", b"GNU.sparse")
+_LONGEST_PAX = 1 << 16
+_OPEN_FILES = 128  # a data set may have more shards than a process may have files open (often 1024, or 256)
+
+
+class TarSource:
+    """Image members of an uncompressed tar file, sorted by name; hidden ones are skipped, as in a folder.
+
+    Members of a tar file inside it (one level) are listed as ``inner.tar/member``. Only the members' positions are
+    read when it is opened, 24 bytes and the name for each; nothing is ever extracted to disk, so their names
+    (absolute, with ``..``) do no harm, and links, sparse files and devices are passed over.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Raises ImageError if it is no tar file, a compressed one, or cut off or damaged, inside as well."""
+        self.path = Path(path)
+        names: list[str] = []
+        offsets, sizes = array("q"), array("q")
+        with self.path.open("rb", buffering=0) as file:
+            found = os.fstat(file.fileno())
+            for name, offset, size in _images(file, found.st_size, _printable(str(path))):
+                names.append(name)
+                offsets.append(offset)
+                sizes.append(size)
+        order = sorted(range(len(names)), key=names.__getitem__)
+        self._names = PackedNames(names[i] for i in order)
+        self._offsets = np.array(offsets, np.int64)[order]
+        self._sizes = np.array(sizes, np.int64)[order]
+        self._version = (found.st_dev, found.st_ino, found.st_mtime_ns)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        return f"{self.path}:{self._names[index]}"
+
+    def content(self, index: int) -> bytes:
+        """The encoded image. Raises ImageError if it cannot be read whole."""
+        name, offset, size = self.name(index), int(self._offsets[index]), int(self._sizes[index])
+        try:
+            content = os.pread(_opened(str(self.path), self._version).descriptor, size, offset)
+        except OSError as error:
+            raise ImageError(f"{_printable(name)}: expected a readable tar file, found {_reason(error)}") from error
+        if len(content) != size:
+            raise ImageError(
+                f"{_printable(name)}: expected {size} bytes at byte {offset}, found {len(content)}: "
+                "the tar file has been shortened since it was opened"
+            )
+        return content
+
+    def read(self, index: int) -> np.ndarray:
+        """uint8 (H, W, 3). Raises ImageError."""
+        return read_image(io.BytesIO(self.content(index)), name=self.name(index))
+
+
+class _Opened:
+    """A file opened for reading, closed when nobody refers to it any more."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+@functools.lru_cache(maxsize=_OPEN_FILES)
+def _opened(path: str, version: tuple[int, ...]) -> _Opened:
+    """The files read last, in each process. ``pread`` has no position that forked processes would share."""
+    return _Opened(path)
+
+
+def _images(file: io.FileIO, size: int, label: str) -> Iterator[tuple[str, int, int]]:
+    """Name, position in ``file`` and size of each image, also of those in tar files inside it."""
+    for name, offset, length in _Headers(file, 0, size, label):
+        if _is_visible(name, IMAGE_SUFFIXES):
+            yield name, offset, length
+        elif _is_visible(name, (".tar",)):
+            inside = f"{label}:{_printable(name)}"
+            for inner, inner_offset, inner_length in _Headers(file, offset, offset + length, inside):
+                if _is_visible(inner, IMAGE_SUFFIXES):
+                    yield f"{name}/{inner}", inner_offset, inner_length
+                elif _is_visible(inner, (".tar",)):
+                    raise ImageError(
+                        f"{inside}: expected images, found one more tar file, {_printable(inner)}: tar files inside "
+                        "a tar file are read, but none inside those; unpack the outermost one"
+                    )
+
+
+def _is_visible(name: str, suffixes: Container[str]) -> bool:
+    """Has it one of the suffixes, and is it not hidden? macOS packs a hidden ``._photo.jpg`` with each photo."""
+    if os.path.splitext(name)[1].lower() not in suffixes:
+        return False
+    return not any(part[:1] == "." and part not in (".", "..") for part in name.split("/"))
+
+
+class _Member(NamedTuple):
+    name: str | None  # None: no regular file
+    offset: int
+    size: int
+    after: int  # where the next header is
+
+
+class _Headers:
+    """Name, position and size of each regular member of the tar file at bytes ``begin`` to ``end`` of ``file``.
+
+    Raises ImageError unless that is a whole tar file: one that ends with a block of zeros. At a damaged or cut header
+    ``tarfile`` itself would end without complaint, and nobody would know of the photographs behind it.
+    """
+
+    def __init__(self, file: io.FileIO, begin: int, end: int, label: str) -> None:
+        self._file, self._begin, self._end, self._label = file, begin, end, label
+        self._tarfile: tarfile.TarFile | None = None
+
+    def __iter__(self) -> Iterator[tuple[str, int, int]]:
+        at = self._begin
+        while (header := self._block(at)) != _END:
+            member = self._common(header, at) or self._rare(header, at)
+            if member.after <= at or member.offset + member.size > self._end:
+                raise self._damaged(at)
+            if member.name is not None:
+                yield member.name, member.offset, member.size
+            at = member.after
+
+    def _block(self, at: int) -> bytes:
+        return os.pread(self._file.fileno(), min(_BLOCK, max(0, self._end - at)), at)
+
+    def _common(self, header: bytes, at: int) -> _Member | None:
+        """A regular file with a short name, or a pax header that changes nothing here. None: leave it to ``tarfile``.
+
+        The rules are those of ``tarfile.TarInfo.frombuf``.
+        """
+        kind = header[156:157]
+        if kind not in (b"0", b"\0", b"x", b"g") or header[257:262] != b"ustar":
+            return None
+        try:
+            size = int(header[124:136].rstrip(b" \0"), 8)
+            checksum = int(header[148:156].rstrip(b" \0"), 8)
+        except ValueError:  # the binary form of large numbers, for one
+            return None
+        if size < 0 or checksum != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+            return None
+        offset = at + _BLOCK
+        after = offset + -(-size // _BLOCK) * _BLOCK
+        if kind in b"xg":
+            content = os.pread(self._file.fileno(), size, offset) if size <= _LONGEST_PAX else b"size="
+            return None if any(key in content for key in _PAX_THAT_MATTERS) else _Member(None, offset, size, after)
+        name, prefix = (_text(header[a:b]) for a, b in ((0, 100), (345, 500)))
+        if (kind == b"\0" and name.endswith("/")) or (self._tarfile is not None and self._tarfile.pax_headers):
+            return None
+        return _Member(f"{prefix}/{name}" if prefix else name, offset, size, after)
+
+    def _rare(self, header: bytes, at: int) -> _Member:
+        try:
+            if self._tarfile is None:
+                self._file.seek(self._begin)
+                self._tarfile = tarfile.TarFile(fileobj=self._file, mode="r")
+            self._file.seek(at)
+            found = tarfile.TarInfo.fromtarfile(self._tarfile)
+        except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+            raise (self._no_tar(header, error) if at == self._begin else self._damaged(at)) from error
+        name = found.name if found.isreg() and not found.issparse() else None
+        return _Member(name, found.offset_data, found.size if name else 0, self._tarfile.offset)
+
+    def _no_tar(self, header: bytes, error: Exception) -> ImageError:
+        packed = next((kind for magic, kind in _COMPRESSED.items() if header.startswith(magic)), None)
+        if packed is None:
+            return ImageError(f"{self._label}: expected an uncompressed tar file, found {_reason(error)}")
+        return ImageError(
+            f"{self._label}: expected an uncompressed tar file, found {packed} compression: decompress it first, "
+            "because single images cannot be read out of compressed data"
+        )
+
+    def _damaged(self, at: int) -> ImageError:
+        return ImageError(f"{self._label}: expected a complete tar file, found it cut off or damaged at byte {at}")
+
+
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")

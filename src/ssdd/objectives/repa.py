@@ -1,0 +1,194 @@
+"""Representation alignment (REPA; Yu et al. 2024, arXiv 2410.06940): the decoder's tokens follow DINOv2's.
+
+L = mean over tokens of 1 - cos(MLP(h), y), h the decoder's tokens and y those of a frozen DINOv2 on the real image.
+
+Shapes: B batch, H x W pixels, N = rows * columns tokens in row-major order, D decoder features, F DINOv2 features.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+ARCHITECTURES = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
+"""Class in transformers of each ``model_type``."""
+
+_FILES = ["config.json", "preprocessor_config.json", "model*.safetensors*"]
+_IMAGENET_MEAN = [0.485, 0.456, 0.406]
+_IMAGENET_STD = [0.229, 0.224, 0.225]
+_TIMEOUT = 10.0
+"""Seconds that the hub may take to answer at all."""
+
+_SHORTEST = 1e-4
+"""Shorter vectors than this count as this long: the gradient of a cosine grows like 1 / length."""
+
+
+class DinoFeatures(nn.Module):
+    """Patch tokens of a DINOv2; frozen, always in eval mode.
+
+    Args:
+        name: hub id or folder of a Dinov2 or Dinov2WithRegisters checkpoint, read from safetensors only.
+
+    Raises:
+        RuntimeError: neither cached nor downloadable, or no readable weights; one line that says what to do.
+        ValueError: another architecture, or weights that don't fit the config.
+        ImportError: transformers is not installed.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str = "facebook/dinov2-base") -> None:
+        super().__init__()
+        try:
+            import transformers  # noqa: F401
+        except ImportError as error:
+            raise ImportError("REPA needs the package transformers: pip install 'ssdd[train]'") from error
+        folder = _folder(name)
+        self.net = _load(folder, name)
+        self.width: int = self.net.config.hidden_size
+        self.patch: int = self.net.config.patch_size
+        preprocessor = _json(folder / "preprocessor_config.json", name)
+        for key, default in (("mean", _IMAGENET_MEAN), ("std", _IMAGENET_STD)):
+            value = torch.tensor(preprocessor.get(f"image_{key}", default)).reshape(3, 1, 1)
+            self.register_buffer(key, value, persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "DinoFeatures":
+        """Stays in eval mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens for each cell of a grid that is laid over the whole image, in float32 even under autocast.
+
+        The image is resized (bicubic) to one patch per cell: no cropping, whatever the two aspect ratios.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+            grid: (rows, columns) of the tokens, as in ``VelocityFeatures.grid``.
+
+        Returns:
+            (B, N, F) without gradient.
+        """
+        size = [cells * self.patch for cells in grid]
+        with torch.autocast(images.device.type, enabled=False):
+            x = ((images.float() + 1) / 2 - self.mean) / self.std
+            x = F.interpolate(x, size=size, mode="bicubic", antialias=True)
+            tokens = self.net(pixel_values=x).last_hidden_state
+        return tokens[:, -grid[0] * grid[1] :]  # class and register tokens come first
+
+
+class Projection(nn.Module):
+    """From the decoder's features to DINOv2's: Linear(D, D), SiLU, Linear(D, F); trained with the decoder."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens: (B, N, D); returns (B, N, F)."""
+        return self.mlp(tokens)
+
+
+def repa_loss(projected: Tensor, target: Tensor) -> Tensor:
+    """Mean over tokens of ``1 - cos``, in float32 whatever comes in. Both (B, N, F); returns (B,) in [0, 2].
+
+    The gradient stays finite at zero vectors, whose cosine counts as 0.
+    """
+    cosine = F.normalize(projected.float(), dim=-1, eps=_SHORTEST) * F.normalize(target.float(), dim=-1, eps=_SHORTEST)
+    return 1 - cosine.sum(-1).mean(-1)
+
+
+def feature_block(layers: int) -> int:
+    """Transformer block, counted from 0, whose output is aligned in a decoder of that many: ``min(4, layers // 2)``."""
+    return min(4, layers // 2)
+
+
+def _folder(name: str) -> Path:
+    """Folder with the checkpoint: ``name`` itself, the hub's cache, or a download into it. Raises RuntimeError."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        cached = Path(snapshot_download(name, allow_patterns=_FILES, local_files_only=True))
+        if any(cached.glob("model*.safetensors")):  # else some other program needed just the config
+            return cached
+    except (OSError, ValueError):  # not there, or not even the name of a repository: said below
+        pass
+    try:
+        # Behind a firewall that drops packets the download would retry for minutes; this asks once.
+        HfApi().model_info(name, timeout=_TIMEOUT)
+        return Path(snapshot_download(name, allow_patterns=_FILES))
+    except Exception as error:  # the errors of the hub's HTTP client differ between its releases
+        raise RuntimeError(
+            f"REPA needs {name}, which is neither a folder nor in the hub's cache and could not be downloaded "
+            f"({_first_line(error)}); give a folder with its config.json and model.safetensors, "
+            "or train without it: --loss.repa 0"
+        ) from error
+
+
+def _load(folder: Path, name: str) -> Any:
+    """The network of a checkpoint folder, in float32, quietly. Raises RuntimeError or ValueError."""
+    import transformers
+
+    if not (folder / "config.json").is_file():
+        raise RuntimeError(f"{name}: no config.json in {folder}")
+    kind = _json(folder / "config.json", name).get("model_type")
+    if kind not in ARCHITECTURES:
+        raise ValueError(f"{name}: expected the architecture {' or '.join(ARCHITECTURES)}, found {kind}")
+    try:
+        with _quiet():
+            net, report = getattr(transformers, ARCHITECTURES[kind]).from_pretrained(
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, in one line
+            )
+    except (OSError, SafetensorError) as error:
+        raise RuntimeError(
+            f"{name}: no readable weights in {folder} ({_first_line(error)}); REPA reads model.safetensors only"
+        ) from error
+    absent = [*report["missing_keys"], *report["mismatched_keys"]]
+    if absent:  # transformers would go on with random numbers in their place
+        raise ValueError(f"{name}: {len(absent)} tensors that config.json asks for are missing or of another shape")
+    return net.float()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and load reports."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _json(path: Path, name: str) -> dict[str, Any]:
+    """Content of a JSON file, nothing if it is absent. Raises ValueError."""
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name}: {path} is no JSON object ({error})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

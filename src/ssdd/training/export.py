@@ -1,0 +1,83 @@
+"""What a run leaves: the trained model's folder, and a report where it could not go on."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..data.loader import CropStream, crop_batches
+from ..files import share
+from .config import TrainConfig
+from .stages.base import LatentStatistics, Stage, State
+
+STATISTICS_IMAGES = 1024
+"""Crops over which the latent's mean and standard deviation are taken at the end."""
+
+_BATCH = 16
+
+
+@torch.no_grad()
+def export(
+    stage: Stage, weights: State, stream: CropStream, config: TrainConfig, run: Path, device: torch.device
+) -> Path:
+    """Writes ``model/`` in the run's folder from an averaged ``stage.model``'s weights. Returns it.
+
+    The latents' statistics come from the encoder's source, or from the crops that would have come next.
+    """
+    result = stage.result(weights).to(device)
+    statistics: dict[str, Any] = dict(stage.statistics)
+    if not statistics:
+        measured = LatentStatistics()
+        batches = crop_batches(stream, config.total_images, _BATCH, config.data.workers)
+        for _ in range(max(1, STATISTICS_IMAGES // _BATCH)):
+            measured.update(stage.latents(result, next(batches).to(device).float() / 127.5 - 1))
+        statistics = measured.config()
+    folder, partial = run / "model", run / "model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    stage.export(result.to("cpu"), partial, statistics)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return folder
+
+
+def report_nonfinite(
+    run: Path,
+    stream: CropStream,
+    config: TrainConfig,
+    counts: dict[str, int],
+    means: dict[str, float],
+    model: nn.Module | None,
+) -> Path:
+    """Writes ``nonfinite/`` in the run's folder: the batch of the last skipped update, the weights, the numbers.
+
+    The noise of that update is a function of the seed and of ``images_seen`` (see ``BatchRandom``).
+    """
+    folder = run / "nonfinite"
+    folder.mkdir(exist_ok=True)
+    images = torch.stack([stream[p] for p in range(counts["seen"], counts["seen"] + config.batch_size)])
+    _save({"images": images}, folder / "images.safetensors")
+    wrong: list[str] = []
+    if model is not None:
+        state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+        _save(state, folder / "model.safetensors")
+        wrong = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    report = {
+        "images_seen": counts["seen"],
+        "skipped_updates": counts["skipped"],
+        "in_a_row": counts["longest"],
+        "means_of_finite_updates": means,
+        "weights_not_finite": wrong,
+        "config": asdict(config),
+    }
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    return folder
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    share(path)

@@ -1,0 +1,120 @@
+"""What the loop needs of a stage, and what the stages share.
+
+A stage holds ``model``, the network that is optimised, averaged and saved, and apart from it the frozen networks
+(perceptual, features, encoder, teacher), which optimiser, average, checkpoints and DDP never see.
+
+Shapes: B batch, H x W pixels, c latent channels, h x w latent grid.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor, nn
+
+from ...objectives.adversarial import PatchDiscriminator
+from ..random import BatchRandom
+
+Network = Callable[..., Any]
+"""A stage's ``model``, perhaps compiled or wrapped."""
+
+State = dict[str, Tensor]
+"""A state dict."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the discriminator tells apart: real and fake (B, C, H, W), without gradient, and their times (B,)."""
+
+    real: Tensor
+    fake: Tensor
+    t: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """Scalars of one forward pass. total: to minimise. terms: before their weights, for the log."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    judged: Judged | None = None
+
+
+@dataclass
+class LatentStatistics:
+    """Streaming mean and standard deviation of raw latents, per channel, in float64."""
+
+    count: int = 0
+    sum: Tensor = field(default_factory=lambda: torch.zeros(()))
+    squares: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def update(self, z: Tensor) -> None:
+        """z: (B, c, h, w)."""
+        values = z.detach().double().cpu().transpose(0, 1).flatten(1)  # (c, B * h * w)
+        self.count += values.shape[1]
+        self.sum = self.sum + values.sum(1)
+        self.squares = self.squares + values.square().sum(1)
+
+    def config(self) -> dict[str, Any]:
+        """Config entries of a model: ``normalised = (raw - shift_factor) * scaling_factor``, also per channel."""
+        mean = self.sum / self.count
+        variance = self.squares / self.count - mean.square()
+        shift = mean.mean()
+        overall = variance.mean() + (mean - shift).square().mean()
+        return {
+            "scaling_factor": 1 / overall.sqrt().item(),
+            "shift_factor": shift.item(),
+            "latents_mean": tuple(mean.tolist()),
+            "latents_std": tuple(variance.sqrt().tolist()),
+        }
+
+
+class Stage(Protocol):
+    """What is trained, and on which loss."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The trainable network."""
+        ...
+
+    adversary: PatchDiscriminator | None
+    """The network trained against it."""
+    frozen: dict[str, nn.Module]
+    """Networks that are used and not trained, by name."""
+    preview_steps: tuple[int, ...]
+    """Numbers of decoding steps in the sample grids."""
+    statistics: dict[str, Any]
+    """Config entries of the latents' statistics where the encoder came with them; else they are measured."""
+
+    def losses(self, network: Network, images: Tensor, random: BatchRandom, seen: int) -> StepLosses:
+        """Losses of images (B, 3, H, W) in [-1, 1]; ``network`` is ``model``, perhaps wrapped; ``seen`` the clock."""
+        ...
+
+    def result(self, state: State) -> Any:
+        """The autoencoder with the weights of an (averaged) ``model``, in eval mode, on the CPU."""
+        ...
+
+    def latents(self, result: Any, images: Tensor) -> Tensor:
+        """Raw latents (posterior mode), (B, c, h, w), of images (B, 3, H, W)."""
+        ...
+
+    def reconstruct(self, result: Any, images: Tensor, steps: int) -> Tensor:
+        """Reconstructions, (B, 3, H, W), in that many steps."""
+        ...
+
+    def export(self, result: Any, folder: Path, statistics: dict[str, Any]) -> None:
+        """Writes the autoencoder as a folder that ``from_pretrained`` reads."""
+        ...
+
+
+def sample_posterior(moments: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Latent ``mean + std * noise`` (B, c, h, w) and KL to the standard normal (B,), in float32.
+
+    moments: (B, 2c, h, w), mean then log-variance, which is clamped to [-30, 20]. KL = 0.5 sum(mean^2 + var - 1 -
+    log var) over c, h, w.
+    """
+    posterior = DiagonalGaussianDistribution(moments.float())
+    return posterior.mean + posterior.std * noise, posterior.kl()

@@ -1,0 +1,115 @@
+"""Runs that take seconds: pictures, and a recipe cut down to 16 px without LPIPS."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ssdd.cli.train import parse
+from ssdd.training.config import TrainConfig
+from tests.training.runs import SMALL
+
+DRIVER = Path(__file__).parent / "driver.py"
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve smooth coloured pictures."""
+    folder = tmp_path_factory.mktemp("photographs")
+    random = np.random.default_rng(0)
+    for i in range(12):
+        small = Image.fromarray(random.integers(0, 256, (3, 4, 3), dtype=np.uint8))
+        small.resize((48, 40), Image.Resampling.BICUBIC).save(folder / f"{i:02d}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A handful of crops for the latent statistics, no measurement of the machine's peak, and one thread, as in the
+    processes of ``command``: sums over several threads differ in their last bits."""
+    from ssdd.training import export, loop
+
+    monkeypatch.setattr(export, "STATISTICS_IMAGES", 16)
+    monkeypatch.setattr(loop, "measured_peak", lambda device, dtype: 1e12)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def small(photographs: Path) -> Callable[..., TrainConfig]:
+    """``small("--seed", "1", recipe="tiny-encoder")``: the config of a small run, as the command line makes it."""
+
+    def make(*options: str, recipe: str = "tiny-encoder") -> TrainConfig:
+        return parse([recipe, "--data.paths", str(photographs), *SMALL, *options]).recipe
+
+    return make
+
+
+@pytest.fixture
+def cpu() -> torch.device:
+    """Tests compare bits: on one device, whatever the machine has."""
+    return torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Exit statuses and output of the processes of a command."""
+
+    statuses: list[int]
+    output: str
+
+
+@pytest.fixture
+def command(photographs: Path) -> Callable[..., Ended]:
+    """``command(run, "--seed", "1", processes=2, kill_at=13)``: ``ssdd train`` in processes of its own.
+
+    ``kill_at``: each process kills itself (SIGKILL) in that update; ``terminate_at``: the first sends itself SIGTERM.
+    """
+
+    def start(
+        run: Path,
+        *options: str,
+        recipe: str = "tiny-encoder",
+        processes: int = 1,
+        kill_at: int = 0,
+        terminate_at: int = 0,
+    ) -> Ended:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        arguments = ["train", recipe, "--out", str(run), "--data.paths", str(photographs), *SMALL, *options]
+        children = []
+        for rank in range(processes):
+            environment = {
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "CUDA_VISIBLE_DEVICES": "",
+                "DRIVER_KILL_AT": str(kill_at),
+                "DRIVER_TERMINATE_AT": str(terminate_at if rank == 0 else 0),
+            }
+            if processes > 1:
+                names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+                environment |= {"MASTER_ADDR": "127.0.0.1", **{k: str(v) for k, v in names.items()}}
+            children.append(
+                subprocess.Popen(
+                    [sys.executable, str(DRIVER), *arguments],
+                    env=environment,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+        outputs = [child.communicate(timeout=300)[0] for child in children]
+        return Ended([child.returncode for child in children], "\n".join(outputs))
+
+    return start

@@ -1,0 +1,121 @@
+"""Several processes, and several microbatches, are one batch: the same losses but for rounding."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ssdd.training.config import TrainConfig
+from ssdd.training.loop import train
+from tests.training.runs import exported, stats
+
+Small = Callable[..., TrainConfig]
+Command = Callable[..., Any]
+
+TEN = (
+    "--total-images",
+    "40",
+    "--log.stats-images",
+    "4",
+    "--log.checkpoint-images",
+    "40",
+    "--optimizer.learning-rate",
+    "2e-4",
+)
+"""Ten updates of four images, each with its line in stats.jsonl, at the rate of real runs: Adam's first steps divide
+each gradient by itself, and where it is nearly zero, rounding decides its sign."""
+
+KL_VAE = (*TEN, "--data.resolution", "32", "--loss.adversarial", "0.5", "--loss.adversarial-from-images", "16")
+
+
+def compare(expected: Path, found: Path, tolerance: float) -> None:
+    """Every loss of every update within the tolerance; the gradient's norm, which magnifies rounding, within ten."""
+    for a, b in zip(stats(expected), stats(found), strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            allowed = 10 * tolerance if "gradient" in name else tolerance
+            assert b[name] == pytest.approx(a[name], rel=allowed, abs=tolerance), f"{name} at {a['images']} images"
+    a, b = exported(expected), exported(found)
+    worst = max(float((a[name] - b[name]).abs().max()) for name in a)
+    assert worst < 10 * tolerance, f"weights differ by {worst}"
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "schedule-free-radam"])
+def test_two_processes_are_one(small: Small, command: Command, tmp_path: Path, optimizer: str) -> None:
+    """Gradients are not averaged over processes, or a process sees other crops, noise or times."""
+    options = (*TEN, "--optimizer.name", optimizer)
+    train(small(*options), tmp_path / "one")
+    two = command(tmp_path / "two", *options, processes=2)
+    assert two.statuses == [0, 0], two.output
+    compare(tmp_path / "one", tmp_path / "two", 1e-5)
+
+
+def test_two_processes_are_one_with_a_discriminator(small: Small, command: Command, tmp_path: Path) -> None:
+    """The adaptive weight or the discriminator's gradient is one process' own."""
+    train(small(*KL_VAE, recipe="tiny-kl-vae"), tmp_path / "one")
+    two = command(tmp_path / "two", *KL_VAE, recipe="tiny-kl-vae", processes=2)
+    assert two.statuses == [0, 0], two.output
+    # Adam's first steps divide the discriminator's gradient by itself: rounding shows where it is nearly zero.
+    compare(tmp_path / "one", tmp_path / "two", 1e-3)
+
+
+def test_sharded_model_is_the_same_model(small: Small, command: Command, tmp_path: Path) -> None:
+    """FSDP2 trains something else, or its checkpoint is not whole: it resumes as an ordinary run."""
+    train(small(*TEN), tmp_path / "one")
+    stopped = command(tmp_path / "two", *TEN, "--parallel", "fsdp", processes=2, terminate_at=5)
+    assert stopped.statuses == [143, 143], stopped.output
+    resumed = command(tmp_path / "two", *TEN, "--parallel", "fsdp", processes=2)
+    assert resumed.statuses == [0, 0], resumed.output
+    compare(tmp_path / "one", tmp_path / "two", 1e-5)
+
+
+def test_microbatches_are_one_batch(small: Small, tmp_path: Path) -> None:
+    """Accumulated gradients are summed instead of averaged, or their noise is not that of the batch."""
+    train(small(*TEN), tmp_path / "one")
+    train(small(*TEN, "--microbatch", "1"), tmp_path / "four")
+    compare(tmp_path / "one", tmp_path / "four", 1e-5)
+
+
+def test_microbatches_with_several_processes(small: Small, command: Command, tmp_path: Path) -> None:
+    """Gradients meet at the wrong pass, or a microbatch takes another process' part of the noise."""
+    train(small(*TEN), tmp_path / "one")
+    two = command(tmp_path / "two", *TEN, "--microbatch", "1", processes=2)
+    assert two.statuses == [0, 0], two.output
+    compare(tmp_path / "one", tmp_path / "two", 1e-5)
+
+
+def test_batch_that_cannot_be_cut(small: Small, command: Command, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected a microbatch that divides the 4 images of a process, 3 not"):
+        train(small("--microbatch", "3"), tmp_path / "run")
+    odd = command(tmp_path / "run", "--batch-size", "5", processes=2)
+    assert odd.statuses == [1, 1], odd.output
+    assert "expected a batch size divisible by 2 processes, found 5" in odd.output
+    with pytest.raises(ValueError, match="expected several processes for --parallel fsdp"):
+        train(small("--parallel", "fsdp"), tmp_path / "fsdp")
+
+
+def test_torchrun(photographs: Path, tmp_path: Path) -> None:
+    """The documented command: two processes by torchrun, the package's own entry point."""
+    import os
+    import subprocess
+    import sys
+
+    from tests.training.runs import SMALL
+
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *("-m", "ssdd", "train", "tiny-encoder", "--out", str(tmp_path / "run")),
+            *("--data.paths", str(photographs), *SMALL, "--total-images", "8"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line["images"] for line in stats(tmp_path / "run")] == [8]
+    assert torch.isfinite(next(iter(exported(tmp_path / "run").values()))).all()
+    assert done.stdout.count("trained model in") == 1, "every process prints"

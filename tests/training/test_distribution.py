@@ -27,7 +27,7 @@ TEN = (
 """Ten updates of four images, each with its line in stats.jsonl, at the rate of real runs: Adam's first steps divide
 each gradient by itself, and where it is nearly zero, rounding decides its sign."""
 
-KL_VAE = (*TEN, "--data.resolution", "32", "--loss.adversarial", "0.5", "--loss.adversarial-from-images", "16")
+ADVERSARIAL = ("--data.resolution", "32", "--loss.adversarial", "0.5", "--loss.adversarial-from-images", "4")
 
 
 def compare(expected: Path, found: Path, tolerance: float) -> None:
@@ -54,11 +54,12 @@ def test_two_processes_are_one(small: Small, command: Command, tmp_path: Path, o
 
 def test_two_processes_are_one_with_a_discriminator(small: Small, command: Command, tmp_path: Path) -> None:
     """The adaptive weight or the discriminator's gradient is one process' own."""
-    train(small(*KL_VAE, recipe="tiny-kl-vae"), tmp_path / "one")
-    two = command(tmp_path / "two", *KL_VAE, recipe="tiny-kl-vae", processes=2)
+    options = (*TEN, *ADVERSARIAL, "--total-images", "16")  # two networks at play magnify rounding: few updates
+    train(small(*options, recipe="tiny-kl-vae"), tmp_path / "one")
+    two = command(tmp_path / "two", *options, recipe="tiny-kl-vae", processes=2)
     assert two.statuses == [0, 0], two.output
-    # Adam's first steps divide the discriminator's gradient by itself: rounding shows where it is nearly zero.
-    compare(tmp_path / "one", tmp_path / "two", 1e-3)
+    assert "adaptive" in stats(tmp_path / "two")[1]
+    compare(tmp_path / "one", tmp_path / "two", 1e-4)
 
 
 def test_sharded_model_is_the_same_model(small: Small, command: Command, tmp_path: Path) -> None:

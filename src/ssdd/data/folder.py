@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .images import ImageError, _printable, _reason, find_images, read_image
+from .images import ImageError, find_images, printable, read_image, reason_of
 from .names import PackedNames
 
 
@@ -36,5 +36,5 @@ def file_content(path: str) -> bytes:
         if Path(path).is_file():  # no pipe, which would wait for its writer
             return Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-        raise ImageError(f"{_printable(path)}: expected a readable image file, found {_reason(error)}") from error
-    raise ImageError(f"{_printable(path)}: expected an image file, found none")
+        raise ImageError(f"{printable(path)}: expected a readable image file, found {reason_of(error)}") from error
+    raise ImageError(f"{printable(path)}: expected an image file, found none")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .folder import file_content
-from .images import ImageError, _printable, _reason, read_image
+from .images import ImageError, printable, read_image, reason_of
 
 PREFIX = "hf:"
 _PATH = re.compile(r"(?P<place>.+?)(:(?P<split>[\w.-]+(\[[\w:%-]*\])?))?")
@@ -31,7 +31,7 @@ class HuggingFaceSource:
     def __init__(self, path: str) -> None:
         """Raises ImageError if there is no such data set, split or image column; ImportError without ``datasets``."""
         place, split = _parse(path)
-        self._label = _printable(f"{PREFIX}{place}:{split}")
+        self._label = printable(f"{PREFIX}{place}:{split}")
         datasets = _package(self._label)
         dataset = _load(datasets, place, split, self._label)
         self._column = _image_column(datasets, dataset, self._label)
@@ -50,7 +50,7 @@ class HuggingFaceSource:
         try:
             image: dict[str, Any] | None = self._dataset[index][self._column]
         except (OSError, ValueError) as error:  # pyarrow's errors are of these classes
-            raise ImageError(f"{name}: expected a readable row, found {_reason(error)}") from error
+            raise ImageError(f"{name}: expected a readable row, found {reason_of(error)}") from error
         if image is not None and image["bytes"] is not None:
             return image["bytes"]
         if image is not None and image["path"] is not None:
@@ -73,7 +73,7 @@ def _parse(path: str) -> tuple[str, str]:
     rest = path.removeprefix(PREFIX)
     found = _PATH.fullmatch(rest)
     if found is None:
-        raise ImageError(f"{_printable(path)}: expected hf:OWNER/NAME[:SPLIT] or hf:./folder[:SPLIT]")
+        raise ImageError(f"{printable(path)}: expected hf:OWNER/NAME[:SPLIT] or hf:./folder[:SPLIT]")
     if _is_local(rest) and Path(rest).is_dir():  # a folder with a colon in its name
         return rest, "train"
     return found["place"], found["split"] or "train"
@@ -94,7 +94,7 @@ def _load(datasets: ModuleType, place: str, split: str, label: str) -> Any:
     """The ``datasets.Dataset`` of a split."""
     folder = Path(place)
     if _is_local(place) and not folder.is_dir():
-        raise ImageError(f"{label}: expected a folder, found none at {_printable(place)}")
+        raise ImageError(f"{label}: expected a folder, found none at {printable(place)}")
     if not _is_local(place) and not _HUB_ID.fullmatch(place):
         raise ImageError(f"{label}: expected hf:OWNER/NAME of a data set on the hub, or hf:./folder, found neither")
     try:
@@ -109,7 +109,7 @@ def _load(datasets: ModuleType, place: str, split: str, label: str) -> Any:
     except Exception as error:  # `datasets` raises whatever its storage, its parsers and the network raise
         raise ImageError(
             f"{label}: expected a data set that the package datasets can load, "
-            f"found {type(error).__name__}: {_reason(error)}"
+            f"found {type(error).__name__}: {reason_of(error)}"
         ) from error
     splits = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or split): saved}
     if split not in splits:
@@ -143,4 +143,4 @@ def _image_column(datasets: ModuleType, dataset: Any, label: str) -> str:
         if isinstance(feature, datasets.Image):
             return name
     columns = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in dataset.features.items())
-    raise ImageError(f"{label}: expected a column of images, found {_printable(columns) if columns else 'no column'}")
+    raise ImageError(f"{label}: expected a column of images, found {printable(columns) if columns else 'no column'}")

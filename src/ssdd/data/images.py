@@ -83,10 +83,10 @@ def read_image(
             pixels of the first frame are missing; too many pixels; gray levels outside their range.
     """
     if isinstance(source, (str, os.PathLike)):
-        label = _printable(name or os.fspath(source))
+        label = printable(name or os.fspath(source))
         with _open_file(source, label) as stream:
             return _decode_or_refuse(stream, label, max_pixels)
-    label = _printable(name or str(getattr(source, "name", "<stream>")))
+    label = printable(name or str(getattr(source, "name", "<stream>")))
     return _decode_or_refuse(source, label, max_pixels)
 
 
@@ -137,7 +137,7 @@ def save_image(path: str | os.PathLike[str], image: Pixels, *, overwrite: bool =
     Raises `ImageError` for another suffix or a side that the format cannot hold, `ValueError` for another
     shape or type, `ssdd.files.OutputExists` where the file exists and `overwrite` is false.
     """
-    label, suffix = _printable(os.fspath(path)), Path(path).suffix.lower()
+    label, suffix = printable(os.fspath(path)), Path(path).suffix.lower()
     if suffix not in _WRITERS:
         raise ImageError(f"{label}: expected a name in {', '.join(_WRITERS)}, found {suffix or 'no suffix'}")
     _check_pixels(image)
@@ -181,7 +181,7 @@ def find_images(paths: Sequence[str | Path]) -> list[ImageFile]:
     found: dict[str, tuple[Path, str, str]] = {}  # absolute path: path, name, name after its folder's name
     for given in map(Path, paths):
         if not os.path.lexists(given):
-            label = _printable(str(given))
+            label = printable(str(given))
             raise ImageError(f"{label}: expected an image or a folder, found nothing at this path")
         is_folder = os.path.isdir(given)
         folder = given if is_folder else given.parent
@@ -198,8 +198,8 @@ def find_images(paths: Sequence[str | Path]) -> list[ImageFile]:
 
 def _walk(folder: Path) -> list[str]:
     def refuse(error: OSError) -> None:
-        label = _printable(str(error.filename or folder))
-        raise ImageError(f"{label}: expected a readable folder, found {_reason(error)}") from error
+        label = printable(str(error.filename or folder))
+        raise ImageError(f"{label}: expected a readable folder, found {reason_of(error)}") from error
 
     found: list[str] = []
     for here, folders, files in os.walk(folder, onerror=refuse):
@@ -248,7 +248,7 @@ def _open_file(path: str | os.PathLike[str], label: str) -> BinaryIO:
     except FileNotFoundError as error:
         raise ImageError(f"{label}: expected an image file, found nothing at this path") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-        raise ImageError(f"{label}: expected a readable image file, found {_reason(error)}") from error
+        raise ImageError(f"{label}: expected a readable image file, found {reason_of(error)}") from error
     # Not even opened: a pipe would wait for its writer, and a device may act.
     found = "a folder" if stat.S_ISDIR(mode) else "a device, pipe or socket"
     raise ImageError(f"{label}: expected an image file, found {found}")
@@ -260,7 +260,7 @@ def _decode_or_refuse(stream: BinaryIO, label: str, max_pixels: int) -> Pixels:
     except ImageError:
         raise
     except Exception as error:  # hostile bytes make the decoders raise nearly everything
-        found = f"one that does not decode ({_reason(error)})"
+        found = f"one that does not decode ({reason_of(error)})"
         raise ImageError(f"{label}: expected a complete image, found {found}") from error
 
 
@@ -339,11 +339,11 @@ def _check_pixels(image: Pixels) -> None:
         raise ValueError(f"expected uint8 pixels of shape (H, W, 3), found {image.dtype} {image.shape}")
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Keep a message on one line, whatever a file is called: other characters are escaped."""
     return text if text and text.isprintable() else repr(text)
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return _printable(" ".join(text.split())[:160])
+    return printable(" ".join(text.split())[:160])

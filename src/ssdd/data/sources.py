@@ -8,7 +8,7 @@ import numpy as np
 
 from .folder import FolderSource
 from .hugging_face import PREFIX, HuggingFaceSource, is_saved_dataset
-from .images import ImageError, _printable
+from .images import ImageError, printable
 from .tar import TarSource
 
 __all__ = ["ConcatSource", "FolderSource", "HuggingFaceSource", "ImageSource", "TarSource", "open_source"]
@@ -87,7 +87,7 @@ def _open(path: str | Path) -> ImageSource:
         return HuggingFaceSource(f"{PREFIX}{here}") if is_saved_dataset(path) else FolderSource(path)
     if path.is_file():
         return TarSource(path)
-    label = _printable(str(path))
+    label = printable(str(path))
     raise ImageError(
         f"{label}: expected a folder or a tar file of images, found nothing there; "
         "a Hugging Face data set is given as hf:OWNER/NAME"

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .images import IMAGE_SUFFIXES, ImageError, _printable, _reason, read_image
+from .images import IMAGE_SUFFIXES, ImageError, printable, read_image, reason_of
 from .names import PackedNames
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -49,7 +49,7 @@ class TarSource:
         offsets, sizes = array("q"), array("q")
         with self.path.open("rb", buffering=0) as file:
             found = os.fstat(file.fileno())
-            for name, offset, size in _images(file, found.st_size, _printable(str(path))):
+            for name, offset, size in _images(file, found.st_size, printable(str(path))):
                 names.append(name)
                 offsets.append(offset)
                 sizes.append(size)
@@ -71,10 +71,10 @@ class TarSource:
         try:
             content = os.pread(_opened(str(self.path), self._version).descriptor, size, offset)
         except OSError as error:
-            raise ImageError(f"{_printable(name)}: expected a readable tar file, found {_reason(error)}") from error
+            raise ImageError(f"{printable(name)}: expected a readable tar file, found {reason_of(error)}") from error
         if len(content) != size:
             raise ImageError(
-                f"{_printable(name)}: expected {size} bytes at byte {offset}, found {len(content)}: "
+                f"{printable(name)}: expected {size} bytes at byte {offset}, found {len(content)}: "
                 "the tar file has been shortened since it was opened"
             )
         return content
@@ -107,13 +107,13 @@ def _images(file: io.FileIO, size: int, label: str) -> Iterator[tuple[str, int, 
         if _is_visible(name, IMAGE_SUFFIXES):
             yield name, offset, length
         elif _is_visible(name, (".tar",)):
-            inside = f"{label}:{_printable(name)}"
+            inside = f"{label}:{printable(name)}"
             for inner, inner_offset, inner_length in _Headers(file, offset, offset + length, inside):
                 if _is_visible(inner, IMAGE_SUFFIXES):
                     yield f"{name}/{inner}", inner_offset, inner_length
                 elif _is_visible(inner, (".tar",)):
                     raise ImageError(
-                        f"{inside}: expected images, found one more tar file, {_printable(inner)}: tar files inside "
+                        f"{inside}: expected images, found one more tar file, {printable(inner)}: tar files inside "
                         "a tar file are read, but none inside those; unpack the outermost one"
                     )
 
@@ -196,7 +196,7 @@ class _Headers:
     def _no_tar(self, header: bytes, error: Exception) -> ImageError:
         packed = next((kind for magic, kind in _COMPRESSED.items() if header.startswith(magic)), None)
         if packed is None:
-            return ImageError(f"{self._label}: expected an uncompressed tar file, found {_reason(error)}")
+            return ImageError(f"{self._label}: expected an uncompressed tar file, found {reason_of(error)}")
         return ImageError(
             f"{self._label}: expected an uncompressed tar file, found {packed} compression: decompress it first, "
             "because single images cannot be read out of compressed data"

@@ -187,7 +187,7 @@ class DistillationStage(FlowStage):
     the teacher reaches in ``config.teacher_steps``. LPIPS compares with the teacher's image too, REPA with the real.
     """
 
-    preview_steps = (1,)
+    preview_steps: tuple[int, ...] = (1,)
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)

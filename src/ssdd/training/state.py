@@ -1,0 +1,112 @@
+"""Everything that one update depends on and changes: networks, average, optimisers, clock. It is what a checkpoint
+holds, and the only place that knows how networks are placed, compiled and spread over processes."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import checkpoint
+from .average import Average
+from .config import TrainConfig
+from .distribution import Processes, shard, spread, whole_state
+from .foreign import ForeignEncoder
+from .optimizers import Update
+from .stages import Stage
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Player:
+    """A trained network as it is called (perhaps wrapped), and its optimiser."""
+
+    network: nn.Module
+    update: Update
+
+
+class TrainingState:
+    """The stage's networks on their device, ready for the update after ``seen`` images.
+
+    Starts from the newest undamaged checkpoint of ``run``, if there is one.
+    """
+
+    def __init__(self, stage: Stage, config: TrainConfig, processes: Processes, run: Path) -> None:
+        self.stage, self.config, self.processes, self.run = stage, config, processes, run
+        self.average = Average(stage.model, config.average, config.batch_size)
+        # Before the model is spread over processes: a checkpoint has it in one piece.
+        loaded = checkpoint.newest_checkpoint(run)
+        tensors, numbers = loaded or ({}, {"images_seen": 0})
+        self.seen = int(numbers["images_seen"])
+        self.saved = self.seen if loaded else -1
+        if loaded:
+            stage.model.load_state_dict(tensors["model"])
+            self.average.averaged.load_state_dict(tensors["average"])
+            if stage.adversary is not None:
+                stage.adversary.load_state_dict(tensors["adversary"])
+        if config.compile:
+            compile_networks(stage)
+        network = spread(stage.model, processes, config.parallel)
+        if config.parallel == "fsdp":
+            shard(self.average.module, processes)
+        self.generator = Player(network, Update(stage.model, config.optimizer))
+        self.adversary: Player | None = None
+        if stage.adversary is not None:
+            network = spread(stage.adversary, processes, "ddp")
+            self.adversary = Player(network, Update(stage.adversary, config.optimizer))
+        if loaded:
+            for name, player in self._players().items():
+                checkpoint.restore_optimizer(player.update.optimizer, tensors[name], numbers[name])
+            logger.info("resumed at %d images", self.seen)
+
+    def _players(self) -> dict[str, Player]:
+        """By the name of the file of their optimiser's state."""
+        players = {"optimizer": self.generator}
+        return players if self.adversary is None else {**players, "adversary_optimizer": self.adversary}
+
+    def averaged_weights(self) -> dict[str, Tensor]:
+        """The averaged model's state dict, whole: a call for all processes."""
+        return whole_state(self.average.module)
+
+    def save(self) -> None:
+        """A checkpoint of this moment, unless there is one: a call for all processes; the main one writes."""
+        if self.saved == self.seen:
+            return
+        tensors = {"model": whole_state(self.stage.model), "average": whole_state(self.average.averaged)}
+        numbers: dict[str, Any] = {"images_seen": self.seen}
+        if self.stage.adversary is not None:
+            tensors["adversary"] = whole_state(self.stage.adversary)
+        for name, player in self._players().items():
+            tensors[name], numbers[name] = checkpoint.optimizer_tensors(player.update.optimizer)
+        if self.processes.main:
+            log = self.config.log
+            checkpoint.write_checkpoint(checkpoint.checkpoint_folder(self.run, self.seen), tensors, numbers)
+            checkpoint.prune_checkpoints(self.run, log.keep_checkpoints, log.milestone_images)
+        self.saved = self.seen
+        self.processes.wait()
+
+
+def place(stage: Stage, config: TrainConfig, device: torch.device) -> None:
+    """All networks to the device, channels-last (which FSDP2 does not take); the trained ones in training mode."""
+    form = torch.contiguous_format if config.parallel == "fsdp" else torch.channels_last
+    for module in stage.frozen.values():
+        module.to(device).to(memory_format=torch.channels_last)
+    if stage.adversary is not None:
+        stage.adversary.to(device).to(memory_format=torch.channels_last).train()
+    stage.model.to(device).to(memory_format=form).train()
+
+
+def compile_networks(stage: Stage) -> None:
+    """``torch.compile`` in place, so that names in checkpoints stay. A user's own encoder is left as it is."""
+    if stage.adversary is not None:
+        import torch._functorch.config
+
+        # the adaptive weight goes backward twice through one graph
+        torch._functorch.config.donated_buffer = False
+    own = [module for module in stage.frozen.values() if not isinstance(module, ForeignEncoder)]
+    for module in (stage.model, stage.adversary, *own):
+        if module is not None:
+            module.compile()

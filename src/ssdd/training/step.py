@@ -1,0 +1,91 @@
+"""One update: gradients over the microbatches, clipped steps of the networks at play, the average.
+
+Shapes: B images of this process, S side of the crops.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..objectives.adversarial import hinge_discriminator_loss
+from .config import TrainConfig, microbatch_size
+from .distribution import accumulating
+from .optimizers import learning_rate, poisoned_backward
+from .random import BatchRandom, seed_global_generators
+from .stages.base import Judged
+from .state import Player, TrainingState
+
+Autocast = Callable[[], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What an update was: scalars on the device, for the log; whether it was finite (else it was skipped)."""
+
+    values: dict[str, Tensor]
+    finite: Tensor
+    rate: float
+
+
+def take_update(state: TrainingState, crops: Tensor, autocast: Autocast) -> Taken:
+    """Trains on this process' crops, uint8 (B, 3, S, S), and moves the clock. Does not wait for the device."""
+    config = state.config
+    seed_global_generators(config.seed, state.seen, state.processes.rank)
+    values = _gradients(state, crops, autocast)
+    rate = learning_rate(config, state.seen)
+    values["gradient"], finite = state.generator.update.step(rate)
+    if state.adversary is not None and "discriminator" in values:
+        values["discriminator_gradient"], _ = state.adversary.update.step(rate)
+    state.seen += config.batch_size
+    state.average.update(state.stage.model, state.seen)
+    return Taken(values, finite, rate)
+
+
+def _gradients(state: TrainingState, crops: Tensor, autocast: Autocast) -> dict[str, Tensor]:
+    """Adds up gradients over the microbatches. Returns the mean losses."""
+    config, rank, device = state.config, state.processes.rank, state.processes.device
+    size = microbatch_size(config, state.processes.count)
+    pieces = crops.split(size)
+    means: dict[str, Tensor] = {}
+    for i, piece in enumerate(pieces):
+        last, images = i == len(pieces) - 1, to_images(piece, device)
+        first = rank * len(crops) + i * size
+        part = slice(first, first + len(piece))
+        random = BatchRandom(config.seed, state.seen, config.batch_size, part, device)
+        with accumulating(state.generator.network, last):
+            with autocast():
+                losses = state.stage.losses(state.generator.network, images, random, state.seen)
+            poisoned_backward(losses.total, 1 / len(pieces))
+        found = {"total": losses.total, **losses.terms}
+        if state.adversary is not None and losses.judged is not None:
+            found["discriminator"] = _judge(state.adversary, losses.judged, 1 / len(pieces), last, autocast)
+        for name, value in found.items():
+            means[name] = means.get(name, 0) + value.detach() / len(pieces)
+    return means
+
+
+def _judge(adversary: Player, judged: Judged, scale: float, last: bool, autocast: Autocast) -> Tensor:
+    """The discriminator's loss, and its gradients. Real and fake in one pass: one power iteration, one DDP pass."""
+    t = None if judged.t is None else torch.cat([judged.t, judged.t])
+    with accumulating(adversary.network, last):
+        with autocast():
+            logits = adversary.network(torch.cat([judged.real, judged.fake]), t)
+        loss = hinge_discriminator_loss(*logits.float().chunk(2))
+        poisoned_backward(loss, scale)
+    return loss
+
+
+def to_images(crops: Tensor, device: torch.device) -> Tensor:
+    """uint8 (B, 3, S, S) -> float32 in [-1, 1], channels-last, on the device."""
+    images = crops.to(device, non_blocking=True).float() / 127.5 - 1
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def autocast_for(config: TrainConfig, device: torch.device) -> Autocast:
+    """bf16 autocast on the device's type, or nothing."""
+    if config.precision == "fp32":
+        return nullcontext
+    return lambda: torch.autocast(device.type, torch.bfloat16)

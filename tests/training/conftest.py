@@ -73,7 +73,8 @@ class Ended:
 def command(photographs: Path) -> Callable[..., Ended]:
     """``command(run, "--seed", "1", processes=2, kill_at=13)``: ``ssdd train`` in processes of its own.
 
-    ``kill_at``: each process kills itself (SIGKILL) in that update; ``terminate_at``: the first sends itself SIGTERM.
+    ``kill_at``: each process kills itself (SIGKILL) in that update; ``terminate_at``: the first sends itself SIGTERM;
+    ``full_disk``: no file can be larger than a megabyte.
     """
 
     def start(
@@ -83,6 +84,7 @@ def command(photographs: Path) -> Callable[..., Ended]:
         processes: int = 1,
         kill_at: int = 0,
         terminate_at: int = 0,
+        full_disk: bool = False,
     ) -> Ended:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -96,6 +98,7 @@ def command(photographs: Path) -> Callable[..., Ended]:
                 "CUDA_VISIBLE_DEVICES": "",
                 "DRIVER_KILL_AT": str(kill_at),
                 "DRIVER_TERMINATE_AT": str(terminate_at if rank == 0 else 0),
+                "DRIVER_FULL_DISK": str(int(full_disk)),
             }
             if processes > 1:
                 names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}

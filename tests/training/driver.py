@@ -1,6 +1,7 @@
 """The command line in a process of its own that dies, or is told to stop, in a given update."""
 
 import os
+import resource
 import signal
 import sys
 from typing import Any
@@ -16,6 +17,8 @@ from ssdd.training.optimizers import Update  # noqa: E402
 export.STATISTICS_IMAGES = 16
 loop.measured_peak = lambda device, dtype: 1e12  # type: ignore[assignment]
 
+if os.environ.get("DRIVER_FULL_DISK") == "1":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
 signals = {signal.SIGKILL: "DRIVER_KILL_AT", signal.SIGTERM: "DRIVER_TERMINATE_AT"}
 at = {number: int(os.environ.get(name, "0")) for number, name in signals.items()}
 updates = 0

@@ -80,3 +80,19 @@ def test_state_is_restored() -> None:
     first.update(model, 60)
     second.update(model, 60)
     assert torch.equal(first.module.weight, second.module.weight)
+
+
+def test_update_reads_nothing_on_the_host() -> None:
+    """``AveragedModel``'s own update copies its counter to the model's device and back, and the host waits."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Operations(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            names.add(str(func))
+            return func(*args, **(kwargs or {}))
+
+    names: set[str] = set()
+    average = Average(Model(), AverageConfig(), 4)
+    with Operations():
+        average.update(Model(), 8)
+    assert not {n for n in names if "_local_scalar_dense" in n or "_to_copy" in n}, names

@@ -45,7 +45,9 @@ def write(run: Path, seen: int, size: int = 10) -> Path:
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     tensors = {"model": {"a": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last), "n": torch.tensor(3)}}
     write_checkpoint(checkpoint_folder(tmp_path, 7), tensors, {"images_seen": 7, "numbers": {"k": [1, 2.5]}})
-    found, state = newest_checkpoint(tmp_path)  # type: ignore[misc]
+    folder = newest_checkpoint(tmp_path)
+    assert folder is not None
+    found, state = read_checkpoint(folder)
     assert state == {"images_seen": 7, "numbers": {"k": [1, 2.5]}}
     assert found["model"]["a"].equal(tensors["model"]["a"])
     assert found["model"]["n"].equal(torch.tensor(3))
@@ -58,7 +60,9 @@ def test_full_disk_is_one_line_and_the_checkpoint_before_is_intact(tmp_path: Pat
     with disk_of(100_000), pytest.raises(OSError, match=r"could not write the checkpoint .*000000000020.* make room"):
         write(tmp_path, 20, size=10**6)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["000000000010"], "half a checkpoint is left"
-    assert float(newest_checkpoint(tmp_path)[0]["model"]["w"][0]) == 10  # type: ignore[index]
+    folder = newest_checkpoint(tmp_path)
+    assert folder is not None
+    assert float(read_checkpoint(folder)[0]["model"]["w"][0]) == 10
 
 
 def test_full_disk_in_a_run(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +100,17 @@ def test_other_names_are_left_alone(tmp_path: Path) -> None:
     prune_checkpoints(tmp_path, keep=1, milestone_images=0)
     assert (tmp_path / "checkpoints" / "notes").is_dir()
     assert newest_checkpoint(tmp_path / "elsewhere") is None
+
+
+def test_damaged_checkpoint_takes_nobodys_place(tmp_path: Path) -> None:
+    """It has the highest clock: by that it would push out the good ones that come after it."""
+    write(tmp_path, 10)
+    (write(tmp_path, 50) / "model.safetensors").write_bytes(b"spoiled")
+    assert newest_checkpoint(tmp_path) == checkpoint_folder(tmp_path, 10)
+    write(tmp_path, 20)
+    prune_checkpoints(tmp_path, keep=1, milestone_images=0)
+    assert newest_checkpoint(tmp_path) == checkpoint_folder(tmp_path, 20)
+    assert (tmp_path / "checkpoints" / "000000000050.damaged").is_dir(), "nobody can look at what was damaged"
 
 
 @pytest.mark.parametrize("state", ["[]", "{", '{"checksums": 3}', '{"checksums": {"../../x": "0"}}', "null"])

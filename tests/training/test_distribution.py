@@ -65,9 +65,10 @@ def test_two_processes_are_one_with_a_discriminator(small: Small, command: Comma
 def test_sharded_model_is_the_same_model(small: Small, command: Command, tmp_path: Path) -> None:
     """FSDP2 trains something else, or its checkpoint is not whole: it resumes as an ordinary run."""
     train(small(*TEN), tmp_path / "one")
-    stopped = command(tmp_path / "two", *TEN, "--parallel", "fsdp", processes=2, terminate_at=5)
+    options = (*TEN, "--parallel", "fsdp", "--log.sample-images", "20", "--microbatch", "1")
+    stopped = command(tmp_path / "two", *options, processes=2, terminate_at=5)
     assert stopped.statuses == [143, 143], stopped.output
-    resumed = command(tmp_path / "two", *TEN, "--parallel", "fsdp", processes=2)
+    resumed = command(tmp_path / "two", *options, "--recompute", processes=2)
     assert resumed.statuses == [0, 0], resumed.output
     compare(tmp_path / "one", tmp_path / "two", 1e-5)
 
@@ -93,8 +94,26 @@ def test_batch_that_cannot_be_cut(small: Small, command: Command, tmp_path: Path
     odd = command(tmp_path / "run", "--batch-size", "5", processes=2)
     assert odd.statuses == [1, 1], odd.output
     assert "expected a batch size divisible by 2 processes, found 5" in odd.output
-    with pytest.raises(ValueError, match="expected several processes for --parallel fsdp"):
-        train(small("--parallel", "fsdp"), tmp_path / "fsdp")
+
+
+def test_error_in_one_process_ends_all(command: Command, tmp_path: Path) -> None:
+    """A full disk, which only the main process meets, leaves the others waiting for it for ever."""
+    ended = command(tmp_path / "run", *TEN, processes=2, full_disk=True)
+    assert 1 in ended.statuses, ended.output
+    assert 0 not in ended.statuses
+    assert "make room, and the same command goes on from there" in ended.output
+
+
+def test_nonfinite_stop_of_two_processes(command: Command, tmp_path: Path) -> None:
+    """Both stop, and the report is whole although one of them writes it."""
+    options = ("--optimizer.learning-rate", "1e30", "--optimizer.clip", "1e30", "--optimizer.warmup-images", "0")
+    ended = command(tmp_path / "run", *TEN, *options, "--nonfinite-limit", "3", "--parallel", "fsdp", processes=2)
+    assert ended.statuses == [1, 1], ended.output
+    assert {p.name for p in (tmp_path / "run" / "nonfinite").iterdir()} == {
+        "images.safetensors",
+        "model.safetensors",
+        "report.json",
+    }
 
 
 def test_torchrun(photographs: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_training_learns(small: Small, tmp_path: Path) -> None:
 
 def test_kl_vae_then_frozen_encoder(small: Small, tmp_path: Path) -> None:
     """The second stage must take the first one's encoder and statistics, bit for bit, and leave them alone."""
-    train(small(recipe="tiny-kl-vae"), tmp_path / "encoder")
+    train(small("--loss.adversarial", "0", recipe="tiny-kl-vae"), tmp_path / "encoder")
     vae = AutoencoderKL.from_pretrained(tmp_path / "encoder" / "model", low_cpu_mem_usage=False)
     options = ("--encoder", str(tmp_path / "encoder"))
     ae = AutoencoderSSDD.from_pretrained(train(small(*options, recipe="tiny-pretraining"), tmp_path / "decoder"))
@@ -118,6 +118,10 @@ def test_other_settings_in_the_same_folder_are_refused(small: Small, tmp_path: P
         ("tiny-encoder", ("--data.resolution", "18"), "multiple of the encoder's factor 4, found 18"),
         ("tiny-pretraining", ("--encoder", "nowhere"), "nowhere: expected"),
         ("tiny-encoder", ("--model.decoder", "XXL"), "expected a decoder size"),
+        ("tiny-kl-vae", ("--data.resolution", "18", "--loss.adversarial", "0"), "multiple of the encoder's factor 4"),
+        ("tiny-kl-vae", ("--loss.adversarial", "0.5"), "a PatchGAN needs 24 pixels"),
+        ("tiny-encoder", ("--parallel", "fsdp"), "expected several processes for --parallel fsdp"),
+        ("tiny-encoder", ("--seed", "-1"), "expected a seed of at least 0"),
         ("tiny-finetuning", ("--model.start-from", "runs/nowhere"), "runs/nowhere"),
     ],
 )
@@ -130,9 +134,20 @@ def test_what_cannot_start_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
+def test_names_that_contradict_the_start_are_refused(small: Small, tmp_path: Path) -> None:
+    """A run called f16c4-S that trains f8c4-B because its start was one."""
+    train(small("--total-images", "4"), tmp_path / "first")
+    start = ("--model.start-from", str(tmp_path / "first"))
+    with pytest.raises(ValueError, match="expected an encoder f16c4, found f4c4"):
+        train(small(*start, "--encoder", "f16c4"), tmp_path / "run")
+    with pytest.raises(ValueError, match="expected a decoder of size S"):
+        train(small(*start, "--model.decoder", "S"), tmp_path / "run")
+
+
 def test_diverged_run_stops_with_what_it_saw(small: Small, tmp_path: Path) -> None:
     """A run that has gone to NaN must not go on for days, nor keep its ruined weights as a checkpoint."""
     options = ("--optimizer.learning-rate", "1e30", "--optimizer.clip", "1e30", "--optimizer.warmup-images", "0")
+    options += ("--log.sample-images", "8")  # of NaN
     more = ("--total-images", "400", "--nonfinite-limit", "3", "--log.checkpoint-images", "100")
     with pytest.raises(FloatingPointError, match="updates in a row had a loss or gradient that is not finite"):
         train(small(*options, *more), tmp_path / "run")
@@ -173,6 +188,31 @@ def test_single_bad_batch_is_skipped_and_counted(small: Small, tmp_path: Path, m
     assert all(w.isfinite().all() for w in exported(tmp_path / "run").values())
 
 
+def test_divergence_in_the_last_interval(small: Small, tmp_path: Path) -> None:
+    """A run shorter than a log interval ends with status 0 and a model of NaN."""
+    options = ("--optimizer.learning-rate", "1e30", "--optimizer.clip", "1e30", "--optimizer.warmup-images", "0")
+    with pytest.raises(FloatingPointError, match="not finite"):
+        train(small(*options, "--log.stats-images", "1000"), tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize("recipe", ["tiny-encoder", "tiny-kl-vae"])
+def test_compiled_run_is_the_same_run(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    """Compiling changes names in checkpoints, breaks the second backward pass of the adaptive weight, or the result."""
+    options = ("--data.resolution", "32", "--loss.adversarial", "0.5", "--total-images", "8", "--log.stats-images", "4")
+    train(small(*options, recipe=recipe), tmp_path / "eager")
+    compile_module = torch.nn.Module.compile
+    # the backend that traces and differentiates, but generates no code: the part that a change here can break
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend="aot_eager"))
+    train(small(*options, "--compile", recipe=recipe), tmp_path / "compiled")
+    torch._dynamo.reset()
+    for a, b in zip(stats(tmp_path / "eager"), stats(tmp_path / "compiled"), strict=True):
+        assert b == pytest.approx(a, rel=1e-3)
+    assert exported(tmp_path / "eager").keys() == exported(tmp_path / "compiled").keys()
+
+
 class NoticeReading(TorchDispatchMode):
     """Notes where the host asks a tensor for its value, which makes it wait for a GPU."""
 
@@ -182,9 +222,8 @@ class NoticeReading(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         if func is torch.ops.aten._local_scalar_dense.default:
-            stack = [f for f in traceback.extract_stack() if "/ssdd/" in f.filename or "swa_utils" in f.filename]
-            if "swa_utils" not in stack[-1].filename:  # its counter is on the CPU, whatever the model's device
-                self.places.append(f"{stack[-1].filename}:{stack[-1].lineno} {stack[-1].line}")
+            place = [f for f in traceback.extract_stack() if "/ssdd/" in f.filename][-1]
+            self.places.append(f"{place.filename}:{place.lineno} {place.line}")
         return func(*args, **(kwargs or {}))
 
 
@@ -198,12 +237,3 @@ def test_host_reads_the_device_at_log_steps_only(small: Small, tmp_path: Path, o
             train(small(*options, "--optimizer.name", optimizer), tmp_path / str(updates))
         readings.append(notice.places)
     assert len(readings[0]) == len(readings[1]), f"more updates, more readings: {set(readings[1])}"
-
-
-def test_average_counter_is_on_the_host(small: Small, tmp_path: Path) -> None:
-    """``AveragedModel`` looks at its counter in each update: it must not lie on the device."""
-    from ssdd.training.average import Average
-    from ssdd.training.config import AverageConfig
-
-    model = torch.nn.Linear(2, 2, device="meta")
-    assert Average(model, AverageConfig(), 4).averaged.n_averaged.device.type == "cpu"

@@ -1,7 +1,9 @@
 """A run that is killed, told to stop, or finds its checkpoint damaged ends in the same weights, bit for bit."""
 
+import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 
 from ssdd.training.config import TrainConfig
+from ssdd.training.environment import only_one
 from ssdd.training.loop import train
 from tests.training.runs import exported, newest, stats
 
@@ -80,6 +83,48 @@ def test_schedule_free_run_resumes_exactly(small: Small, command: Command, tmp_p
     assert newest(tmp_path / "whole") == newest(tmp_path / "cut")
 
 
+def test_adversary_resumes_exactly(small: Small, command: Command, tmp_path: Path) -> None:
+    """The discriminator, its power iteration or its optimiser begins anew; or an average that has not begun yet."""
+    options = (*TWENTY, "--data.resolution", "32", "--loss.adversarial", "0.5", "--average.from-images", "60")
+    late = (*options, "--loss.adversarial-from-images", "20")
+    train(small(*late, recipe="tiny-kl-vae"), tmp_path / "whole")
+    # two optimiser steps an update once the discriminator is there: the 21st is in update 13
+    assert command(tmp_path / "cut", *late, recipe="tiny-kl-vae", kill_at=21).statuses == [-9]
+    train(small(*late, recipe="tiny-kl-vae"), tmp_path / "cut")
+    assert newest(tmp_path / "whole") == newest(tmp_path / "cut")
+    assert stats(tmp_path / "whole") == stats(tmp_path / "cut")
+
+
+def test_other_photographs_are_refused(small: Small, photographs: Path, tmp_path: Path) -> None:
+    """One photograph more and every crop after the resumption is another."""
+    train(small("--total-images", "12"), tmp_path / "run")
+    shutil.copytree(photographs, tmp_path / "more")
+    shutil.copy(photographs / "00.png", tmp_path / "more" / "extra.png")
+    config = small("--total-images", "12")
+    moved = dataclasses.replace(config, data=dataclasses.replace(config.data, paths=(str(tmp_path / "more"),)))
+    with pytest.raises(ValueError, match="expected the 12 photographs that this run began with, found 13"):
+        train(moved, tmp_path / "run")
+
+
+def test_two_commands_on_one_folder(small: Small, tmp_path: Path) -> None:
+    """A requeued job that starts while the old one still saves destroys both."""
+    (tmp_path / "run").mkdir()
+    with only_one(tmp_path / "run"), pytest.raises(ValueError, match="is being trained by another process"):
+        train(small(), tmp_path / "run")
+    train(small("--total-images", "4"), tmp_path / "run")
+
+
+def test_skipped_updates_are_still_counted_after_resuming(small: Small, tmp_path: Path) -> None:
+    train(small("--total-images", "12"), tmp_path / "run")
+    (folder,) = (tmp_path / "run" / "checkpoints").iterdir()
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({**state, "skipped_updates": 5}))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "total_images": 24}))
+    train(small(), tmp_path / "run")
+    assert stats(tmp_path / "run")[-1]["skipped_updates"] == 5
+
+
 def test_run_may_go_on_with_another_number_of_processes(small: Small, command: Command, tmp_path: Path) -> None:
     """A checkpoint must not be tied to the machine that wrote it; the result differs by rounding only."""
     assert command(tmp_path / "run", *TWENTY, processes=2, terminate_at=7).statuses == [143, 143]
@@ -132,8 +177,7 @@ def test_half_written_checkpoint_is_no_checkpoint(small: Small, tmp_path: Path) 
     partial.mkdir()
     (partial / "model.safetensors").write_bytes(b"half")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    config["total_images"] = 24
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "total_images": 24}))
     train(small(), tmp_path / "run")
     assert not partial.exists()
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["000000000012", "000000000024"]

@@ -1,12 +1,34 @@
 """The exponential moving average of the weights, by ``torch.optim.swa_utils``, buffers included."""
 
+from itertools import chain
+
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from .config import AverageConfig
 
-Tensors = tuple[Tensor, ...] | list[Tensor]
+
+class _Averaged(AveragedModel):
+    """Takes the weight of the old average from the host.
+
+    ``AveragedModel`` hands its counter over on the model's device, a copy that the host waits for in every update.
+    """
+
+    keep = 0.0
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """average = keep * average + (1 - keep) * model; whole numbers are copied."""
+        old = [t.detach() for t in chain(self.module.parameters(), self.module.buffers())]
+        new = [t.detach() for t in chain(model.parameters(), model.buffers())]
+        pairs = list(zip(old, new, strict=True))
+        floating = [(a, b) for a, b in pairs if a.is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in floating], [b for _, b in floating], 1 - self.keep)
+        for a, b in pairs:
+            if not a.is_floating_point():
+                a.copy_(b)
+        self.n_averaged += 1
 
 
 class Average:
@@ -18,8 +40,7 @@ class Average:
 
     def __init__(self, model: nn.Module, config: AverageConfig, batch_size: int) -> None:
         self.config, self.batch_size = config, batch_size
-        self.averaged = AveragedModel(model, multi_avg_fn=self._update, use_buffers=True).requires_grad_(False)
-        self._keep = 0.0
+        self.averaged = _Averaged(model, use_buffers=True).requires_grad_(False)
 
     @property
     def module(self) -> nn.Module:
@@ -28,20 +49,12 @@ class Average:
 
     def update(self, model: nn.Module, seen: int) -> None:
         """After the update that ends at ``seen`` images."""
-        self._keep = self.keep(seen)
+        self.averaged.keep = self.keep(seen)
         self.averaged.update_parameters(model)
 
     def keep(self, seen: int) -> float:
         """Weight of the old average after the update that ends at ``seen`` images."""
-        # Counted here and not read from AveragedModel's counter, which would wait for the device.
         updates = (seen - self.config.from_images) / self.batch_size - 1
         if updates < 0:
             return 0.0
         return min(0.5 ** (self.batch_size / self.config.halflife_images), (1 + updates) / (10 + updates))
-
-    @torch.no_grad()
-    def _update(self, averages: Tensors, current: Tensors, _: Tensor | int) -> None:
-        if averages[0].is_floating_point():  # tensors come grouped by dtype
-            torch._foreach_lerp_(averages, current, 1 - self._keep)
-        else:
-            torch._foreach_copy_(averages, current)

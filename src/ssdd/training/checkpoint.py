@@ -14,6 +14,7 @@ model. Random numbers need no state: every draw is a function of (seed, images s
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -90,17 +91,19 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
         raise DamagedCheckpoint(f"{folder}: {' '.join(str(error).split())}") from error
 
 
-def newest_checkpoint(run: Path) -> tuple[dict[str, Tensors], dict[str, Any]] | None:
-    """The newest undamaged checkpoint, or None where there is none at all; says which ones it passed over.
+def newest_checkpoint(run: Path) -> Path | None:
+    """The newest undamaged checkpoint, or None where there is none at all.
 
-    Raises DamagedCheckpoint if there are some and all are damaged.
+    Damaged ones are named and get the name ``IMAGES_SEEN.damaged``. Raises DamagedCheckpoint if all are.
     """
     folders = list_checkpoints(run)
     for folder in reversed(folders):
         try:
-            return read_checkpoint(folder)
+            read_checkpoint(folder)
+            return folder
         except DamagedCheckpoint as error:
             logger.warning("damaged checkpoint passed over: %s", error)
+            folder.rename(_unused(folder.with_name(folder.name + ".damaged")))
     if folders:
         raise DamagedCheckpoint(
             f"{run}: all {len(folders)} checkpoints are damaged; to begin anew, choose another --out folder"
@@ -120,18 +123,31 @@ def prune_checkpoints(run: Path, keep: int, milestone_images: int) -> None:
             kept.add(folder)
     for folder in folders:
         if folder not in kept:
-            shutil.rmtree(folder)
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:  # an open file on a network disk: the run is worth more than the space
+                logger.warning("could not remove the old checkpoint %s: %s", folder, error)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[Tensors, dict[str, Any]]:
-    """Its state: whole tensors named ``INDEX.NAME``, and the plain numbers of parameters and groups."""
+def _unused(path: Path) -> Path:
+    numbered = (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))
+    return path if not path.exists() else next(p for p in numbered if not p.exists())
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, main: bool = True) -> tuple[Tensors, dict[str, Any]]:
+    """Its state: whole tensors named ``INDEX.NAME``, and the plain numbers of parameters and groups.
+
+    A call for all processes where the model is sharded; only the ``main`` one gets the tensors.
+    """
     tensors: Tensors = {}
     numbers: dict[str, dict[str, Any]] = {}
     content = optimizer.state_dict()
     for index, entries in content["state"].items():
         for name, value in entries.items():
             if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = whole(value)
+                gathered = whole(value)
+                if main:
+                    tensors[f"{index}.{name}"] = gathered.cpu()
             else:
                 numbers.setdefault(str(index), {})[name] = value
     groups = [{k: v for k, v in group.items() if k != "params"} for group in content["param_groups"]]
@@ -156,7 +172,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, number
 def _save(tensors: Tensors, path: Path) -> None:
     # Its own copy of each tensor, in plain memory order: the file format knows neither sharing nor channels-last.
     # (The order in memory is no part of a weight; the loop sets it again.)
-    plain = {k: v.detach().to("cpu").clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+    plain = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
     save_file(plain, path)
     share(path)
 

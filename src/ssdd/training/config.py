@@ -14,15 +14,16 @@ from ..objectives.perceptual import LPIPSNetwork
 class ModelConfig:
     """What is trained, and from which weights it starts."""
 
-    encoder: Annotated[str, tyro.conf.arg(aliases=["--encoder"])] = "f8c4"
+    encoder: Annotated[str | None, tyro.conf.arg(aliases=["--encoder"])] = None
     """``f8c4``, ``f16c16``, ...: a fresh one. Or a trained one: a run's or a model's folder, a Hugging Face id (ours,
-    or any diffusers AutoencoderKL), or your own ``package.module:name`` or ``file.py:name``."""
+    or any diffusers AutoencoderKL), or your own ``package.module:name`` or ``file.py:name``. None: that of
+    ``start_from``."""
     encoder_width: int = 128
     """Channels of the first level of a fresh encoder; 64 or 32 for a small one."""
     encoder_groups: int = 32
     """Groups of the norms of a fresh encoder; fewer than its width for a small one."""
-    decoder: str = "S"
-    """Decoder size; see ``ssdd.nn.presets``."""
+    decoder: str | None = None
+    """Decoder size, XXS to H. None: that of ``start_from``."""
     start_from: str | None = None
     """A whole model to start from: another run's folder, a model's folder, an embedded name or a Hugging Face id."""
     train_encoder: bool = True
@@ -170,8 +171,11 @@ def to_json(config: TrainConfig) -> str:
 
 def differences(config: TrainConfig, saved: str) -> list[str]:
     """Settings of ``config`` that differ from those of a saved run and would change it: ``name: saved -> new``."""
-    new, old = _flat(json.loads(to_json(config))), _flat(json.loads(saved))
+    new, defaults = _flat(json.loads(to_json(config))), _flat(json.loads(to_json(TrainConfig())))
+    old = defaults | _flat(json.loads(saved))  # a setting that is newer than the run had its default there
     names = sorted(n for n in new.keys() | old.keys() if not _resumable(n))
+    if config.loss.adversarial:  # the adaptive weight and the discriminator's norm depend on it
+        names.append("microbatch")
     return [f"{n}: {old.get(n)} -> {new.get(n)}" for n in names if new.get(n) != old.get(n)]
 
 
@@ -209,6 +213,12 @@ def check(config: TrainConfig, processes: int = 1) -> None:
         raise ValueError("expected no adversarial loss in distillation: pass --loss.adversarial 0")
     if config.stage == "kl-vae" and config.parallel == "fsdp":
         raise ValueError("the kl-vae stage is small enough for one GPU: use --parallel ddp")
+    if config.parallel == "fsdp" and processes == 1:
+        raise ValueError("expected several processes for --parallel fsdp, found one: use torchrun, or --parallel ddp")
+    if config.loss.adversarial and config.data.resolution < 24:
+        raise ValueError(f"a PatchGAN needs 24 pixels, found --data.resolution {config.data.resolution}")
+    if config.seed < 0 or config.optimizer.clip <= 0:
+        raise ValueError("expected a seed of at least 0 and an optimizer.clip above 0")
 
 
 def microbatch_size(config: TrainConfig, processes: int) -> int:

@@ -56,10 +56,10 @@ def join_processes(device: torch.device | None = None) -> Iterator[Processes]:
         return
     # Both: signals to stop and statistics travel as CPU tensors, without waiting for the GPU.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Processes(rank, count, device)
-    finally:
-        dist.destroy_process_group()
+    yield Processes(rank, count, device)
+    # After an error in one process the others may be waiting for it: taking the group down in good order would wait
+    # for them. It ends with this process, and torchrun ends the rest.
+    dist.destroy_process_group()
 
 
 def spread(model: nn.Module, processes: Processes, parallel: Parallel) -> nn.Module:
@@ -70,20 +70,22 @@ def spread(model: nn.Module, processes: Processes, parallel: Parallel) -> nn.Mod
     if processes.count == 1:
         return model
     devices = [processes.device] if processes.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
 
 def shard(model: nn.Module, processes: Processes) -> None:
     """FSDP2, in place: each block is gathered when it is its turn. Parameters must be contiguous."""
+    mesh = init_device_mesh(processes.device.type, (processes.count,))
+    for block in blocks(model):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The parts that a model is gathered, and compiled, by."""
     from ..autoencoder import AutoencoderSSDD
 
-    if processes.count == 1:
-        raise ValueError("expected several processes for --parallel fsdp, found one: start it with torchrun")
-    mesh = init_device_mesh(processes.device.type, (processes.count,))
-    for module in model.modules():
-        if type(module).__name__ in AutoencoderSSDD._no_split_modules:
-            fully_shard(module, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    return [module for module in model.modules() if type(module).__name__ in AutoencoderSSDD._no_split_modules]
 
 
 def accumulating(network: nn.Module, last: bool) -> AbstractContextManager[Any]:
@@ -117,6 +119,38 @@ def like(value: Tensor, parameter: Tensor) -> Tensor:
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def whole_state(module: nn.Module) -> dict[str, Tensor]:
-    """``state_dict`` with every tensor in one piece (a call for all processes)."""
-    return {name: whole(value.detach()) for name, value in module.state_dict().items()}
+def whole_state(module: nn.Module, main: bool = True) -> dict[str, Tensor]:
+    """``state_dict`` on the CPU, every tensor in one piece: a call for all processes; only the ``main`` one gets it."""
+    state: dict[str, Tensor] = {}
+    for name, value in module.state_dict().items():
+        gathered = whole(value.detach())  # one at a time: a whole model need not fit a GPU
+        if main:
+            state[name] = gathered.cpu()
+    return state
+
+
+def told_by_main(value: Any) -> Any:
+    """What the main process has, in every process."""
+    if not dist.is_available() or not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]
+
+
+def all_agree(fine: bool) -> bool:
+    """Is it so in every process?"""
+    if not dist.is_available() or not dist.is_initialized():
+        return fine
+    flag = torch.tensor([int(fine)])
+    dist.all_reduce(flag, dist.ReduceOp.MIN)
+    return bool(flag)
+
+
+def sum_over_processes(number: int) -> int:
+    """Sum of a number that every process has."""
+    if dist.is_available() and dist.is_initialized():
+        box = torch.tensor([number])
+        dist.all_reduce(box)
+        number = int(box)
+    return number

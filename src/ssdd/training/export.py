@@ -1,6 +1,7 @@
 """What a run leaves: the trained model's folder, and a report where it could not go on."""
 
 import json
+import logging
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -8,12 +9,15 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..data.images import ImageError
 from ..data.loader import CropStream, crop_batches
 from ..files import share
 from .config import TrainConfig
 from .stages.base import LatentStatistics, Stage, State
+
+logger = logging.getLogger(__name__)
 
 STATISTICS_IMAGES = 1024
 """Crops over which the latent's mean and standard deviation are taken at the end."""
@@ -51,7 +55,7 @@ def report_nonfinite(
     config: TrainConfig,
     counts: dict[str, int],
     means: dict[str, float],
-    model: nn.Module | None,
+    weights: State,
 ) -> Path:
     """Writes ``nonfinite/`` in the run's folder: the batch of the last skipped update, the weights, the numbers.
 
@@ -59,13 +63,13 @@ def report_nonfinite(
     """
     folder = run / "nonfinite"
     folder.mkdir(exist_ok=True)
-    images = torch.stack([stream[p] for p in range(counts["seen"], counts["seen"] + config.batch_size)])
-    _save({"images": images}, folder / "images.safetensors")
-    wrong: list[str] = []
-    if model is not None:
-        state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-        _save(state, folder / "model.safetensors")
-        wrong = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    try:
+        images = torch.stack([stream[p] for p in range(counts["seen"], counts["seen"] + config.batch_size)])
+        _save({"images": images}, folder / "images.safetensors")
+    except ImageError as error:
+        logger.warning("the batch could not be read again: %s", error)
+    _save(weights, folder / "model.safetensors")
+    wrong = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
     report = {
         "images_seen": counts["seen"],
         "skipped_updates": counts["skipped"],

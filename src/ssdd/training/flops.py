@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..objectives.adversarial import hinge_discriminator_loss
 from .config import TrainConfig
 from .random import BatchRandom
 from .stages.base import Stage
@@ -14,14 +15,26 @@ from .stages.base import Stage
 def training_flops(stage: Stage, config: TrainConfig, device: torch.device) -> int:
     """Floating point operations of matrix products and convolutions for one training image, forward and backward.
 
-    Counted on a real step of one image, so that frozen networks are in it; a multiplication and an addition are two.
+    Counted on the losses of one image, so that frozen networks are in it, and both players where there is a
+    discriminator; a multiplication and an addition are two. What is computed twice to save memory counts once.
     Leaves no gradient behind.
     """
     side = config.data.resolution
     images = torch.zeros(1, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
     random = BatchRandom(config.seed, 0, 1, slice(None), device)
+    thrifty = [m for m in stage.model.modules() if getattr(m, "gradient_checkpointing", False)]
+    for module in thrifty:
+        module.gradient_checkpointing = False  # type: ignore[assignment]
     with FlopCounterMode(display=False) as counter:
-        stage.losses(stage.model, images, random, seen=0).total.backward()
+        losses = stage.losses(stage.model, images, random, seen=config.loss.adversarial_from_images)
+        losses.total.backward()
+        if stage.adversary is not None and losses.judged is not None:
+            both = torch.cat([losses.judged.real, losses.judged.fake])
+            t = None if losses.judged.t is None else torch.cat([losses.judged.t, losses.judged.t])
+            hinge_discriminator_loss(*stage.adversary(both, t).chunk(2)).backward()
+            stage.adversary.zero_grad(set_to_none=True)
+    for module in thrifty:
+        module.gradient_checkpointing = True  # type: ignore[assignment]
     stage.model.zero_grad(set_to_none=True)
     return counter.get_total_flops()
 

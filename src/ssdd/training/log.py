@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..files import atomic_path
 from .config import TrainConfig
 from .distribution import Processes, mean_over_processes
 
 logger = logging.getLogger(__name__)
-
-_TAKEN = "taken"
 
 
 class RunLog:
@@ -28,9 +27,9 @@ class RunLog:
     def __init__(self, run: Path, config: TrainConfig, processes: Processes, seen: int, share_of_peak: float) -> None:
         """share_of_peak: utilisation of the machine at one image per second."""
         self.path, self.interval, self.processes = run / "stats.jsonl", config.log.stats_images, processes
-        self.share_of_peak = share_of_peak
+        self.share_of_peak, self.total = share_of_peak, config.total_images
         self.sums: dict[str, Tensor] = {}
-        self.steps, self.since, self.started = 0, seen, time.monotonic()
+        self.since, self.started = seen, time.monotonic()
         self.board: Any = None
         if processes.main:
             forget_after(self.path, seen)
@@ -45,26 +44,25 @@ class RunLog:
         )
 
     def add(self, values: dict[str, Tensor], finite: Tensor, seen: int) -> bool:
-        """Scalars of one update, on the device, and whether it was taken. True at the end of an interval."""
-        for name, value in {**values, _TAKEN: torch.ones_like(finite, dtype=torch.float32)}.items():
-            value = torch.where(finite, value.detach().float(), 0.0)  # a skipped update is no part of the means
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.steps += 1
+        """Scalars of one update, on the device, and whether it was taken. True at the end of an interval of the run."""
+        for name, value in values.items():
+            # a skipped update is no part of the means; each name counts the updates that it was there in
+            pair = torch.stack([torch.where(finite, value.detach().float(), 0.0), finite.float()])
+            self.sums[name] = self.sums[name] + pair if name in self.sums else pair
         self.bar.update(seen - self.bar.n)
-        return seen // self.interval != self.since // self.interval
+        return seen // self.interval != self.since // self.interval or seen >= self.total
 
     def write(self, seen: int, **more: float) -> dict[str, float]:
         """Means over the interval, and ``more`` as it is: the end of an interval, for all processes."""
         names = sorted(self.sums)
-        sums = dict(zip(names, mean_over_processes(torch.stack([self.sums[n] for n in names])).tolist(), strict=True))
-        taken = sums.pop(_TAKEN)
-        means = {name: value / taken for name, value in sums.items()} if taken else {}
+        pairs = mean_over_processes(torch.stack([self.sums[n] for n in names])).tolist() if names else []
+        means = {name: value / taken for name, (value, taken) in zip(names, pairs, strict=True) if taken}
         now = time.monotonic()
         speed = (seen - self.since) / (now - self.started)
         line = {"images": seen, **means, **more, "images_per_second": speed}
         if self.share_of_peak:
             line["utilisation"] = speed * self.share_of_peak
-        self.sums, self.steps, self.since, self.started = {}, 0, seen, now
+        self.sums, self.since, self.started = {}, seen, now
         if self.processes.main:
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -107,7 +105,8 @@ def forget_after(stats: Path, seen: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue  # the last line of a run that was killed while it wrote
-    stats.write_text("".join(f"{line}\n" for line in kept))
+    with atomic_path(stats, overwrite=True) as path:
+        path.write_text("".join(f"{line}\n" for line in kept))
 
 
 def _tensorboard(folder: Path, seen: int) -> Any:

@@ -6,6 +6,7 @@ several processes (``torchrun``) each runs this loop on its part of every batch.
 
 import json
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -15,8 +16,8 @@ from ..data.loader import BrokenImages, CropStream, crop_batches
 from ..data.sources import open_source
 from ..files import atomic_path
 from .config import TrainConfig, check, differences, to_json
-from .distribution import Processes, join_processes
-from .environment import describe_environment
+from .distribution import Processes, join_processes, sum_over_processes
+from .environment import LOCK, describe_environment, only_one
 from .export import export, report_nonfinite
 from .flops import measured_peak, training_flops
 from .log import RunLog
@@ -40,11 +41,12 @@ def train(config: TrainConfig, run: Path, device: torch.device | None = None) ->
     """
     with join_processes(device) as processes:
         check(config, processes.count)
-        if processes.main:
-            _check_run(config, run)
-        processes.wait()
-        with stop_requests(processes) as stop:
-            return _train(config, run, processes, stop)
+        with only_one(run) if processes.main else nullcontext():
+            if processes.main:
+                _check_run(config, run)
+            processes.wait()
+            with stop_requests(processes) as stop:
+                return _train(config, run, processes, stop)
 
 
 def _train(config: TrainConfig, run: Path, processes: Processes, stop: StopRequest) -> Path:
@@ -59,28 +61,31 @@ def _train(config: TrainConfig, run: Path, processes: Processes, stop: StopReque
         _record_start(config, run, processes)
     share_of_peak = _announce(stage, config, processes, autocast)
 
-    state = TrainingState(stage, config, processes, run)
+    state = TrainingState(stage, config, processes, run, len(stream.source))
     if state.seen >= config.total_images and (run / "model").is_dir():
         logger.info("this run is finished")
         return run / "model"
     broken = BrokenImages(data.broken_limit)
     batches = crop_batches(stream, state.seen, config.batch_size, data.workers, processes.rank, processes.count, broken)
     fixed = preview_images(config).to(device) if processes.main and config.log.sample_images else None
-    finite_count = FiniteCount(device)
+    finite_count = FiniteCount(device, state.skipped)
     log = RunLog(run, config, processes, state.seen, share_of_peak)
 
     while state.seen < config.total_images:
         before = state.seen
         taken = take_update(state, next(batches), autocast)
         finite_count.add(taken.finite, before)
+        ended = state.seen >= config.total_images
 
         if log.add(taken.values, taken.finite, state.seen):
             counts = finite_count.read()  # here, and nowhere else, the loop waits for the device
-            more = {"skipped_updates": counts["skipped"], "broken_images": broken.count}
-            means = log.write(state.seen, learning_rate=taken.rate, **more)
-            if counts["longest"] >= config.nonfinite_limit:
+            state.skipped = counts["skipped"]
+            unreadable = sum_over_processes(broken.count)
+            more = {"skipped_updates": state.skipped, "broken_images": unreadable, "learning_rate": taken.rate}
+            means = log.write(state.seen, **more)
+            if counts["longest"] >= config.nonfinite_limit or (ended and counts["row"]):
+                log.close()
                 raise FloatingPointError(_explain_nonfinite(state, stream, counts, means))
-        ended = state.seen >= config.total_images
         if _passed(config.log.sample_images, before, state.seen) or (ended and config.log.sample_images):
             _preview(state, fixed, autocast, log)
         if _passed(config.log.checkpoint_images, before, state.seen):
@@ -130,7 +135,7 @@ def _check_run(config: TrainConfig, run: Path) -> None:
             raise ValueError(
                 f"{run} holds a run with other settings ({'; '.join(changed)}): choose another --out folder"
             )
-    elif run.is_dir() and any(run.iterdir()):
+    elif run.is_dir() and any(p.name != LOCK for p in run.iterdir()):
         raise ValueError(f"{run}: expected a new folder or a run's, found other files: choose another --out folder")
 
 
@@ -166,9 +171,10 @@ def _explain_nonfinite(
     state: TrainingState, stream: CropStream, counts: dict[str, int], means: dict[str, float]
 ) -> str:
     """Leaves ``nonfinite/`` in the run's folder. Returns what to tell the user."""
+    weights = state.trained_weights()
     if state.processes.main:
-        whole = state.stage.model if state.config.parallel == "ddp" else None
-        report_nonfinite(state.run, stream, state.config, counts, means, whole)
+        report_nonfinite(state.run, stream, state.config, counts, means, weights)
+    state.processes.wait()
     return (
         f"{counts['longest']} updates in a row had a loss or gradient that is not finite, up to {state.seen} images; "
         f"what was seen is in {state.run / 'nonfinite'}; lower --optimizer.learning-rate"

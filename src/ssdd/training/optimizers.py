@@ -43,7 +43,8 @@ class Update:
     """Clips the gradient of one network and takes the optimiser's step, or none.
 
     Whether the gradient is finite is known to the device only, and nobody waits for it: where it is not, weights and
-    optimiser state stay exactly as they were.
+    the optimiser's tensors stay exactly as they were. (Schedule-free RAdam counts its steps on the host, skipped ones
+    included; that moves its averaging weights by a hair.)
     """
 
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
@@ -69,12 +70,17 @@ class Update:
 
     @torch.no_grad()
     def _step_and_take_back(self, finite: Tensor) -> None:
+        for p in self.parameters:
+            if p.grad is not None:
+                _local(p.grad).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
         states = chain.from_iterable(self.optimizer.state[p].values() for p in self.parameters)
         tensors = [_local(t) for t in (*self.parameters, *states) if isinstance(t, Tensor)]
-        before = [t.clone() for t in tensors]
+        before = torch._foreach_mul(tensors, 1.0)
         self.optimizer.step()
-        for tensor, old in zip(tensors, before, strict=True):
-            tensor.copy_(torch.where(finite, tensor, old))
+        keep = finite.float()  # 0 or 1: one of the two terms is exact, the other nothing
+        torch._foreach_mul_(tensors, keep)
+        torch._foreach_mul_(before, 1 - keep)
+        torch._foreach_add_(tensors, before)
 
 
 def _local(tensor: Tensor) -> Tensor:

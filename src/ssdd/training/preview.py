@@ -3,6 +3,7 @@
 Shapes: K images, S side, in uint8 (S, S, 3).
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,11 @@ def preview(stage: Stage, result: Any, images: Tensor) -> tuple[np.ndarray, dict
     rows, psnr = [tensor_to_image(images)], {}
     for steps in stage.preview_steps:
         reconstruction = stage.reconstruct(result, images, steps).float().clamp(-1, 1)
-        rows.append(tensor_to_image(reconstruction))
+        rows.append(tensor_to_image(reconstruction.nan_to_num(-1.0)))  # black where the model has diverged
         error = (reconstruction - images).square().mean(dim=(1, 2, 3)) / 4  # of values in [0, 1]
-        psnr[f"preview_psnr_{steps}_step{'s' if steps > 1 else ''}"] = float((-10 * error.log10()).mean())
+        value = float((-10 * error.log10()).mean())
+        if math.isfinite(value):
+            psnr[f"preview_psnr_{steps}_step{'s' if steps > 1 else ''}"] = value
     return grid(rows), psnr
 
 

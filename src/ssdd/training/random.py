@@ -26,7 +26,8 @@ class BatchRandom:
     def normal(self, *shape: int) -> Tensor:
         """Standard normal draws, (images of this part, *shape)."""
         draws = torch.randn(self.batch_size, *shape, generator=self.generator, device=self.device)
-        return draws[self.part]
+        part = draws[self.part]
+        return draws if len(part) == self.batch_size else part.clone()  # a view would keep the whole batch alive
 
 
 def seed_global_generators(seed: int, images_seen: int, rank: int) -> None:

@@ -10,7 +10,7 @@ from ..autoencoder import AutoencoderSSDD
 from ..nn.decoder import Decoder
 from ..nn.presets import EncoderSize, decoder_size
 from .config import TrainConfig
-from .encoders import choose_encoder, resolve_model_folder
+from .encoders import EncoderChoice, choose_encoder, resolve_model_folder
 
 _STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
@@ -48,25 +48,34 @@ class Start:
 
 def start(config: TrainConfig) -> Start:
     """The networks that ``config.model`` asks for. Raises ValueError with one line where they do not fit."""
-    model, fresh = config.model, _is_preset(config.model.encoder)
+    model = config.model
     if model.start_from is None:
-        if fresh and not model.train_encoder:
+        if (model.encoder is None or _is_preset(model.encoder)) and not model.train_encoder:
             raise ValueError("a frozen encoder must come from somewhere: pass --encoder or --model.start-from")
-        choice = choose_encoder(model.encoder, model.encoder_width, model.encoder_groups)
-        decoder = Decoder(decoder_size(model.decoder), choice.latent_channels)
-    else:
-        given = AutoencoderSSDD.from_pretrained(resolve_model_folder(model.start_from))
-        if fresh and given.encoder is not None:
-            return _checked(_its_own(given, given.encoder), config)
-        if fresh:
-            raise ValueError(f"{model.start_from} has no encoder of its own: pass --encoder")
-        choice, decoder = choose_encoder(model.encoder), given.decoder
-        if decoder.latent_channels != choice.latent_channels:
+        choice = choose_encoder(model.encoder or "f8c4", model.encoder_width, model.encoder_groups)
+        decoder = Decoder(decoder_size(model.decoder or "S"), choice.latent_channels)
+        return _checked(_chosen(choice, decoder), config)
+    given = AutoencoderSSDD.from_pretrained(resolve_model_folder(model.start_from))
+    if model.decoder is not None and decoder_size(model.decoder) != given.decoder.size:
+        raise ValueError(f"{model.start_from}: expected a decoder of size {model.decoder}, found {given.decoder.size}")
+    if model.encoder is not None and not _is_preset(model.encoder):
+        choice = choose_encoder(model.encoder)
+        if given.decoder.latent_channels != choice.latent_channels:
             raise ValueError(
                 f"{model.start_from}: expected a decoder of {choice.latent_channels} latent channels for the encoder "
-                f"{model.encoder}, found {decoder.latent_channels}"
+                f"{model.encoder}, found {given.decoder.latent_channels}"
             )
-    return _checked(Start(choice.module, decoder, choice.spatial_factor, choice.size, choice.statistics), config)
+        return _checked(_chosen(choice, given.decoder), config)
+    if given.encoder is None:
+        raise ValueError(f"{model.start_from} has no encoder of its own: pass --encoder")
+    found = f"f{given.spatial_factor}c{given.config.latent_channels}"
+    if model.encoder not in (None, found):
+        raise ValueError(f"{model.start_from}: expected an encoder {model.encoder}, found {found}")
+    return _checked(_its_own(given, given.encoder), config)
+
+
+def _chosen(choice: EncoderChoice, decoder: Decoder) -> Start:
+    return Start(choice.module, decoder, choice.spatial_factor, choice.size, choice.statistics)
 
 
 def _its_own(given: AutoencoderSSDD, encoder: nn.Module) -> Start:
@@ -79,14 +88,19 @@ def _its_own(given: AutoencoderSSDD, encoder: nn.Module) -> Start:
 
 
 def _checked(result: Start, config: TrainConfig) -> Start:
-    if config.data.resolution % result.spatial_factor:
-        raise ValueError(
-            f"expected a data.resolution that is a multiple of the encoder's factor {result.spatial_factor}, "
-            f"found {config.data.resolution}"
-        )
+    check_factor(config, result.spatial_factor)
     if config.model.train_encoder and result.encoder_size is None:
         raise ValueError(f"{config.model.encoder} stays as it is: pass --model.no-train-encoder")
     return result
+
+
+def check_factor(config: TrainConfig, factor: int) -> None:
+    """Raises ValueError unless the crops are whole latent cells."""
+    if config.data.resolution % factor:
+        raise ValueError(
+            f"expected a data.resolution that is a multiple of the encoder's factor {factor}, "
+            f"found {config.data.resolution}"
+        )
 
 
 def _is_preset(name: str) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import checkpoint
 from .average import Average
 from .config import TrainConfig
-from .distribution import Processes, shard, spread, whole_state
+from .distribution import Processes, all_agree, blocks, shard, spread, told_by_main, whole_state
 from .foreign import ForeignEncoder
 from .optimizers import Update
 from .stages import Stage
@@ -32,23 +32,25 @@ class TrainingState:
     """The stage's networks on their device, ready for the update after ``seen`` images.
 
     Starts from the newest undamaged checkpoint of ``run``, if there is one.
+
+    Raises ValueError if that run had another number of photographs, DamagedCheckpoint if there is no good one.
     """
 
-    def __init__(self, stage: Stage, config: TrainConfig, processes: Processes, run: Path) -> None:
+    def __init__(self, stage: Stage, config: TrainConfig, processes: Processes, run: Path, photographs: int) -> None:
         self.stage, self.config, self.processes, self.run = stage, config, processes, run
+        self.photographs = photographs
         self.average = Average(stage.model, config.average, config.batch_size)
         # Before the model is spread over processes: a checkpoint has it in one piece.
-        loaded = checkpoint.newest_checkpoint(run)
-        tensors, numbers = loaded or ({}, {"images_seen": 0})
-        self.seen = int(numbers["images_seen"])
-        self.saved = self.seen if loaded else -1
-        if loaded:
+        tensors, numbers = self._read()
+        self.seen, self.skipped = int(numbers["images_seen"]), int(numbers["skipped_updates"])
+        self.saved = self.seen if tensors else -1
+        if tensors:
             stage.model.load_state_dict(tensors["model"])
             self.average.averaged.load_state_dict(tensors["average"])
             if stage.adversary is not None:
                 stage.adversary.load_state_dict(tensors["adversary"])
         if config.compile:
-            compile_networks(stage)
+            compile_networks(stage, config)
         network = spread(stage.model, processes, config.parallel)
         if config.parallel == "fsdp":
             shard(self.average.module, processes)
@@ -57,10 +59,29 @@ class TrainingState:
         if stage.adversary is not None:
             network = spread(stage.adversary, processes, "ddp")
             self.adversary = Player(network, Update(stage.adversary, config.optimizer))
-        if loaded:
+        if tensors:
             for name, player in self._players().items():
                 checkpoint.restore_optimizer(player.update.optimizer, tensors[name], numbers[name])
             logger.info("resumed at %d images", self.seen)
+
+    def _read(self) -> tuple[dict[str, checkpoint.Tensors], dict[str, Any]]:
+        """Tensors and numbers of the checkpoint that the main process finds, in all processes; none for a new run."""
+        folder = told_by_main(checkpoint.newest_checkpoint(self.run) if self.processes.main else None)
+        if folder is None:
+            return {}, {"images_seen": 0, "skipped_updates": 0}
+        try:
+            tensors, numbers = checkpoint.read_checkpoint(folder)
+        except checkpoint.DamagedCheckpoint as error:
+            all_agree(False)
+            raise checkpoint.DamagedCheckpoint(f"{error} (seen by process {self.processes.rank})") from error
+        if not all_agree(True):
+            raise checkpoint.DamagedCheckpoint(f"{folder}: another process could not read it")
+        if numbers["photographs"] != self.photographs:
+            raise ValueError(
+                f"{self.run}: expected the {numbers['photographs']} photographs that this run began with, found "
+                f"{self.photographs}: the order of all of them would change; choose another --out folder"
+            )
+        return tensors, numbers
 
     def _players(self) -> dict[str, Player]:
         """By the name of the file of their optimiser's state."""
@@ -68,20 +89,29 @@ class TrainingState:
         return players if self.adversary is None else {**players, "adversary_optimizer": self.adversary}
 
     def averaged_weights(self) -> dict[str, Tensor]:
-        """The averaged model's state dict, whole: a call for all processes."""
-        return whole_state(self.average.module)
+        """The averaged model's state dict, whole, for the main process: a call for all."""
+        return whole_state(self.average.module, self.processes.main)
+
+    def trained_weights(self) -> dict[str, Tensor]:
+        """The model's state dict as it is, whole, for the main process: a call for all."""
+        return whole_state(self.stage.model, self.processes.main)
 
     def save(self) -> None:
         """A checkpoint of this moment, unless there is one: a call for all processes; the main one writes."""
         if self.saved == self.seen:
             return
-        tensors = {"model": whole_state(self.stage.model), "average": whole_state(self.average.averaged)}
-        numbers: dict[str, Any] = {"images_seen": self.seen}
+        main = self.processes.main
+        tensors = {"model": self.trained_weights(), "average": whole_state(self.average.averaged, main)}
+        numbers: dict[str, Any] = {
+            "images_seen": self.seen,
+            "skipped_updates": self.skipped,
+            "photographs": self.photographs,
+        }
         if self.stage.adversary is not None:
-            tensors["adversary"] = whole_state(self.stage.adversary)
+            tensors["adversary"] = whole_state(self.stage.adversary, main)
         for name, player in self._players().items():
-            tensors[name], numbers[name] = checkpoint.optimizer_tensors(player.update.optimizer)
-        if self.processes.main:
+            tensors[name], numbers[name] = checkpoint.optimizer_tensors(player.update.optimizer, main)
+        if main:
             log = self.config.log
             checkpoint.write_checkpoint(checkpoint.checkpoint_folder(self.run, self.seen), tensors, numbers)
             checkpoint.prune_checkpoints(self.run, log.keep_checkpoints, log.milestone_images)
@@ -99,14 +129,15 @@ def place(stage: Stage, config: TrainConfig, device: torch.device) -> None:
     stage.model.to(device).to(memory_format=form).train()
 
 
-def compile_networks(stage: Stage) -> None:
+def compile_networks(stage: Stage, config: TrainConfig) -> None:
     """``torch.compile`` in place, so that names in checkpoints stay. A user's own encoder is left as it is."""
+    own = [module for module in stage.frozen.values() if not isinstance(module, ForeignEncoder)]
+    # Sharded blocks are gathered one by one: each is a graph of its own.
+    trained = blocks(stage.model) if config.parallel == "fsdp" else stage.compiled_parts()
     if stage.adversary is not None:
         import torch._functorch.config
 
-        # the adaptive weight goes backward twice through one graph
-        torch._functorch.config.donated_buffer = False
-    own = [module for module in stage.frozen.values() if not isinstance(module, ForeignEncoder)]
-    for module in (stage.model, stage.adversary, *own):
-        if module is not None:
-            module.compile()
+        torch._functorch.config.donated_buffer = False  # the adaptive weight goes backward twice through LPIPS
+        trained = [*trained, stage.adversary]
+    for module in (*trained, *own):
+        module.compile()

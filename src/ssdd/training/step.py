@@ -38,7 +38,8 @@ def take_update(state: TrainingState, crops: Tensor, autocast: Autocast) -> Take
     rate = learning_rate(config, state.seen)
     values["gradient"], finite = state.generator.update.step(rate)
     if state.adversary is not None and "discriminator" in values:
-        values["discriminator_gradient"], _ = state.adversary.update.step(rate)
+        values["discriminator_gradient"], also = state.adversary.update.step(rate)
+        finite = finite & also
     state.seen += config.batch_size
     state.average.update(state.stage.model, state.seen)
     return Taken(values, finite, rate)

@@ -30,8 +30,9 @@ class FiniteCount:
     the start of the last skipped update (-1: none).
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.numbers = torch.tensor([0, 0, 0, -1], device=device)
+    def __init__(self, device: torch.device, skipped: int = 0) -> None:
+        """skipped: by the run until now."""
+        self.numbers = torch.tensor([skipped, 0, 0, -1], device=device)
 
     def add(self, finite: Tensor, seen: int) -> None:
         """After an update that began at ``seen`` images."""

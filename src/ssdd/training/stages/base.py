@@ -93,6 +93,10 @@ class Stage(Protocol):
         """Losses of images (B, 3, H, W) in [-1, 1]; ``network`` is ``model``, perhaps wrapped; ``seen`` the clock."""
         ...
 
+    def compiled_parts(self) -> list[nn.Module]:
+        """The parts of ``model`` to compile, each as one graph."""
+        ...
+
     def result(self, state: State) -> Any:
         """The autoencoder with the weights of an (averaged) ``model``, in eval mode, on the CPU."""
         ...

@@ -147,6 +147,9 @@ class FlowStage:
         factor = self.start.spatial_factor
         return self.start.decoder.latent_channels, images.shape[-2] // factor, images.shape[-1] // factor
 
+    def compiled_parts(self) -> list[nn.Module]:
+        return [self.model]
+
     # ---- result ------------------------------------------------------------------------------------------------
 
     def result(self, state: State) -> AutoencoderSSDD:

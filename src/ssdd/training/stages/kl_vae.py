@@ -17,6 +17,7 @@ from ..config import TrainConfig
 from ..distribution import mean_over_processes
 from ..encoders import resolve_model_folder
 from ..random import BatchRandom
+from ..starting import check_factor
 from .base import Judged, Network, State, StepLosses, sample_posterior
 
 
@@ -53,6 +54,8 @@ class KLVAEStage:
         self.config = config
         self.statistics: dict[str, Any] = {}
         self.model = KLVAEModel(_start(config))
+        self.factor = 2 ** (len(self.model.autoencoder.config.block_out_channels) - 1)
+        check_factor(config, self.factor)
         if config.recompute:
             self.model.autoencoder.enable_gradient_checkpointing()
         self.frozen: dict[str, nn.Module] = {}
@@ -61,10 +64,9 @@ class KLVAEStage:
         self.adversary = PatchDiscriminator() if config.loss.adversarial else None
 
     def losses(self, network: Network, images: Tensor, random: BatchRandom, seen: int) -> StepLosses:
-        weights, vae = self.config.loss, self.model.autoencoder.config
-        factor = 2 ** (len(vae.block_out_channels) - 1)
-        grid = [s // factor for s in images.shape[-2:]]
-        out = network(images, random.normal(vae.latent_channels, *grid))
+        weights = self.config.loss
+        grid = [s // self.factor for s in images.shape[-2:]]
+        out = network(images, random.normal(self.model.autoencoder.config.latent_channels, *grid))
         reconstruction = out.reconstruction.float()
         terms = {"l1": (reconstruction - images).abs().mean(), "kl": out.kl.mean()}
         regression = weights.l1 * terms["l1"]
@@ -90,6 +92,13 @@ class KLVAEStage:
 
         return adaptive_weight(gradient(regression), gradient(adversarial))
 
+    def compiled_parts(self) -> list[nn.Module]:
+        if self.adversary is None:
+            return [self.model]
+        # The adaptive weight asks for the gradient of the output layer alone; inside a graph it would cost all of it.
+        vae = self.model.autoencoder
+        return [vae.encoder, vae.decoder.mid_block, *vae.decoder.up_blocks]
+
     def result(self, state: State) -> Any:
         model = AutoencoderKL.from_config(self.model.autoencoder.config)
         model.load_state_dict({name.removeprefix("autoencoder."): tensor for name, tensor in state.items()})
@@ -113,7 +122,7 @@ def _start(config: TrainConfig) -> Any:
     if config.model.start_from is not None:
         folder = resolve_model_folder(config.model.start_from, kind="AutoencoderKL")
         return AutoencoderKL.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
-    size = encoder_size(config.model.encoder, config.model.encoder_width, config.model.encoder_groups)
+    size = encoder_size(config.model.encoder or "f8c4", config.model.encoder_width, config.model.encoder_groups)
     levels = len(size.channels)
     return AutoencoderKL(
         block_out_channels=size.channels,

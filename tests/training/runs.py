@@ -29,7 +29,7 @@ def exported(run: Path) -> dict[str, torch.Tensor]:
 
 def newest(run: Path) -> dict[str, bytes]:
     """The tensors' bytes of the newest checkpoint, by file and name."""
-    folder = sorted((run / "checkpoints").iterdir())[-1]
+    folder = sorted(p for p in (run / "checkpoints").iterdir() if p.name.isdigit())[-1]
     return {
         f"{path.name}:{name}": tensor.numpy().tobytes()
         for path in sorted(folder.glob("*.safetensors"))

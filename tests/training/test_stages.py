@@ -14,7 +14,7 @@ from ssdd.training.config import TrainConfig
 from ssdd.training.loop import train
 from ssdd.training.random import BatchRandom
 from ssdd.training.stages import build_stage
-from ssdd.training.stages.base import LatentStatistics, Stage, sample_posterior
+from ssdd.training.stages.base import LatentStatistics, Stage
 from tests.training.runs import newest, stats
 
 Small = Callable[..., TrainConfig]
@@ -208,17 +208,6 @@ def test_decoder_for_a_kl_vae_keeps_its_scaling(small: Small, tmp_path: Path) ->
     x = torch.rand(1, 3, 16, 24) * 2 - 1
     with torch.no_grad():
         torch.testing.assert_close(ae.encode(x).latent_dist.parameters, vae.encode(x).latent_dist.parameters)
-
-
-def test_posterior() -> None:
-    """mean + std * noise, and the KL by its formula, in float32 whatever comes in."""
-    moments = torch.randn(2, 8, 3, 3).bfloat16()
-    noise = torch.randn(2, 4, 3, 3)
-    z, kl = sample_posterior(moments, noise)
-    mean, logvar = moments.float().chunk(2, dim=1)
-    torch.testing.assert_close(z, mean + (0.5 * logvar).exp() * noise)
-    torch.testing.assert_close(kl, 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)))
-    assert z.dtype == kl.dtype == torch.float32
 
 
 def test_latent_statistics() -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from ..objectives.distillation import TEACHER_STEPS
 from ..objectives.perceptual import LPIPSNetwork
 
 
@@ -132,7 +133,7 @@ class TrainConfig:
     """Images of one update, over all processes."""
     microbatch: int = 0
     """Images of one forward pass of one process; gradients are accumulated over them. 0: the process' whole part."""
-    teacher_steps: int = 12
+    teacher_steps: int = TEACHER_STEPS
     """Euler steps of the teacher (stage distillation)."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: autocast; weights and optimiser stay in float32."""

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from ...objectives.adversarial import PatchDiscriminator
@@ -112,13 +111,3 @@ class Stage(Protocol):
     def export(self, result: Any, folder: Path, statistics: dict[str, Any]) -> None:
         """Writes the autoencoder as a folder that ``from_pretrained`` reads."""
         ...
-
-
-def sample_posterior(moments: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Latent ``mean + std * noise`` (B, c, h, w) and KL to the standard normal (B,), in float32.
-
-    moments: (B, 2c, h, w), mean then log-variance, which is clamped to [-30, 20]. KL = 0.5 sum(mean^2 + var - 1 -
-    log var) over c, h, w.
-    """
-    posterior = DiagonalGaussianDistribution(moments.float())
-    return posterior.mean + posterior.std * noise, posterior.kl()

@@ -17,12 +17,14 @@ from ...autoencoder import AutoencoderSSDD
 from ...nn.decoder import Decoder, VelocityFeatures
 from ...nn.encoder import Encoder
 from ...objectives.adversarial import PatchDiscriminator, frozen, hinge_generator_loss
+from ...objectives.distillation import teacher_image
+from ...objectives.kl import sample_posterior
 from ...objectives.perceptual import LPIPS
 from ...objectives.repa import DinoFeatures, Projection, feature_block, repa_loss
 from ..config import TrainConfig
 from ..random import BatchRandom
 from ..starting import Start, start
-from .base import Judged, Network, State, StepLosses, sample_posterior
+from .base import Judged, Network, State, StepLosses
 
 STEPS = 8
 """Default number of decoding steps of a model that is not distilled."""
@@ -204,8 +206,7 @@ class DistillationStage(FlowStage):
         noise = random.normal(*images.shape[1:])
         no_noise = images.new_zeros(images.shape[0], *self.latent_shape(images))
         z, _ = sample_posterior(moments, no_noise)
-        teacher = self.frozen["teacher"]
-        target = flow.euler_sample(lambda x_t, t: teacher(x_t, t, z), noise, self.config.teacher_steps)
+        target = teacher_image(self.frozen["teacher"], z, noise, self.config.teacher_steps)
         return Draw(target, t=noise.new_ones(images.shape[0]), noise=noise, posterior_noise=no_noise)
 
 

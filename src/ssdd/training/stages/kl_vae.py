@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from ...nn.presets import encoder_size
 from ...objectives.adversarial import PatchDiscriminator, adaptive_weight, frozen, hinge_generator_loss
+from ...objectives.kl import sample_posterior
 from ...objectives.perceptual import LPIPS
 from ..config import TrainConfig
 from ..distribution import mean_over_processes
 from ..encoders import resolve_model_folder
 from ..random import BatchRandom
 from ..starting import check_factor
-from .base import Judged, Network, State, StepLosses, sample_posterior
+from .base import Judged, Network, State, StepLosses
 
 
 class KLVAEOutput(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from ..data.images import ImageError
 from ..data.loader import CropStream, crop_batches
@@ -19,7 +20,7 @@ from .stages.base import LatentStatistics, Stage, State
 
 logger = logging.getLogger(__name__)
 
-STATISTICS_IMAGES = 1024
+STATISTICS_IMAGES = 256
 """Crops over which the latent's mean and standard deviation are taken at the end."""
 
 _BATCH = 16
@@ -38,7 +39,7 @@ def export(
     if not statistics:
         measured = LatentStatistics()
         batches = crop_batches(stream, config.total_images, _BATCH, config.data.workers)
-        for _ in range(max(1, STATISTICS_IMAGES // _BATCH)):
+        for _ in tqdm(range(max(1, STATISTICS_IMAGES // _BATCH)), desc="latent statistics", leave=False):
             measured.update(stage.latents(result, next(batches).to(device).float() / 127.5 - 1))
         statistics = measured.config()
     folder, partial = run / "model", run / "model.partial"

@@ -39,7 +39,7 @@ def student_config(small: Small, teacher: Path, *options: str) -> TrainConfig:
             decoder_groups=8,
         )
         fresh.save_pretrained(teacher.parent / "fresh")
-        start = ("--model.start-from", str(teacher.parent / "fresh"))
+        start = ("--model.start-from", str(teacher.parent / "fresh"), "--model.decoder", "None")
         train(small(*LENGTH, *start, "--optimizer.learning-rate", "2e-3"), teacher)
     return small("--model.start-from", str(teacher), *LENGTH, *options, recipe="tiny-distillation")
 

@@ -41,6 +41,8 @@ def train(config: TrainConfig, run: Path, device: torch.device | None = None) ->
     """
     with join_processes(device) as processes:
         check(config, processes.count)
+        if processes.main:
+            _check_run(config, run)  # before anything is written there, and again when nobody else can
         with only_one(run) if processes.main else nullcontext():
             if processes.main:
                 _check_run(config, run)

@@ -26,6 +26,7 @@ OPTIONS = {
     "encode": ("--out", "--overwrite", "--model", "--device", "--dtype"),
     "decode": ("--out", "--steps", "--overwrite", "--model", "--device", "--dtype"),
     "convert": ("--out", "--steps"),
+    "evaluate": ("--data", "--protocol", "--steps", "--lpips", "--extractors", "--out", "--device"),
     "train": ("tiny-encoder", "demo-decoder", "LATENT-SIZE-pretraining"),
     "data": ("check", "--out", "--workers"),
 }

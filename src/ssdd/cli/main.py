@@ -15,6 +15,7 @@ COMMANDS = {
     "decode": "latent files -> images",
     "convert": "a checkpoint in the authors' released layout -> a model folder",
     "data": "check a data set: counts, sizes, broken files, a contact sheet",
+    "evaluate": "compare autoencoders on the same crops by a named protocol",
     "train": "train a tokenizer by a recipe",
 }
 

@@ -1,6 +1,6 @@
 """Metrics of one reconstruction against its original, both rounded to 8 bits, as a viewer gets them.
 
-Shapes: H x W pixels. All from torchmetrics.
+Shapes: H x W pixels.
 """
 
 from dataclasses import dataclass
@@ -8,15 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from ..data.images import image_to_tensor
-from ..objectives.perceptual import LPIPS, available_network
-
-_SSIM_WINDOW = 11
-_LPIPS_LEAST = 32
-"""Sides below this vanish in the backbone's poolings."""
+from ..objectives.perceptual import available_network
+from .image_metrics import BatchMetrics
 
 
 @dataclass(frozen=True)
@@ -34,27 +28,15 @@ class ImageComparison:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.lpips_network = available_network()
-        self._lpips = LPIPS(self.lpips_network).to(self.device) if self.lpips_network else None
+        self._metrics = BatchMetrics([self.lpips_network] if self.lpips_network else [], self.device)
 
-    @torch.inference_mode()
     def __call__(self, original: np.ndarray, reconstruction: np.ndarray) -> ImageMetrics:
         """Both uint8 (H, W, 3), of the same size. Raises ValueError if they are not."""
         if original.shape != reconstruction.shape:
             raise ValueError(f"expected two images of one size, found {original.shape} and {reconstruction.shape}")
-        x, y = (image_to_tensor(i)[None].to(self.device) for i in (original, reconstruction))
-        shorter = min(original.shape[:2])
-        lpips = self._lpips(y, x) if self._lpips is not None and shorter >= _LPIPS_LEAST else None
-        x, y = (x + 1) / 2, (y + 1) / 2  # SSIM compares means, so it depends on where zero is: at black
-        psnr = peak_signal_noise_ratio(y, x, data_range=1.0)
-        ssim = _ssim(x, y) if shorter >= _SSIM_WINDOW else None
-        return ImageMetrics(float(psnr), ssim, None if lpips is None else float(lpips))
-
-
-def _ssim(x: Tensor, y: Tensor) -> float:
-    """Mean over the windows inside the image, as by Wang et al. 2004: torchmetrics' own mean has mirrored borders."""
-    _, windows = structural_similarity_index_measure(y, x, data_range=1.0, return_full_image=True)
-    border = _SSIM_WINDOW // 2
-    return float(windows[..., border:-border, border:-border].mean())
+        metrics = {name: float(v[0]) for name, v in self._metrics(original[None], reconstruction[None]).items()}
+        lpips = metrics.get(f"lpips_{self.lpips_network}")
+        return ImageMetrics(metrics["psnr"], metrics.get("ssim_gaussian_11"), lpips)
 
 
 def mean_metrics(metrics: list[ImageMetrics]) -> ImageMetrics:

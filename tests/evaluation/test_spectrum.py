@@ -1,0 +1,111 @@
+"""The spectrum that shows over-smoothing, and the mean shift of colours."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from ssdd.evaluation.spectrum import colour_shift, high_frequency_ratio, radial_power_spectrum
+
+Picture = Callable[..., np.ndarray]
+
+
+def waves(height: int, width: int, rows: float, columns: float) -> np.ndarray:
+    """Gray waves of so many cycles a pixel down and across: uint8 (1, H, W, 3)."""
+    y, x = np.mgrid[:height, :width]
+    levels = 127.5 + 100 * np.cos(2 * np.pi * (rows * y + columns * x))
+    return np.rint(levels)[None, :, :, None].repeat(3, -1).astype(np.uint8)
+
+
+def blurred(images: np.ndarray) -> np.ndarray:
+    """Mean over 3 x 3 pixels, edges wrapped around."""
+    shifts = [np.roll(images.astype(float), (i, j), (1, 2)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    return np.rint(sum(shifts) / 9).astype(np.uint8)
+
+
+def test_white_noise_is_flat_at_its_variance() -> None:
+    """Whatever the size, odd and not square too: bands can be averaged over images of many sizes."""
+    for height, width in ((256, 256), (255, 301), (128, 400)):
+        noise = np.random.default_rng(0).normal(128, 20, (8, height, width, 1)).repeat(3, -1)
+        images = np.rint(noise).clip(0, 255).astype(np.uint8)
+        power = radial_power_spectrum(images).power.mean(0)
+        fine = power[-8:] / (20**2 + 1 / 12)
+        assert abs(fine - 1).max() < 0.1, f"{height} x {width}: noise of variance 400 has the powers {power[-8:]}"
+
+
+@pytest.mark.parametrize("size", [(256, 256), (255, 301)])
+def test_a_wave_is_in_its_band(size: tuple[int, int]) -> None:
+    for rows, columns in ((0.1, 0), (0, 0.1), (0.3, 0), (0.03, 0.04), (0.3, 0.3), (0.45, 0.45)):
+        spectrum = radial_power_spectrum(waves(*size, rows, columns))
+        band = int(np.nanargmax(spectrum.power[0]))
+        octaves = abs(np.log2(spectrum.frequency[band] / np.hypot(rows, columns)))
+        assert octaves <= 0.26, f"{rows}, {columns} cycles a pixel: found {octaves} octaves from there"
+
+
+def test_bands_without_a_frequency_are_undefined(picture: Picture) -> None:
+    power = radial_power_spectrum(picture(16, 16)[None]).power[0]
+    assert np.isnan(power[:11]).all(), "power below the first frequency of 16 pixels"
+    assert np.isfinite(power[-7:-4:2]).all(), "no power at 1 and 2 cycles in 16 pixels"
+
+
+def test_equal_images_have_exactly_the_same_detail(picture: Picture) -> None:
+    for size in ((64, 64), (33, 47), (1, 1), (1, 200), (2, 3)):
+        image = picture(*size)[None]
+        assert high_frequency_ratio(image, image).tolist() == [1.0], f"{size}: equal images differ"
+
+
+def test_blur_loses_detail_and_noise_adds_it(picture: Picture) -> None:
+    images = np.stack([picture(64, 80, seed) for seed in range(3)])
+    noise = np.random.default_rng(0).integers(-40, 41, images.shape)
+    noisy = (images + noise).clip(0, 255).astype(np.uint8)
+    assert (high_frequency_ratio(blurred(images), images) < 0.3).all(), "over-smoothing goes unnoticed"
+    assert (high_frequency_ratio(noisy, images) > 1.5).all(), "added noise goes unnoticed"
+    each = [float(high_frequency_ratio(blurred(i[None]), i[None])[0]) for i in images]
+    assert high_frequency_ratio(blurred(images), images).tolist() == pytest.approx(each), "the batch matters"
+
+
+def test_only_what_is_above_half_nyquist_counts() -> None:
+    """Half the amplitude of a wave there is a quarter of the energy; a wave below changes nothing."""
+    fine, coarse = waves(128, 128, 0.0, 0.375).astype(float) - 127.5, waves(128, 128, 0.125, 0.0).astype(float) - 127.5
+
+    def image(a: float, b: float) -> np.ndarray:
+        return np.rint(127.5 + a * fine + b * coarse).astype(np.uint8)
+
+    assert high_frequency_ratio(image(0.25, 0), image(0.5, 0))[0] == pytest.approx(0.25, abs=0.01), "not the energy"
+    assert high_frequency_ratio(image(0.5, 0.5), image(0.5, 0))[0] == pytest.approx(1, abs=0.01), "coarse waves count"
+
+
+@pytest.mark.parametrize("size", [(128, 128), (127, 127)])
+def test_every_direction_counts_the_same(size: tuple[int, int]) -> None:
+    for frequency in (0.3, 0.5):
+        down, across = waves(*size, frequency, 0), waves(*size, 0, frequency)
+        assert high_frequency_ratio(down, across)[0] == pytest.approx(1, abs=1e-3), "rows and columns differ"
+        powers = [radial_power_spectrum(i).power[0] for i in (down, across)]
+        assert powers[0][-3:] == pytest.approx(powers[1][-3:], rel=1e-3), "rows and columns differ"
+
+
+def test_detail_of_flat_images() -> None:
+    flat, board = np.full((1, 32, 32, 3), 77, np.uint8), waves(32, 32, 0.5, 0.5)
+    assert high_frequency_ratio(flat + np.uint8(9), flat).tolist() == [1.0], "two flat images differ in detail"
+    assert high_frequency_ratio(board, flat).tolist() == [np.inf], "detail out of nothing has a finite ratio"
+    assert high_frequency_ratio(flat, board)[0] == pytest.approx(0, abs=1e-12), "detail that is gone is still there"
+    one = flat.copy()
+    one[0, 16, 16, 2] += 1
+    assert high_frequency_ratio(one, flat).tolist() == [np.inf], "one level in one pixel is taken for rounding"
+
+
+def test_colour_shift_of_a_known_offset(picture: Picture) -> None:
+    """In 8-bit levels, with its sign, per channel and image."""
+    image = picture(21, 34).clip(10, 240)
+    shifted = (image + np.array([3, 0, -7])).astype(np.uint8)
+    found = colour_shift(np.stack([shifted, image]), np.stack([image, image]))
+    assert found.tolist() == [[3, 0, -7], [0, 0, 0]], "another shift than the one that was made"
+    half = image.copy()
+    half[:7] += 3
+    assert colour_shift(half[None], image[None])[0] == pytest.approx([1, 1, 1], abs=1e-12), "not the mean over pixels"
+
+
+def test_images_of_two_sizes(picture: Picture) -> None:
+    for measure in (high_frequency_ratio, colour_shift):
+        with pytest.raises(ValueError, match="of one size, uint8"):
+            measure(picture(8, 9)[None], picture(9, 8)[None])

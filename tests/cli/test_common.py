@@ -1,5 +1,6 @@
 """What the commands share: going through files, refusing outputs, choosing a device, tiling."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -99,3 +100,16 @@ def test_only_large_images_are_tiled() -> None:
     for height, width, tiled in ((1024, 1025, True), (1024, 1024, False), (100_000, 11, True), (1, 1, False)):
         tile_if_large(model, height, width)  # type: ignore[arg-type]
         assert state.tiled is tiled, f"{height} x {width} is tiled the other way"
+
+
+def test_training_run_stands_for_its_model(tiny_model: Path, tmp_path: Path) -> None:
+    """Training takes ``runs/x`` as a start; everything else must take it too, and say if it is not finished."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_model, run / "model")
+    (run / "config.json").write_text("{}")
+    (run / "checkpoints").mkdir()
+    found = ModelOptions(model=str(run), device="cpu").load()
+    assert found.config.latent_channels == 4
+    shutil.rmtree(run / "model")
+    with pytest.raises(FileNotFoundError, match="found a training run that is not finished"):
+        ModelOptions(model=str(run), device="cpu").load()

@@ -26,7 +26,7 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
         check(TrainConfig())
     good = TrainConfig(data=DataConfig(paths=(str(tmp_path),)))
     check(good)
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="batch_size of at least 1, found 0"):
         check(replace(good, batch_size=0))
     with pytest.raises(ValueError, match="divisible by 3 processes"):
         check(good, processes=3)

@@ -194,7 +194,7 @@ def test_a_model_to_start_from(kl: tuple[Path, AutoencoderKL]) -> None:
     ):
         resolve_model_folder(str(kl[0]))
     assert resolve_model_folder(str(kl[0]), kind="AutoencoderKL") == str(kl[0] / "vae")
-    for name in ("runs/no/such", "./no-such", "no-such"):
+    for name in ("my/no/such", "./no-such", "no-such"):
         with pytest.raises(FileNotFoundError, match=f"^{name}: expected a model folder.*found n"):
             resolve_model_folder(name)
 

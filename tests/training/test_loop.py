@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssdd import AutoencoderSSDD
 from ssdd.training import loop
-from ssdd.training.config import TrainConfig
+from ssdd.training.config import TrainConfig, to_json
 from ssdd.training.loop import train
 from tests.training.runs import exported, stats
 
@@ -122,7 +122,11 @@ def test_other_settings_in_the_same_folder_are_refused(small: Small, tmp_path: P
         ("tiny-kl-vae", ("--loss.adversarial", "0.5"), "a PatchGAN needs 24 pixels"),
         ("tiny-encoder", ("--parallel", "fsdp"), "expected several processes for --parallel fsdp"),
         ("tiny-encoder", ("--seed", "-1"), "expected a seed of at least 0"),
-        ("tiny-finetuning", ("--model.start-from", "runs/nowhere"), "runs/nowhere"),
+        ("tiny-encoder", ("--optimizer.learning-rate", "nan"), "expected optimizer.learning_rate of at least 0"),
+        ("tiny-encoder", ("--loss.flow", "nan"), "expected loss.flow of at least 0, found nan"),
+        ("tiny-encoder", ("--data.workers", "-1"), "expected data.workers"),
+        ("tiny-encoder", ("--data.validation", "nowhere", "--log.sample-images", "8"), "nowhere: expected"),
+        ("tiny-finetuning", ("--model.start-from", "runs/nowhere"), "runs/nowhere: .* train nowhere first"),
     ],
 )
 def test_what_cannot_start_leaves_nothing(
@@ -237,3 +241,11 @@ def test_host_reads_the_device_at_log_steps_only(small: Small, tmp_path: Path, o
             train(small(*options, "--optimizer.name", optimizer), tmp_path / str(updates))
         readings.append(notice.places)
     assert len(readings[0]) == len(readings[1]), f"more updates, more readings: {set(readings[1])}"
+
+
+def test_run_that_never_started_takes_other_settings(small: Small, tmp_path: Path) -> None:
+    """A first command that failed before its first checkpoint stands in the way of the corrected one."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(to_json(small("--seed", "3")))
+    train(small("--total-images", "4"), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 0

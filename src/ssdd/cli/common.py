@@ -43,14 +43,21 @@ class ModelOptions:
         self._check_name()
         device = self.torch_device()
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.dtype]
-        return AutoencoderSSDD.from_pretrained(self.model, torch_dtype=dtype).to(device).eval()
+        return AutoencoderSSDD.from_pretrained(self._place(), torch_dtype=dtype).to(device).eval()
+
+    def _place(self) -> str:
+        """The model's own name, or its result where that is the folder of a training run."""
+        result = Path(self.model) / "model"
+        return str(result) if (result / "config.json").is_file() else self.model
 
     def _check_name(self) -> None:
         """Raises FileNotFoundError, without asking the hub, for what cannot be a model."""
         from ..checkpoints.embedded import embedded_names
 
-        folder = Path(self.model)
+        folder = Path(self._place())
         if folder.is_dir():
+            if (folder / "stats.jsonl").is_file() or (folder / "checkpoints").is_dir():
+                raise FileNotFoundError(f"{self.model}: expected a model, found a training run that is not finished")
             if not (folder / "config.json").is_file():
                 raise FileNotFoundError(f"{self.model}: expected a model folder, found no config.json in it")
         elif folder.exists() or (self.model not in embedded_names() and not re.fullmatch(_HUB_ID, self.model)):

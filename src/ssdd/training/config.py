@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -195,8 +196,15 @@ def check(config: TrainConfig, processes: int = 1) -> None:
     """Raises ValueError with one line if the settings cannot be trained."""
     if not config.data.paths:
         raise ValueError("expected photographs to train on: pass --data.paths FOLDER_OR_TAR ...")
-    if config.total_images < 1 or config.batch_size < 1:
-        raise ValueError("expected total_images and batch_size of at least 1")
+    for name in ("total_images", "batch_size"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"expected {name} of at least 1, found {getattr(config, name)}")
+    rates = {f"loss.{name}": value for name, value in vars(config.loss).items() if isinstance(value, float)}
+    for name, value in {**rates, "optimizer.learning_rate": config.optimizer.learning_rate}.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"expected {name} of at least 0, found {value}")
+    if config.data.workers < 0 or config.data.broken_limit < 0:
+        raise ValueError("expected data.workers and data.broken_limit of at least 0")
     if config.batch_size % processes:
         raise ValueError(f"expected a batch size divisible by {processes} processes, found {config.batch_size}")
     local = config.batch_size // processes

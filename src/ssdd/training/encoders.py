@@ -92,6 +92,8 @@ def _find(name: str, hub: Callable[[str], Path], others: str = "") -> Path:
     Raises FileNotFoundError where the name is none of these; ``others`` says what it could have been besides.
     """
     path, embedded = Path(name), embedded_folder(name)
+    if name.startswith("runs/") and not path.exists():  # the shape of a hub id, but surely none
+        raise FileNotFoundError(f"{name}: expected a run's folder, found none: train {path.name} first")
     if path.is_dir():
         return _model_folder(path)
     if embedded is not None:

@@ -59,6 +59,7 @@ def _train(config: TrainConfig, run: Path, processes: Processes, stop: StopReque
     stage = build_stage(config)
     place(stage, config, device)
     autocast = autocast_for(config, device)
+    fixed = preview_images(config).to(device) if processes.main and config.log.sample_images else None
     if processes.main:
         _record_start(config, run, processes)
     share_of_peak = _announce(stage, config, processes, autocast)
@@ -69,7 +70,6 @@ def _train(config: TrainConfig, run: Path, processes: Processes, stop: StopReque
         return run / "model"
     broken = BrokenImages(data.broken_limit)
     batches = crop_batches(stream, state.seen, config.batch_size, data.workers, processes.rank, processes.count, broken)
-    fixed = preview_images(config).to(device) if processes.main and config.log.sample_images else None
     finite_count = FiniteCount(device, state.skipped)
     log = RunLog(run, config, processes, state.seen, share_of_peak)
 
@@ -133,7 +133,9 @@ def _check_run(config: TrainConfig, run: Path) -> None:
     """Raises ValueError if the folder holds anything but this very run."""
     saved = run / "config.json"
     if saved.is_file():
-        if changed := differences(config, saved.read_text()):
+        started = any((run / "checkpoints").glob("*")) or (run / "model").exists()
+        changed = differences(config, saved.read_text())
+        if changed and started:  # a run that never came to its first checkpoint has nothing to lose
             raise ValueError(
                 f"{run} holds a run with other settings ({'; '.join(changed)}): choose another --out folder"
             )

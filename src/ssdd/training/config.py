@@ -233,3 +233,9 @@ def check(config: TrainConfig, processes: int = 1) -> None:
 def microbatch_size(config: TrainConfig, processes: int) -> int:
     """Images of one forward pass of one process."""
     return config.microbatch or config.batch_size // processes
+
+
+def nonfinite_limit(config: TrainConfig) -> int:
+    """Skipped updates in a row that end the run: half of all where that are fewer than the setting."""
+    updates = -(-config.total_images // config.batch_size)
+    return min(config.nonfinite_limit, max(1, updates // 2))

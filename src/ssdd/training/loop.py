@@ -15,7 +15,7 @@ from torch import Tensor
 from ..data.loader import BrokenImages, CropStream, crop_batches
 from ..data.sources import open_source
 from ..files import atomic_path
-from .config import TrainConfig, check, differences, to_json
+from .config import TrainConfig, check, differences, nonfinite_limit, to_json
 from .distribution import Processes, join_processes, sum_over_processes
 from .environment import LOCK, describe_environment, only_one
 from .export import export, report_nonfinite
@@ -85,7 +85,7 @@ def _train(config: TrainConfig, run: Path, processes: Processes, stop: StopReque
             unreadable = sum_over_processes(broken.count)
             more = {"skipped_updates": state.skipped, "broken_images": unreadable, "learning_rate": taken.rate}
             means = log.write(state.seen, **more)
-            if counts["longest"] >= config.nonfinite_limit or (ended and counts["row"]):
+            if counts["longest"] >= nonfinite_limit(config):
                 log.close()
                 raise FloatingPointError(_explain_nonfinite(state, stream, counts, means))
         if _passed(config.log.sample_images, before, state.seen) or (ended and config.log.sample_images):

@@ -236,7 +236,7 @@ def test_hub_answers(kl: tuple[Path, AutoencoderKL], tmp_path: Path, monkeypatch
             return str(tmp_path / "0123" / file)
         raise answer.__new__(answer)
 
-    monkeypatch.setattr("ssdd.training.encoders.hf_hub_download", download)
+    monkeypatch.setattr("ssdd.checkpoints.places.hf_hub_download", download)
     with pytest.raises(FileNotFoundError, match=r"^a/b: expected config\.json in this Hugging Face repository"):
         choose_encoder("a/b")
     assert asked == ["config.json", "vae/config.json"]

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints.own_code import ForeignEncoder
 from . import checkpoint
 from .average import Average
 from .config import TrainConfig
 from .distribution import Processes, all_agree, blocks, shard, spread, told_by_main, whole_state
-from .foreign import ForeignEncoder
 from .optimizers import Update
 from .stages import Stage
 

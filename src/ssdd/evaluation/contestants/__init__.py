@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ...checkpoints.layout import CheckpointError
-from ...training.encoders import _OWN as OWN_CODE
+from ...checkpoints.places import OWN_CODE
 from .base import Contestant
 from .baselines import Bicubic, Jpeg
 from .networks import Autoencoder

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from ...training.foreign import ForeignEncoder, load_own, one_line
+from ...checkpoints.own_code import ForeignEncoder, load_own, one_line
 from .networks import Network
 from .pretrained import sha256
 
@@ -19,7 +19,7 @@ _TRIAL_SIDE = 256  # a multiple of every spatial factor that ``ForeignEncoder`` 
 
 
 class OwnCode(Network):
-    """A user's encoder, as ``training.foreign.ForeignEncoder`` takes it, that has ``decode(z)`` besides.
+    """A user's encoder, as ``checkpoints.own_code.ForeignEncoder`` takes it, that has ``decode(z)`` besides.
 
     ``decode`` gets the mode of the latent, (B, c, h, w), and gives images (B, 3, h*f, w*f) in about [-1, 1], or an
     object of diffusers with them as ``sample``. It has no steps, and noise of its own would not follow the seed. A

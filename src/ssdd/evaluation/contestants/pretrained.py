@@ -14,8 +14,8 @@ from diffusers.utils import logging
 from ...autoencoder import AutoencoderSSDD
 from ...checkpoints.kl_vae import find_weights, read_config, short
 from ...checkpoints.layout import CheckpointError, first
-from ...training.encoders import _find, _Repository  # the names that `--model.encoder` takes, too
-from ...training.foreign import one_line
+from ...checkpoints.own_code import one_line
+from ...checkpoints.places import download, find_model
 
 CLASSES = {
     "AutoencoderSSDD": ("decoder",),
@@ -55,7 +55,7 @@ def read_pretrained(name: str, device: torch.device | str, dtype: torch.dtype) -
 
     Raises CheckpointError or OSError with one line.
     """
-    folder = _find(name, _download, _OTHERS)
+    folder = find_model(name, lambda hub: download(hub, lambda config: _class_name(hub, config)), _OTHERS)
     kind = _class_name(name, folder)
     files = find_weights(name, lambda file: path if (path := folder / file).is_file() else None)
     cls = AutoencoderSSDD if kind == "AutoencoderSSDD" else getattr(diffusers, kind)
@@ -111,26 +111,6 @@ def _check(name: str, config: Any) -> None:
     for key in _COLOURS:
         if config.get(key, 3) != 3:
             raise CheckpointError(f"{name}: expected {key} 3, for RGB, found {short(config[key])}")
-
-
-def _download(name: str) -> Path:
-    """Folder of a hub id in the hub's cache, with config and safetensors; weights only of one of ``CLASSES``."""
-    owner, repository, *inside = name.split("/")
-    hub = _Repository(name, f"{owner}/{repository}", "".join(f"{part}/" for part in inside))
-    config = hub.fetch("config.json")
-    if config is None and not inside:
-        hub.folder = "vae/"  # of a pipeline
-        config = hub.fetch("config.json")
-    if config is None:
-        raise hub.nothing()
-    _class_name(name, config.parent)
-    try:
-        find_weights(name, hub.fetch)
-    except CheckpointError:
-        if hub.offline:
-            raise hub.nothing() from None
-        raise
-    return config.parent
 
 
 def _source(name: str, folder: Path) -> str:

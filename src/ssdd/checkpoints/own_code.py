@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import kl_vae
+from . import kl_vae
 
 _FACTORS = (2, 4, 8, 16, 32, 64)  # a saved decoder's config counts levels, each of which halves the image
 _DETERMINISTIC = -30.0  # log-variance of a latent without noise: the least that diffusers' posterior keeps

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ssdd.processes import Processes
 from ssdd.training.config import TrainConfig
-from ssdd.training.distribution import Processes
 from ssdd.training.environment import describe_environment, git_revision
 from ssdd.training.flops import measured_peak, training_flops
 from ssdd.training.log import RunLog, forget_after

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from .distribution import Processes
+from ..processes import Processes
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..files import atomic_path
+from ..processes import Processes, mean_over_processes
 from .config import TrainConfig
-from .distribution import Processes, mean_over_processes
 
 logger = logging.getLogger(__name__)
 

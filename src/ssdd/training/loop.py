@@ -15,8 +15,8 @@ from torch import Tensor
 from ..data.loader import BrokenImages, CropStream, crop_batches
 from ..data.sources import open_source
 from ..files import atomic_path
+from ..processes import Processes, join_processes, sum_over_processes
 from .config import TrainConfig, check, differences, nonfinite_limit, to_json
-from .distribution import Processes, join_processes, sum_over_processes
 from .environment import LOCK, describe_environment, only_one
 from .export import export, report_nonfinite
 from .flops import measured_peak, training_flops

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints.own_code import ForeignEncoder
+from ..processes import Processes, all_agree, told_by_main
 from . import checkpoint
 from .average import Average
 from .config import TrainConfig
-from .distribution import Processes, all_agree, blocks, shard, spread, told_by_main, whole_state
+from .distribution import blocks, shard, spread, whole_state
 from .optimizers import Update
 from .stages import Stage
 

@@ -14,8 +14,8 @@ from ...nn.presets import encoder_size
 from ...objectives.adversarial import PatchDiscriminator, adaptive_weight, frozen, hinge_generator_loss
 from ...objectives.kl import sample_posterior
 from ...objectives.perceptual import LPIPS
+from ...processes import mean_over_processes
 from ..config import TrainConfig
-from ..distribution import mean_over_processes
 from ..encoders import resolve_model_folder
 from ..random import BatchRandom
 from ..starting import check_factor

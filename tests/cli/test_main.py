@@ -27,6 +27,7 @@ OPTIONS = {
     "decode": ("--out", "--steps", "--overwrite", "--model", "--device", "--dtype"),
     "convert": ("--out", "--steps"),
     "evaluate": ("--data", "--protocol", "--steps", "--lpips", "--extractors", "--out", "--device"),
+    "statistics": ("--data", "--protocol", "--limit", "--save", "--out", "--overwrite", "--device", "--dtype"),
     "train": ("tiny-encoder", "demo-decoder", "LATENT-SIZE-pretraining"),
     "data": ("check", "--out", "--workers"),
 }

@@ -5,9 +5,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from ssdd.evaluation.spectrum import colour_shift, high_frequency_ratio, radial_power_spectrum
+from ssdd.evaluation.spectrum import FREQUENCIES, MeanSpectrum, colour_shift, high_frequency_ratio, spectra
 
 Picture = Callable[..., np.ndarray]
+
+
+def ratio(reconstruction: np.ndarray, original: np.ndarray) -> np.ndarray:
+    """Of two batches of images."""
+    return high_frequency_ratio(spectra(reconstruction), spectra(original))
 
 
 def waves(height: int, width: int, rows: float, columns: float) -> np.ndarray:
@@ -28,7 +33,7 @@ def test_white_noise_is_flat_at_its_variance() -> None:
     for height, width in ((256, 256), (255, 301), (128, 400)):
         noise = np.random.default_rng(0).normal(128, 20, (8, height, width, 1)).repeat(3, -1)
         images = np.rint(noise).clip(0, 255).astype(np.uint8)
-        power = radial_power_spectrum(images).power.mean(0)
+        power = spectra(images).power.mean(0)
         fine = power[-8:] / (20**2 + 1 / 12)
         assert abs(fine - 1).max() < 0.1, f"{height} x {width}: noise of variance 400 has the powers {power[-8:]}"
 
@@ -36,14 +41,14 @@ def test_white_noise_is_flat_at_its_variance() -> None:
 @pytest.mark.parametrize("size", [(256, 256), (255, 301)])
 def test_a_wave_is_in_its_band(size: tuple[int, int]) -> None:
     for rows, columns in ((0.1, 0), (0, 0.1), (0.3, 0), (0.03, 0.04), (0.3, 0.3), (0.45, 0.45)):
-        spectrum = radial_power_spectrum(waves(*size, rows, columns))
+        spectrum = spectra(waves(*size, rows, columns))
         band = int(np.nanargmax(spectrum.power[0]))
-        octaves = abs(np.log2(spectrum.frequency[band] / np.hypot(rows, columns)))
+        octaves = abs(np.log2(FREQUENCIES[band] / np.hypot(rows, columns)))
         assert octaves <= 0.26, f"{rows}, {columns} cycles a pixel: found {octaves} octaves from there"
 
 
 def test_bands_without_a_frequency_are_undefined(picture: Picture) -> None:
-    power = radial_power_spectrum(picture(16, 16)[None]).power[0]
+    power = spectra(picture(16, 16)[None]).power[0]
     assert np.isnan(power[:11]).all(), "power below the first frequency of 16 pixels"
     assert np.isfinite(power[-7:-4:2]).all(), "no power at 1 and 2 cycles in 16 pixels"
 
@@ -51,17 +56,17 @@ def test_bands_without_a_frequency_are_undefined(picture: Picture) -> None:
 def test_equal_images_have_exactly_the_same_detail(picture: Picture) -> None:
     for size in ((64, 64), (33, 47), (1, 1), (1, 200), (2, 3)):
         image = picture(*size)[None]
-        assert high_frequency_ratio(image, image).tolist() == [1.0], f"{size}: equal images differ"
+        assert ratio(image, image).tolist() == [1.0], f"{size}: equal images differ"
 
 
 def test_blur_loses_detail_and_noise_adds_it(picture: Picture) -> None:
     images = np.stack([picture(64, 80, seed) for seed in range(3)])
     noise = np.random.default_rng(0).integers(-40, 41, images.shape)
     noisy = (images + noise).clip(0, 255).astype(np.uint8)
-    assert (high_frequency_ratio(blurred(images), images) < 0.3).all(), "over-smoothing goes unnoticed"
-    assert (high_frequency_ratio(noisy, images) > 1.5).all(), "added noise goes unnoticed"
-    each = [float(high_frequency_ratio(blurred(i[None]), i[None])[0]) for i in images]
-    assert high_frequency_ratio(blurred(images), images).tolist() == pytest.approx(each), "the batch matters"
+    assert (ratio(blurred(images), images) < 0.3).all(), "over-smoothing goes unnoticed"
+    assert (ratio(noisy, images) > 1.5).all(), "added noise goes unnoticed"
+    each = [float(ratio(blurred(i[None]), i[None])[0]) for i in images]
+    assert ratio(blurred(images), images).tolist() == pytest.approx(each), "the batch matters"
 
 
 def test_only_what_is_above_half_nyquist_counts() -> None:
@@ -71,27 +76,27 @@ def test_only_what_is_above_half_nyquist_counts() -> None:
     def image(a: float, b: float) -> np.ndarray:
         return np.rint(127.5 + a * fine + b * coarse).astype(np.uint8)
 
-    assert high_frequency_ratio(image(0.25, 0), image(0.5, 0))[0] == pytest.approx(0.25, abs=0.01), "not the energy"
-    assert high_frequency_ratio(image(0.5, 0.5), image(0.5, 0))[0] == pytest.approx(1, abs=0.01), "coarse waves count"
+    assert ratio(image(0.25, 0), image(0.5, 0))[0] == pytest.approx(0.25, abs=0.01), "not the energy"
+    assert ratio(image(0.5, 0.5), image(0.5, 0))[0] == pytest.approx(1, abs=0.01), "coarse waves count"
 
 
 @pytest.mark.parametrize("size", [(128, 128), (127, 127)])
 def test_every_direction_counts_the_same(size: tuple[int, int]) -> None:
     for frequency in (0.3, 0.5):
         down, across = waves(*size, frequency, 0), waves(*size, 0, frequency)
-        assert high_frequency_ratio(down, across)[0] == pytest.approx(1, abs=1e-3), "rows and columns differ"
-        powers = [radial_power_spectrum(i).power[0] for i in (down, across)]
+        assert ratio(down, across)[0] == pytest.approx(1, abs=1e-3), "rows and columns differ"
+        powers = [spectra(i).power[0] for i in (down, across)]
         assert powers[0][-3:] == pytest.approx(powers[1][-3:], rel=1e-3), "rows and columns differ"
 
 
 def test_detail_of_flat_images() -> None:
     flat, board = np.full((1, 32, 32, 3), 77, np.uint8), waves(32, 32, 0.5, 0.5)
-    assert high_frequency_ratio(flat + np.uint8(9), flat).tolist() == [1.0], "two flat images differ in detail"
-    assert high_frequency_ratio(board, flat).tolist() == [np.inf], "detail out of nothing has a finite ratio"
-    assert high_frequency_ratio(flat, board)[0] == pytest.approx(0, abs=1e-12), "detail that is gone is still there"
+    assert ratio(flat + np.uint8(9), flat).tolist() == [1.0], "two flat images differ in detail"
+    assert ratio(board, flat).tolist() == [np.inf], "detail out of nothing has a finite ratio"
+    assert ratio(flat, board)[0] == pytest.approx(0, abs=1e-12), "detail that is gone is still there"
     one = flat.copy()
     one[0, 16, 16, 2] += 1
-    assert high_frequency_ratio(one, flat).tolist() == [np.inf], "one level in one pixel is taken for rounding"
+    assert ratio(one, flat).tolist() == [np.inf], "one level in one pixel is taken for rounding"
 
 
 def test_colour_shift_of_a_known_offset(picture: Picture) -> None:
@@ -106,6 +111,23 @@ def test_colour_shift_of_a_known_offset(picture: Picture) -> None:
 
 
 def test_images_of_two_sizes(picture: Picture) -> None:
-    for measure in (high_frequency_ratio, colour_shift):
-        with pytest.raises(ValueError, match="of one size, uint8"):
-            measure(picture(8, 9)[None], picture(9, 8)[None])
+    with pytest.raises(ValueError, match="of one size, uint8"):
+        colour_shift(picture(8, 9)[None], picture(9, 8)[None])
+    with pytest.raises(ValueError, match="as many reconstructions as originals, found 1 and 2"):
+        ratio(picture(8, 9)[None], picture(8, 9)[None].repeat(2, 0))
+
+
+def test_mean_spectrum_is_that_of_all_images(picture: Picture) -> None:
+    """Images of several sizes, in batches, in two processes: a band counts the images that have it."""
+    batches = [np.stack([picture(*size, seed) for seed in range(2)]) for size in ((64, 48), (16, 16), (200, 120))]
+    together, first, second = MeanSpectrum(), MeanSpectrum(), MeanSpectrum()
+    for i, batch in enumerate(batches):
+        together.update(spectra(batch).power)
+        (first if i < 2 else second).update(spectra(batch).power)
+    first.merge(second)
+    by_hand = np.concatenate([spectra(batch).power for batch in batches])
+    for band in range(len(FREQUENCIES)):
+        column = by_hand[:, band]
+        expected = np.mean(column[np.isfinite(column)]) if np.isfinite(column).any() else np.nan
+        for found in (together, first):
+            np.testing.assert_allclose(found.power[band], expected, rtol=1e-12)

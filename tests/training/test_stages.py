@@ -14,7 +14,7 @@ from ssdd.training.config import TrainConfig
 from ssdd.training.loop import train
 from ssdd.training.random import BatchRandom
 from ssdd.training.stages import build_stage
-from ssdd.training.stages.base import LatentStatistics, Stage
+from ssdd.training.stages.base import Stage
 from tests.training.runs import newest, stats
 
 Small = Callable[..., TrainConfig]
@@ -208,23 +208,6 @@ def test_decoder_for_a_kl_vae_keeps_its_scaling(small: Small, tmp_path: Path) ->
     x = torch.rand(1, 3, 16, 24) * 2 - 1
     with torch.no_grad():
         torch.testing.assert_close(ae.encode(x).latent_dist.parameters, vae.encode(x).latent_dist.parameters)
-
-
-def test_latent_statistics() -> None:
-    """Streaming, in parts of different size, equals all at once."""
-    z = (
-        torch.randn(7, 3, 4, 5, generator=torch.Generator().manual_seed(0))
-        * torch.tensor([1.0, 2.0, 3.0])[:, None, None]
-    )
-    statistics = LatentStatistics()
-    for part in (z[:1], z[1:5], z[5:]):
-        statistics.update(part)
-    found = statistics.config()
-    flat = z.transpose(0, 1).flatten(1)
-    assert found["latents_mean"] == pytest.approx(flat.mean(1).tolist(), abs=1e-6)
-    assert found["latents_std"] == pytest.approx(flat.std(1, correction=0).tolist(), rel=1e-5)
-    assert found["shift_factor"] == pytest.approx(float(z.mean()), abs=1e-6)
-    assert 1 / found["scaling_factor"] == pytest.approx(float(z.std(correction=0)), rel=1e-5)
 
 
 def test_stages_satisfy_the_protocol(small: Small) -> None:

@@ -16,6 +16,7 @@ COMMANDS = {
     "convert": "a checkpoint in the authors' released layout -> a model folder",
     "data": "check a data set: counts, sizes, broken files, a contact sheet",
     "evaluate": "compare autoencoders on the same crops by a named protocol",
+    "statistics": "mean and deviation of a model's latents, for its config",
     "train": "train a tokenizer by a recipe",
 }
 

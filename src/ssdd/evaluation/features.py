@@ -17,10 +17,7 @@ Only the distance on Inception's features is called FID; that on MobileNetV2's i
 Shapes: B pictures, H x W pixels, S side that the network sees, D width of a feature.
 """
 
-import hashlib
 import importlib.util
-import re
-import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +29,7 @@ import torchvision
 from torch import Tensor, nn
 
 from ..objectives.repa import DinoFeatures
+from .weights import MissingWeights, dino_weights, first_line, hub_file, hub_path, sha256
 
 _INCEPTION, _MOBILENET = "inception-torch-fidelity", "mobilenet_v2-imagenet"
 _TORCHVISION, _DINO = "torchvision:", "dinov2"
@@ -42,13 +40,6 @@ EXTRACTORS = (_INCEPTION, _MOBILENET, *(f"{_DINO}-{size}" for size in _DINO_SIZE
 
 _INCEPTION_HASH = "6726825d"
 """How the sha256 of torch-fidelity's file begins, by its name: FID is of these very weights."""
-
-_TIMEOUT = 10.0
-"""Seconds that a server may take to answer at all."""
-
-
-class MissingWeights(RuntimeError):
-    """An extractor's weights are not at hand. One line that says which file goes where."""
 
 
 class Extractor(ABC):
@@ -66,7 +57,7 @@ class Extractor(ABC):
 
     def __init__(self, name: str, net: nn.Module, width: int, weights: Path, device: torch.device | str) -> None:
         self.name, self.width, self.weights = name, width, weights
-        self.sha256 = _sha256(weights)
+        self.sha256 = sha256(weights)
         self.device = torch.device(device)
         self.net = net.to(self.device).requires_grad_(False).eval()
 
@@ -92,7 +83,7 @@ class Extractor(ABC):
             raise ValueError(f"expected uint8 images (B, H, W, 3), found {images.dtype} {tuple(images.shape)}")
         if len(images) == 0:
             return torch.empty(0, self.width, device=self.device)
-        with _full_precision(self.device):
+        with full_precision(self.device):
             return self._features(images.to(self.device).permute(0, 3, 1, 2)).float()
 
     @abstractmethod
@@ -113,8 +104,8 @@ class InceptionFeatures(Extractor):
             from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
         except ImportError as error:
             raise ImportError(f"{_INCEPTION} needs the package torch-fidelity: pip install 'ssdd[eval]'") from error
-        path = _hub_file(_INCEPTION, URL_INCEPTION_V3, download)
-        if not _sha256(path).startswith(_INCEPTION_HASH):
+        path = hub_file(_INCEPTION, URL_INCEPTION_V3, download)
+        if not sha256(path).startswith(_INCEPTION_HASH):
             raise MissingWeights(
                 f"{_INCEPTION}: {path} is another file than torch-fidelity's (its sha256 does not begin with "
                 f"{_INCEPTION_HASH}); put the one from {URL_INCEPTION_V3} there"
@@ -139,7 +130,7 @@ class TorchvisionFeatures(Extractor):
             weights = next(iter(torchvision.models.get_model_weights(model)))
         except (ValueError, StopIteration) as error:
             raise ValueError(f"{name}: torchvision has no classifier {model}") from error
-        path = _hub_file(name, weights.url, download)
+        path = hub_file(name, weights.url, download)
         try:
             net = torchvision.models.get_model(model, weights=weights)
         except RuntimeError as error:
@@ -176,13 +167,13 @@ class DinoClassToken(Extractor):
             raise ImportError(f"{name} needs the package transformers: pip install 'ssdd[train]'")
         advice = f"{name} needs {source}: put it in Hugging Face's cache, or give a folder with its config.json and "
         advice += f"model.safetensors as {_DINO}:FOLDER"
-        if not download and _dino_weights(source) is None:
+        if not download and dino_weights(source) is None:
             raise MissingWeights(advice)
         try:
             dino = DinoFeatures(source)
         except RuntimeError as error:  # its advice is about training: only the cause is told
-            raise MissingWeights(f"{advice} ({_first_line(error.__cause__ or error)})") from error
-        weights = _dino_weights(source)
+            raise MissingWeights(f"{advice} ({first_line(error.__cause__ or error)})") from error
+        weights = dino_weights(source)
         assert weights is not None, "a network was read from nowhere"
         super().__init__(name, dino.net, dino.width, weights, device)
         self._mean, self._std = (t.flatten().tolist() for t in (dino.mean, dino.std))
@@ -198,11 +189,11 @@ def available_extractors() -> list[str]:
     if importlib.util.find_spec("torch_fidelity") is not None:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-        found += [_INCEPTION] if _hub_path(URL_INCEPTION_V3).is_file() else []
-    if _hub_path(torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.url).is_file():
+        found += [_INCEPTION] if hub_path(URL_INCEPTION_V3).is_file() else []
+    if hub_path(torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.url).is_file():
         found.append(_MOBILENET)
     if importlib.util.find_spec("transformers") is not None:
-        found += [name for name in EXTRACTORS if name.startswith(_DINO) and _dino_weights(f"facebook/{name}")]
+        found += [name for name in EXTRACTORS if name.startswith(_DINO) and dino_weights(f"facebook/{name}")]
     return found
 
 
@@ -235,7 +226,7 @@ def load_extractor(name: str, device: torch.device | str = "cpu", download: bool
 
 
 @contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device) -> Iterator[None]:
     """float32 as written, by the same algorithm whatever the batch was before: else the distances change with them."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -253,59 +244,3 @@ def _prepared(images: Tensor, side: int, filter: str, mean: list[float], std: li
     if x.shape[2:] != (side, side):
         x = F.interpolate(x, size=(side, side), mode=filter, antialias=True)
     return (x - x.new_tensor(mean)[:, None, None]) / x.new_tensor(std)[:, None, None]
-
-
-def _hub_path(url: str) -> Path:
-    """Where torch.hub keeps the file of an address: the cache under ``TORCH_HOME``."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-
-
-def _hub_file(name: str, url: str, download: bool) -> Path:
-    """The file of an address in torch.hub's cache, fetched if allowed; nothing but tensors in it. MissingWeights."""
-    path, tried = _hub_path(url), ""
-    if not path.is_file() and download:
-        try:
-            # Behind a firewall that drops packets the download itself would wait for minutes; this asks once.
-            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_TIMEOUT):
-                path.parent.mkdir(parents=True, exist_ok=True)
-            begin = re.search(r"-([0-9a-f]{8,})\.", path.name)
-            torch.hub.download_url_to_file(url, str(path), begin and begin[1], progress=False)
-        except (OSError, RuntimeError) as error:
-            tried = f" and could not be downloaded ({_first_line(error)})"
-    if not path.is_file():
-        raise MissingWeights(f"{name} needs {path}, which is missing{tried}; put the file from {url} there")
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)  # the libraries unpickle it without this restriction
-    except Exception as error:  # of many kinds: zip, pickle, end of file
-        raise MissingWeights(
-            f"{name}: {path} is damaged or no file of weights ({type(error).__name__}); put the one from {url} there"
-        ) from error
-    return path
-
-
-def _dino_weights(source: str) -> Path | None:
-    """The weights of a folder or of a hub id in the cache (the folder, if they are several files), or None."""
-    folder = Path(source)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(source, allow_patterns=["model*.safetensors"], local_files_only=True))
-        except (OSError, ValueError):  # not there, or not even the name of a repository
-            return None
-    if (folder / "model.safetensors").is_file():
-        return folder / "model.safetensors"
-    return folder if any(folder.glob("model*.safetensors")) else None
-
-
-def _sha256(weights: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(weights.glob("model*.safetensors")) if weights.is_dir() else [weights]:
-        with path.open("rb") as file:
-            while part := file.read(1 << 20):
-                digest.update(part)
-    return digest.hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]

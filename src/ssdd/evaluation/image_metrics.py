@@ -4,7 +4,7 @@ Shapes: B batch, H x W pixels, N planes (one channel of one image), n crops, M m
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,9 @@ from ..objectives.perceptual import LPIPS, LPIPSNetwork
 
 Images = np.ndarray | Tensor
 """uint8 (B, H, W, 3)."""
+
+PairMetric = Callable[[Tensor, Tensor], np.ndarray]
+"""Of original and reconstruction, uint8 (B, H, W, 3) on one device: (B,) float64."""
 
 DESCRIPTIONS = {
     "mse": "mean squared error of values in [0, 1]",
@@ -75,10 +78,16 @@ def ssim_gaussian(original: Images, reconstruction: Images) -> np.ndarray:
 
 
 class BatchMetrics:
-    """All metrics of batches of pairs, computed on ``device``; LPIPS by each of ``lpips_networks``."""
+    """All metrics of batches of pairs, on ``device``: our own, LPIPS by each of the networks, ``others`` by name."""
 
-    def __init__(self, lpips_networks: Sequence[LPIPSNetwork] = (), device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        lpips_networks: Sequence[LPIPSNetwork] = (),
+        device: torch.device | str = "cpu",
+        others: Mapping[str, PairMetric] | None = None,
+    ) -> None:
         self.device = torch.device(device)
+        self._others = dict(others or {})
         self._lpips = {name: LPIPS(name).to(self.device) for name in lpips_networks}
 
     @torch.inference_mode()
@@ -105,6 +114,7 @@ class BatchMetrics:
             metrics["ssim_gaussian_11"] = ssim_gaussian(x, y)
         if shorter >= LPIPS_LEAST:
             metrics |= {f"lpips_{name}": _lpips(net, x, y) for name, net in self._lpips.items()}
+        metrics |= {name: metric(x, y) for name, metric in self._others.items()}
         if valid is not None:
             metrics = {name: np.where(valid, values, np.nan) for name, values in metrics.items()}
         return metrics

@@ -48,6 +48,10 @@ class Protocol:
         if min(self.size, self.crops) < 1 or (self.crops > 1 and self.rule != "random"):
             raise ValueError(f"expected sizes and numbers from 1, several crops for random ones alone, found {self}")
 
+    def number(self, key: "CropKey") -> int:
+        """Of a crop in the whole set, whatever was skipped: the noise of its decoding is drawn by it."""
+        return key.image * self.crops + key.crop
+
     def describe(self) -> dict[str, Any]:
         """Every choice in words, for tables and JSON."""
         crop, small = _IN_WORDS[self.rule]

@@ -5,6 +5,8 @@ sqrt(0.5) that of the finest diagonal pattern.
 """
 
 import functools
+import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,18 +26,23 @@ _NOTHING = 1e-20
 """Squared levels a pixel: what rounding leaves of a flat image is far below, one level in one pixel far above."""
 
 
-@dataclass(frozen=True)
-class RadialSpectrum:
-    """frequency: (K,) the bands' geometric centres. power: (B, K) float64, NaN where an image has no frequency there.
+FREQUENCIES = np.sqrt([math.sqrt(a * b) for a, b in itertools.pairwise(_SQUARED_EDGES)])
+"""(K,) the bands' geometric centres."""
 
-    In squared 8-bit levels, normalised by the window's energy: white noise has its variance in every band.
+
+@dataclass(frozen=True)
+class Spectra:
+    """Of a batch: power (B, K) float64 of each band, NaN where an image has no frequency there; high (B,) energy above
+    half of Nyquist's frequency, in every direction.
+
+    Powers are in squared 8-bit levels, normalised by the window's energy: white noise has its variance in every band.
     """
 
-    frequency: np.ndarray
     power: np.ndarray
+    high: np.ndarray
 
 
-def radial_power_spectrum(images: Images) -> RadialSpectrum:
+def spectra(images: Images) -> Spectra:
     """Mean power of luma in bands of half an octave, mean removed, under a Hann window; images uint8 (B, H, W, 3)."""
     planes, _ = as_planes(images, images)
     power = _power(planes)
@@ -45,20 +52,51 @@ def radial_power_spectrum(images: Images) -> RadialSpectrum:
     empty = power.new_zeros(len(_SQUARED_EDGES) - 1, len(power))
     energy = empty.index_add(0, band, (power.flatten(1) * inside).T)
     per_band = empty.index_add(0, band, inside[:, None].expand(-1, len(power)))
-    edges = np.sqrt(_SQUARED_EDGES)
-    return RadialSpectrum(np.sqrt(edges[1:] * edges[:-1]), (energy / per_band).T.cpu().numpy())
+    above = torch.where(squared >= _HALF_NYQUIST_SQUARED, counts, 0.0)
+    high = (power * above).flatten(1).sum(1) / counts.sum()
+    return Spectra((energy / per_band).T.cpu().numpy(), high.cpu().numpy())
 
 
-def high_frequency_ratio(reconstruction: Images, original: Images) -> np.ndarray:
-    """Energy above half of Nyquist's frequency, in every direction, over the original's: (B,) float64.
+def high_frequency_ratio(reconstruction: Spectra, original: Spectra) -> np.ndarray:
+    """Energy above half of Nyquist's frequency over the original's: (B,) float64.
 
     Below 1 detail is lost, above 1 there is more than there was. 1 where neither image has any, infinite where the
-    original alone has none. Both uint8 (B, H, W, 3); raises ValueError for two shapes.
+    original alone has none. Raises ValueError for two numbers of images.
     """
-    ours, theirs = (_high_energy(i) for i in as_planes(reconstruction, original))
-    neither = (ours < _NOTHING) & (theirs < _NOTHING)
-    ratio = torch.where(theirs < _NOTHING, torch.inf, ours / theirs)
-    return torch.where(neither, 1.0, ratio).cpu().numpy()
+    ours, theirs = reconstruction.high, original.high
+    if ours.shape != theirs.shape:
+        raise ValueError(f"expected as many reconstructions as originals, found {len(ours)} and {len(theirs)}")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(theirs < _NOTHING, np.inf, ours / theirs)
+    return np.where((ours < _NOTHING) & (theirs < _NOTHING), 1.0, ratio)
+
+
+class MeanSpectrum:
+    """Mean power by band over images that come in batches, and from several processes."""
+
+    def __init__(self) -> None:
+        self._sum, self._count = np.zeros(len(FREQUENCIES)), np.zeros(len(FREQUENCIES))
+
+    @property
+    def frequency(self) -> np.ndarray:
+        """(K,) ``FREQUENCIES``."""
+        return FREQUENCIES
+
+    @property
+    def power(self) -> np.ndarray:
+        """(K,) float64, NaN where no image has a frequency."""
+        with np.errstate(invalid="ignore"):
+            return self._sum / self._count
+
+    def update(self, power: np.ndarray) -> None:
+        """Adds images by their ``Spectra.power`` (B, K)."""
+        self._sum += np.nansum(power, axis=0)
+        self._count += np.isfinite(power).sum(0)
+
+    def merge(self, other: "MeanSpectrum") -> None:
+        """Adds what another process has summed."""
+        self._sum += other._sum
+        self._count += other._count
 
 
 def colour_shift(reconstruction: Images, original: Images) -> np.ndarray:
@@ -69,14 +107,6 @@ def colour_shift(reconstruction: Images, original: Images) -> np.ndarray:
     x, y = as_planes(reconstruction, original)
     difference = (x.int() - y.int()).flatten(2)
     return difference.sum(2, dtype=torch.int64).cpu().numpy() / difference.shape[2]
-
-
-def _high_energy(planes: Tensor) -> Tensor:
-    """Of uint8 (B, 3, H, W), in squared levels a pixel: (B,)."""
-    power = _power(planes)
-    squared, counts = _half_plane(*planes.shape[2:], power.device)
-    above = torch.where(squared >= _HALF_NYQUIST_SQUARED, counts, 0.0)
-    return (power * above).flatten(1).sum(1) / counts.sum()
 
 
 def _power(planes: Tensor) -> Tensor:

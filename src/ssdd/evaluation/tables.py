@@ -84,20 +84,29 @@ class ImageMetricTable:
         together.
         """
         names, keys = [name for name in self.names if name != "pixels"], self.keys
-        rows = [[self._rows[key].get(name, math.nan) for name in (*names, "mse", "pixels")] for key in keys]
-        values, pixels = np.split(np.array(rows).reshape(-1, len(names) + 2), [-1], axis=1)
+        values, pixels = np.split(self._matrix([*names, "mse", "pixels"], keys), [-1], axis=1)
         weights = np.isfinite(values).astype(np.float64)
-        counts, infinite = weights.sum(0), np.isinf(values).sum(0)
         weights[:, -1] *= pixels[:, 0]  # the last column is the pooled MSE: every pixel counts the same
-        sums = np.where(weights > 0, values, 0.0) * weights
-        _, images = np.unique([key.image for key in keys], return_inverse=True)
-        drawn = bootstrap_means(sums, weights, images, seed, resamples)
-        with np.errstate(invalid="ignore"):
-            means = sums.sum(0) / weights.sum(0)
-        found = zip(means, *_interval(drawn), counts, infinite, strict=True)
-        *estimates, pooled = (Estimate(float(m), float(a), float(b), int(n), int(i)) for m, a, b, n, i in found)
+        *estimates, pooled = _estimates(values, weights, keys, seed, resamples)
         mean, low, high = psnr(np.array([pooled.mean, pooled.high, pooled.low])).tolist()
         return dict(zip(names, estimates, strict=True)) | {"pooled_psnr": Estimate(mean, low, high, pooled.count, 0)}
+
+    def minus(self, other: "ImageMetricTable", seed: int = 0, resamples: int = 2000) -> dict[str, Estimate]:
+        """Mean differences to another table, crop by crop, by metric: over the crops where both are finite.
+
+        The images' own differences cancel, so that these intervals are much shorter than those of two summaries.
+        """
+        both = set(other.keys)
+        keys = [key for key in self.keys if key in both]
+        names = [name for name in self.names if name != "pixels" and name in other.names]
+        with np.errstate(invalid="ignore"):
+            values = self._matrix(names, keys) - other._matrix(names, keys)
+        estimates = _estimates(values, np.isfinite(values).astype(np.float64), keys, seed, resamples)
+        return dict(zip(names, estimates, strict=True))
+
+    def _matrix(self, names: list[str], keys: list[CropKey]) -> np.ndarray:
+        rows = [[self._rows[key].get(name, math.nan) for name in names] for key in keys]
+        return np.array(rows).reshape(-1, len(names))
 
     def worst(self, name: str, count: int = 5) -> list[tuple[CropKey, float]]:
         """The crops farthest from a perfect reconstruction by the metric, the worst first."""
@@ -115,6 +124,20 @@ def _badness(name: str, values: np.ndarray) -> np.ndarray:
     if name.startswith(("psnr", "ssim")):
         return -values
     return np.abs(values - 1.0 if name == "high_frequency_ratio" else values)
+
+
+def _estimates(
+    values: np.ndarray, weights: np.ndarray, keys: list[CropKey], seed: int, resamples: int
+) -> list[Estimate]:
+    """Of each column of values (n, M), weighted by (n, M), the crops of an image drawn together."""
+    counts, infinite = (weights > 0).sum(0), np.isinf(values).sum(0)
+    sums = np.where(weights > 0, values, 0.0) * weights
+    _, images = np.unique([key.image for key in keys], return_inverse=True)
+    drawn = bootstrap_means(sums, weights, images, seed, resamples)
+    with np.errstate(invalid="ignore"):
+        means = sums.sum(0) / weights.sum(0)
+    found = zip(means, *_interval(drawn), counts, infinite, strict=True)
+    return [Estimate(float(m), float(a), float(b), int(n), int(i)) for m, a, b, n, i in found]
 
 
 def bootstrap_means(sums: np.ndarray, weights: np.ndarray, groups: np.ndarray, seed: int, resamples: int) -> np.ndarray:

@@ -15,8 +15,9 @@ from tqdm import tqdm
 from ..data.images import ImageError
 from ..data.loader import CropStream, crop_batches
 from ..files import share
+from ..statistics import LatentStatistics
 from .config import TrainConfig
-from .stages.base import LatentStatistics, Stage, State
+from .stages.base import Stage, State
 
 logger = logging.getLogger(__name__)
 

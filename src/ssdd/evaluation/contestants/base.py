@@ -3,6 +3,7 @@
 Shapes: B batch, H x W pixels, f spatial factor.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,21 +45,23 @@ class Contestant(Protocol):
         """
         ...
 
-    def decode(self, latent: Any, steps: int | None = None, seed: int = 0, first: int = 0) -> Tensor:
+    def decode(
+        self, latent: Any, steps: int | None = None, seed: int = 0, numbers: Sequence[int] | None = None
+    ) -> Tensor:
         """(B, 3, H, W) float32, about [-1, 1], not clamped; what is not finite is left for the caller to see.
 
         Args:
             steps: number of decoding steps; by default the contestant's own.
-            seed, first: the noise of image i of the batch is a function of (seed, first + i), neither negative,
-                and of the image's size: equal for any batch size, device and number of processes.
+            seed, numbers: the noise of image i of the batch is a function of (seed, numbers[i]), neither negative,
+                and of the image's size: equal for any batch, device and number of processes. 0 to B - 1 by default.
 
         Raises ValueError for a wrong shape, and for ``steps`` that the decoder does not have.
         """
         ...
 
-    def flops(self, height: int, width: int) -> tuple[int, int] | None:
-        """Operations of the matrix products and convolutions for one image: to encode it, and to decode it with the
-        default steps. A multiplication and an addition are two. None where there is no network.
+    def flops(self, height: int, width: int, steps: int | None = None) -> tuple[int, int] | None:
+        """Operations of the matrix products and convolutions for one image: to encode it, and to decode it in so many
+        steps (its default by default). A multiplication and an addition are two. None where there is no network.
         """
         ...
 
@@ -78,7 +81,7 @@ def check_no_steps(name: str, steps: int | None) -> None:
         raise ValueError(f"{name}: expected no number of decoding steps, for it has none to count, found {steps}")
 
 
-def image_generators(seed: int, first: int, count: int) -> list[torch.Generator]:
-    """A generator for each image first ... first + count - 1, on the CPU: its stream is the same for any device."""
-    states = [np.random.SeedSequence([seed, first + i]).generate_state(1, np.uint64)[0] for i in range(count)]
+def image_generators(seed: int, numbers: Sequence[int]) -> list[torch.Generator]:
+    """A generator for each of the images of these numbers, on the CPU: its stream is the same for any device."""
+    states = [np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] for number in numbers]
     return [torch.Generator("cpu").manual_seed(int(state >> np.uint64(1))) for state in states]

@@ -4,6 +4,7 @@ Shapes: B batch, H x W pixels, f the factor of the pixels.
 """
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -67,13 +68,15 @@ class Jpeg:
             )
         return best
 
-    def decode(self, latent: list[bytes], steps: int | None = None, seed: int = 0, first: int = 0) -> Tensor:
+    def decode(
+        self, latent: list[bytes], steps: int | None = None, seed: int = 0, numbers: Sequence[int] | None = None
+    ) -> Tensor:
         """B files -> (B, 3, H, W) float32 in [-1, 1]. Raises ValueError if ``steps`` is given."""
         check_no_steps(self.name, steps)
         pictures = [Image.open(io.BytesIO(file), formats=["JPEG"]) for file in latent]
         return torch.stack([image_to_tensor(np.asarray(picture)) for picture in pictures]).to(self.device)
 
-    def flops(self, height: int, width: int) -> None:
+    def flops(self, height: int, width: int, steps: int | None = None) -> None:
         """None: no matrix products."""
 
 
@@ -106,13 +109,15 @@ class Bicubic:
         size = (pixels.shape[2] // self.spatial_factor, pixels.shape[1] // self.spatial_factor)
         return np.stack([_resized(image, size) for image in pixels])
 
-    def decode(self, latent: Pixels, steps: int | None = None, seed: int = 0, first: int = 0) -> Tensor:
+    def decode(
+        self, latent: Pixels, steps: int | None = None, seed: int = 0, numbers: Sequence[int] | None = None
+    ) -> Tensor:
         """uint8 (B, h, w, 3) -> (B, 3, h*f, w*f) float32 in [-1, 1]. Raises ValueError if ``steps`` is given."""
         check_no_steps(self.name, steps)
         size = (latent.shape[2] * self.spatial_factor, latent.shape[1] * self.spatial_factor)
         return torch.stack([image_to_tensor(_resized(image, size)) for image in latent]).to(self.device)
 
-    def flops(self, height: int, width: int) -> None:
+    def flops(self, height: int, width: int, steps: int | None = None) -> None:
         """None: no matrix products."""
 
 

@@ -3,6 +3,7 @@
 Shapes: B batch, H x W pixels, f spatial factor, c latent channels, h x w = H/f x W/f latent grid.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class Network:
     def _encode(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _decode(self, z: Tensor, steps: int | None, seed: int, first: int) -> Tensor:
+    def _decode(self, z: Tensor, steps: int | None, seed: int, numbers: Sequence[int]) -> Tensor:
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
@@ -71,23 +72,33 @@ class Network:
         return self._checked("a latent", z, expected)
 
     @torch.inference_mode()
-    def decode(self, latent: Tensor, steps: int | None = None, seed: int = 0, first: int = 0) -> Tensor:
+    def decode(
+        self, latent: Tensor, steps: int | None = None, seed: int = 0, numbers: Sequence[int] | None = None
+    ) -> Tensor:
         """(B, c, h, w) raw -> (B, 3, h*f, w*f) float32, about [-1, 1]; see ``Contestant``. Raises ValueError."""
         if self.steps is None:
             check_no_steps(self.name, steps)
         self._checked("a latent", latent, (*latent.shape[:1], self.latent_channels, *latent.shape[2:4]))
         steps = self.steps if steps is None else steps
-        images = self._decode(latent.to(self.device, self.dtype), steps, seed, first)
+        numbers = range(len(latent)) if numbers is None else numbers
+        images = self._decode(latent.to(self.device, self.dtype), steps, seed, numbers)
         expected = (len(latent), 3, *(side * self.spatial_factor for side in latent.shape[2:]))
         return self._checked("images", images, expected).float()
 
-    def flops(self, height: int, width: int) -> tuple[int, int]:
+    def flops(self, height: int, width: int, steps: int | None = None) -> tuple[int, int]:
         """Of one image, counted while a black one goes through; see ``Contestant``. Raises ValueError."""
         with FlopCounterMode(display=False) as encoding:
             latent = self.encode(torch.full((1, 3, height, width), -1.0))
-        with FlopCounterMode(display=False) as decoding:
-            self.decode(latent)
-        return encoding.get_total_flops(), decoding.get_total_flops()
+        steps = self.steps if steps is None else steps
+        if steps is None or steps <= 2:
+            return encoding.get_total_flops(), self._decode_flops(latent, steps)
+        one, two = self._decode_flops(latent, 1), self._decode_flops(latent, 2)
+        return encoding.get_total_flops(), one + (steps - 1) * (two - one)  # every step after the first is the same
+
+    def _decode_flops(self, latent: Tensor, steps: int | None) -> int:
+        with FlopCounterMode(display=False) as counter:
+            self.decode(latent, steps)
+        return counter.get_total_flops()
 
     def _checked(self, what: str, found: Any, expected: tuple[int, ...]) -> Tensor:
         """The tensor, or a ValueError if it is not a floating-point one of the shape."""
@@ -122,10 +133,10 @@ class Autoencoder(Network):
             return encoded.latent
         return encoded.latent_dist.mode()
 
-    def _decode(self, z: Tensor, steps: int | None, seed: int, first: int) -> Tensor:
+    def _decode(self, z: Tensor, steps: int | None, seed: int, numbers: Sequence[int]) -> Tensor:
         if self.steps is None:
             return self.model.decode(z).sample
-        generators = image_generators(seed, first, len(z))
+        generators = image_generators(seed, numbers)
         if self.kind == "AutoencoderSSDD":
             shape = (3, *(side * self.spatial_factor for side in z.shape[2:]))
             noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])

@@ -3,6 +3,7 @@
 Shapes: B batch, H x W pixels, f spatial factor, c latent channels, h x w = H/f x W/f latent grid.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class OwnCode(Network):
     def _encode(self, x: Tensor) -> Tensor:
         return self.foreign(x)[:, : self.latent_channels].to(self.dtype)
 
-    def _decode(self, z: Tensor, steps: int | None, seed: int, first: int) -> Tensor:
+    def _decode(self, z: Tensor, steps: int | None, seed: int, numbers: Sequence[int]) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):
             decoded = self.foreign.source.decode(z)
         return getattr(decoded, "sample", decoded)

@@ -7,11 +7,10 @@ Shapes: B batch, H x W pixels, c latent channels, h x w latent grid.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from ...objectives.adversarial import PatchDiscriminator
@@ -40,35 +39,6 @@ class StepLosses:
     total: Tensor
     terms: dict[str, Tensor]
     judged: Judged | None = None
-
-
-@dataclass
-class LatentStatistics:
-    """Streaming mean and standard deviation of raw latents, per channel, in float64."""
-
-    count: int = 0
-    sum: Tensor = field(default_factory=lambda: torch.zeros(()))
-    squares: Tensor = field(default_factory=lambda: torch.zeros(()))
-
-    def update(self, z: Tensor) -> None:
-        """z: (B, c, h, w)."""
-        values = z.detach().double().cpu().transpose(0, 1).flatten(1)  # (c, B * h * w)
-        self.count += values.shape[1]
-        self.sum = self.sum + values.sum(1)
-        self.squares = self.squares + values.square().sum(1)
-
-    def config(self) -> dict[str, Any]:
-        """Config entries of a model: ``normalised = (raw - shift_factor) * scaling_factor``, also per channel."""
-        mean = self.sum / self.count
-        variance = self.squares / self.count - mean.square()
-        shift = mean.mean()
-        overall = variance.mean() + (mean - shift).square().mean()
-        return {
-            "scaling_factor": 1 / overall.sqrt().item(),
-            "shift_factor": shift.item(),
-            "latents_mean": tuple(mean.tolist()),
-            "latents_std": tuple(variance.sqrt().tolist()),
-        }
 
 
 class Stage(Protocol):

@@ -1,0 +1,84 @@
+"""``ssdd statistics MODEL --data PATH...``: mean and deviation of a model's latents, for its config."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from .common import ModelOptions, check_outputs, parse_options
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Measure a model's latents: scaling_factor, shift_factor, latents_mean, latents_std, and how sure they are."""
+
+    model: tyro.conf.Positional[str]
+    """Model folder, run, embedded name, Hugging Face id, .safetensors of the authors, file.py:NAME."""
+    data: tuple[str, ...] = ()
+    """Folders, uncompressed tar files, hf:OWNER/NAME[:SPLIT]: images as the generative model will see them."""
+    protocol: str = "paper-256-v1"
+    """paper-128-v1, paper-256-v1, paper-512-v1, native-v1, crops-128-v1, crops-256-v1."""
+    limit: int | None = None
+    """So many images at most, drawn at random, the same ones every time."""
+    save: bool = False
+    """Write the entries into the config.json of MODEL, which must be a folder."""
+    out: Path | None = None
+    """JSON file for the statistics, the protocol, the data."""
+    overwrite: bool = False
+    """Replace an existing file."""
+    batch_size: int = 16
+    """Crops at a time; no number depends on it."""
+    workers: int = 2
+    """Processes that read and crop."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the networks; the statistics are float64 always."""
+
+
+def parse(arguments: Sequence[str]) -> Statistics:
+    """``MODEL --data PATH... [OPTIONS]``."""
+    return parse_options(Statistics, "statistics", arguments)
+
+
+def run(options: Statistics) -> int:
+    from ..data.sources import open_source
+    from ..evaluation.contestants import load_contestant
+    from ..evaluation.latents import as_dict, as_text, latent_statistics, save_statistics, saved_folder
+    from ..evaluation.protocols import EvaluationSet, get_protocol
+    from ..files import atomic_path
+
+    protocol = get_protocol(options.protocol)
+    if not options.data:
+        raise ValueError("expected images to measure the latents of: pass --data FOLDER_OR_TAR ...")
+    if options.out is not None:
+        check_outputs(options.out.parent, [options.out.name], [] if options.overwrite else [options.out.name])
+    folder = saved_folder(options.model) if options.save else None
+    evaluation_set = EvaluationSet(open_source(options.data), protocol)
+    device = ModelOptions(device=options.device).torch_device()
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.dtype]
+    measured = latent_statistics(
+        load_contestant(options.model, device, dtype),
+        evaluation_set,
+        limit=options.limit,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        device=device,
+        progress=lambda items, total: tqdm(items, total=total, unit="img"),
+    )
+    for skipped in measured.census.skipped:
+        print(f"skipped {skipped.reason}", file=sys.stderr)
+    if options.out is not None:
+        with atomic_path(options.out, options.overwrite) as path:
+            path.write_text(json.dumps(as_dict(measured), indent=1, allow_nan=False) + "\n")
+    saved = save_statistics(folder, measured.statistics.config()) if folder is not None else None
+    print(as_text(measured, saved))
+    if folder is not None:
+        print(f"saved in {folder / 'config.json'}")
+    return 1 if measured.census.skipped else 0

@@ -1,0 +1,68 @@
+"""Several processes evaluate what one does: the same crops, the same noise, the same numbers but for rounding."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SHOWN = ("psnr", "ssim_uniform_7", "high_frequency_ratio", "colour_shift_green")
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory, picture: Callable[..., np.ndarray]) -> Path:
+    """Pictures of several sizes, one too small and one broken among them: the numbers of crops must not shift."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for i, size in enumerate([(130, 140), (20, 300), (128, 200)]):
+        Image.fromarray(picture(*size, i)).save(folder / f"{i}.png")
+    (folder / "0b.jpg").write_bytes(b"no image")
+    return folder
+
+
+def evaluate(out: Path, photographs: Path, model: Path, processes: int, protocol: str) -> tuple[int, str]:
+    """``ssdd evaluate`` under torchrun; exit status and output."""
+    run = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "ssdd", "evaluate"]
+    arguments = [str(model), "jpeg:2000", "--data", str(photographs), "--protocol", protocol, "--out", str(out)]
+    command = [sys.executable, *(run if processes > 1 else run[-3:]), *arguments, "--workers", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TORCH_HOME": str(out / "none")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_two_processes_are_one(photographs: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """A published number would depend on the number of GPUs."""
+    found: list[dict[str, Any]] = []
+    for processes in (1, 2):
+        status, output = evaluate(tmp_path / str(processes), photographs, tiny_model, processes, "crops-128-v1")
+        assert status == 1, f"two images cannot be used: {output}"
+        assert output.count("skipped ") == 3, f"each is named once, and counted: {output}"
+        assert output.count("left out: LPIPS-squeeze") == 1, "every process says it"
+        found.append(json.loads((tmp_path / str(processes) / "evaluation.json").read_text()))
+    one, two = found
+    assert two["data"] == one["data"]
+    for a, b in zip(one["rows"], two["rows"], strict=True):
+        assert b["crops"]["key"] == a["crops"]["key"]
+        for name in SHOWN:
+            assert b["crops"][name] == pytest.approx(a["crops"][name], rel=1e-2, abs=1e-3), f"{name}: other noise?"
+        for name in ("psnr", "pooled_psnr", "ssim_uniform_7"):
+            assert b["image_metrics"][name]["mean"] == pytest.approx(a["image_metrics"][name]["mean"], rel=1e-4)
+            assert b["image_metrics"][name]["low"] == pytest.approx(a["image_metrics"][name]["low"], rel=1e-4)
+        if a["name"].startswith("jpeg"):
+            assert b["crops"] == a["crops"], "what involves no network is equal to the last bit"
+            expected = np.array(a["spectrum"], float)  # None is NaN
+            np.testing.assert_allclose(np.array(b["spectrum"], float), expected, rtol=1e-12)
+
+
+def test_more_processes_than_images(tiny_model: Path, picture: Callable[..., np.ndarray], tmp_path: Path) -> None:
+    """A process without an image must neither stop the others nor change the result."""
+    (tmp_path / "photographs").mkdir()
+    Image.fromarray(picture(130, 140)).save(tmp_path / "photographs" / "only.png")
+    status, output = evaluate(tmp_path / "out", tmp_path / "photographs", tiny_model, 2, "paper-128-v1")
+    assert status == 0, output
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["data"]["crops"] == 1

@@ -275,3 +275,24 @@ def test_an_empty_table() -> None:
     assert math.isnan(table.pooled_psnr), "a PSNR of nothing"
     assert set(table.summary()) == {"pooled_psnr"}, "metrics out of nothing"
     assert math.isnan(table.summary()["pooled_psnr"].mean), "a PSNR of nothing"
+
+
+def test_detail_is_that_of_all_crops() -> None:
+    """A smooth crop has next to no detail to lose: the ratio of its rounding must not decide the mean."""
+    table = table_of(mse=[0.1] * 3, high_frequency_ratio=[9.0, 0.5, math.inf], high_frequency_energy=[0.001, 2.0, 0.0])
+    found = table.summary()
+    assert "high_frequency_energy" not in found, "an amount is no metric"
+    assert found["high_frequency_ratio"].mean == pytest.approx((9 * 0.001 + 0.5 * 2) / 2.001)
+
+
+def test_differences_are_of_the_same_crops() -> None:
+    """Means over two sets of crops would differ by the crops; and the spread of crops would hide a constant shift."""
+    values = np.linspace(20, 40, 12)
+    one, other = (
+        table_of(mse=[0.1] * 12, psnr=values.tolist()),
+        table_of(mse=[0.1] * 11, psnr=(values - 1).tolist()[:11]),
+    )
+    change = one.minus(other)["psnr"]
+    assert (change.mean, change.low, change.high, change.count) == pytest.approx((1, 1, 1, 11))
+    wide = one.summary()["psnr"]
+    assert wide.high - wide.low > 5, "the shift would be lost in this interval"

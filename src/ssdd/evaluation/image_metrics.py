@@ -27,6 +27,7 @@ DESCRIPTIONS = {
     "pooled_psnr": "10 log10(1 / MSE) in dB of the MSE over all pixels of all images",
     "ssim_uniform_7": "scikit-image's default: 7 x 7 uniform window, sample covariance, per channel, windows inside",
     "ssim_gaussian_11": "Wang et al. 2004: 11 x 11 Gaussian window of sigma 1.5, per channel, windows inside",
+    "high_frequency_ratio": "energy of luma above half of Nyquist's frequency over the originals', of all crops",
     "lpips_": "LPIPS v0.1 by torchmetrics in float32, images in [-1, 1]; the network's name follows",
 }
 UNIFORM_WINDOW, GAUSSIAN_WINDOW, LPIPS_LEAST = 7, 11, 32

@@ -169,6 +169,7 @@ def _measure(
     result = rounded(decoded)
     values = metrics(batch.pixels, result.images, result.valid)
     own = spectra(result.images)
+    values["high_frequency_energy"] = batch.spectra.high
     values["high_frequency_ratio"] = high_frequency_ratio(own, batch.spectra)
     for name, shift in zip(COLOURS, colour_shift(result.images, batch.pixels).T, strict=True):
         values[f"colour_shift_{name}"] = shift

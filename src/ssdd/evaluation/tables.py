@@ -12,6 +12,10 @@ import numpy as np
 from .image_metrics import psnr
 from .protocols import CropKey
 
+AMOUNTS = {"pooled_psnr": "pixels", "high_frequency_ratio": "high_frequency_energy"}
+"""Metrics in whose mean a crop counts by an amount of its own: so the ratio is that of all crops' energies, and the
+rounding of smooth crops, which have hardly any, does not decide it."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -83,10 +87,9 @@ class ImageMetricTable:
         are percentiles of the bootstrap over images: crops of one image are not independent, so they are drawn
         together.
         """
-        names, keys = [name for name in self.names if name != "pixels"], self.keys
-        values, pixels = np.split(self._matrix([*names, "mse", "pixels"], keys), [-1], axis=1)
-        weights = np.isfinite(values).astype(np.float64)
-        weights[:, -1] *= pixels[:, 0]  # the last column is the pooled MSE: every pixel counts the same
+        names, keys = self._averaged(), self.keys
+        values = self._matrix([*names, "mse"], keys)
+        weights = self._weights([*names, "pooled_psnr"], keys) * np.isfinite(values)
         *estimates, pooled = _estimates(values, weights, keys, seed, resamples)
         mean, low, high = psnr(np.array([pooled.mean, pooled.high, pooled.low])).tolist()
         return dict(zip(names, estimates, strict=True)) | {"pooled_psnr": Estimate(mean, low, high, pooled.count, 0)}
@@ -98,11 +101,23 @@ class ImageMetricTable:
         """
         both = set(other.keys)
         keys = [key for key in self.keys if key in both]
-        names = [name for name in self.names if name != "pixels" and name in other.names]
+        names = [name for name in self._averaged() if name in other.names]
         with np.errstate(invalid="ignore"):
             values = self._matrix(names, keys) - other._matrix(names, keys)
-        estimates = _estimates(values, np.isfinite(values).astype(np.float64), keys, seed, resamples)
+        estimates = _estimates(values, self._weights(names, keys) * np.isfinite(values), keys, seed, resamples)
         return dict(zip(names, estimates, strict=True))
+
+    def _averaged(self) -> list[str]:
+        """The metrics without the amounts that crops are weighted by."""
+        return [name for name in self.names if name not in AMOUNTS.values()]
+
+    def _weights(self, names: list[str], keys: list[CropKey]) -> np.ndarray:
+        """(n, M): how much each crop counts in the mean of each metric."""
+        weights = np.ones((len(keys), len(names)))
+        for i, name in enumerate(names):
+            if AMOUNTS.get(name) in self.names:
+                weights[:, i] = self._matrix([AMOUNTS[name]], keys)[:, 0]
+        return weights
 
     def _matrix(self, names: list[str], keys: list[CropKey]) -> np.ndarray:
         rows = [[self._rows[key].get(name, math.nan) for name in names] for key in keys]

@@ -1,102 +1,159 @@
-"""Tiled encoding and decoding: bounded memory for large images, by overlapping tiles that are blended.
+"""Tiled encoding and decoding: images of any size in bounded memory, by overlapping tiles that are blended.
 
-Shapes: H x W pixels, f spatial factor, h x w = H/f x W/f latent grid; tiles are counted in latent cells.
+Shapes: H x W pixels, f spatial factor, c latent channels, h x w = H/f x W/f latent grid; tiles are counted in latent
+cells.
 
-All tiles take their noise from one canvas, and each pixel is the weighted mean of the tiles over it, so the result
-depends neither on the order of the tiles nor on how they are batched. Group norms see one tile at a time, not the
-whole image: tiles may differ slightly in tone, which the wide overlap blends.
+What would tell tiles apart is taken away: all of them take their noise from one canvas, their group norms use the
+statistics of the whole image (``NormStatistics``), they begin where the decoder's tokens do, and they share a border
+that is blended. What is left is that a pixel sees no farther than its tile. The result does not depend on the order of
+the tiles but for rounding.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .norm_statistics import NormStatistics
+
 TILE_PIXELS = 512
 """Least side of a tile: well above the 120 pixels of the decoder's attention window."""
+
+OVERLAP_PIXELS = 64
+"""That neighbours share at least, and in which they are blended."""
+
+TOKEN_PIXELS = 8
+"""Side of a token of the decoder's transformer: tiles begin at multiples of it."""
+
+PART_PIXELS, PARTS = 256, 16
+"""Statistics are measured on so many squares of so many pixels at most: a megapixel."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Cells start ... stop - 1 of an axis."""
+
+    start: int
+    stop: int
+
+    def of(self, x: Tensor, dim: int, scale: int = 1) -> Tensor:
+        """The span of an axis with ``scale`` entries a cell."""
+        return x.narrow(dim, self.start * scale, (self.stop - self.start) * scale)
 
 
 @dataclass(frozen=True)
 class TileGrid:
-    """Square tiles of ``size`` latent cells that start at ``rows`` x ``columns``; neighbours share ``overlap`` or
-    more."""
+    """The tiles of a latent grid: every span of rows with every span of columns."""
 
-    size: int
-    overlap: int
-    rows: tuple[int, ...]
-    columns: tuple[int, ...]
+    rows: tuple[Span, ...]
+    columns: tuple[Span, ...]
 
     @classmethod
     def cover(cls, grid: tuple[int, int], size: int, factor: int) -> "TileGrid | None":
         """Tiles over an h x w grid, of ``size`` cells or at least ``TILE_PIXELS``; None if one tile covers it."""
-        size = max(size, TILE_PIXELS // factor)
+        unit = max(1, TOKEN_PIXELS // factor)
+        size = math.ceil(max(size, TILE_PIXELS // factor) / unit) * unit
         if max(grid) <= size:
             return None
-        overlap = size // 4
-        return cls(size, overlap, *(_starts(length, size, size - overlap) for length in grid))
+        rows, columns = (_spans(length, size, max(unit, OVERLAP_PIXELS // factor), unit) for length in grid)
+        return cls(rows, columns)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Top-left cell of each tile."""
+    def __iter__(self) -> Iterator[tuple[Span, Span]]:
+        """Rows and columns of each tile."""
         return ((row, column) for row in self.rows for column in self.columns)
 
 
 def encode_tiles(encode: Callable[[Tensor], Tensor], x: Tensor, tiles: TileGrid, factor: int) -> Tensor:
-    """Moments (B, 2c, h, w) of an image (B, 3, H, W), tile by tile."""
-    blend = _Blend((x.shape[2] // factor, x.shape[3] // factor), tiles.overlap)
-    for row, column in tiles:
-        rows, columns = _span(row, tiles.size, factor), _span(column, tiles.size, factor)
-        blend.add(encode(x[:, :, rows, columns]), row, column)
-    return blend.result()
+    """Moments (B, 2c, h, w) of images (B, 3, H, W), image by image, tile by tile."""
+    size = (x.shape[2] // factor, x.shape[3] // factor)
+    return torch.cat([_in_tiles(encode, [(image, factor)], tiles, size, 1) for image in x.split(1)])
 
 
 def decode_tiles(
     sample: Callable[[Tensor, Tensor], Tensor], z: Tensor, noise: Tensor, tiles: TileGrid, factor: int
 ) -> Tensor:
-    """Image (B, 3, h*f, w*f) of a latent (B, c, h, w) and its noise canvas, by ``sample(z, noise)`` on each tile."""
-    blend = _Blend((noise.shape[2], noise.shape[3]), tiles.overlap * factor)
+    """Images (B, 3, h*f, w*f) of latents (B, c, h, w) and their noise canvas, by ``sample(z, noise)`` on each tile."""
+    size = (z.shape[2], z.shape[3])
+    pairs = zip(z.split(1), noise.split(1), strict=True)
+    return torch.cat([_in_tiles(sample, [(a, 1), (b, factor)], tiles, size, factor) for a, b in pairs])
+
+
+def _in_tiles(
+    network: Callable[..., Tensor],
+    inputs: list[tuple[Tensor, int]],
+    tiles: TileGrid,
+    grid: tuple[int, int],
+    scale: int,
+) -> Tensor:
+    """float32 (1, C, h * scale, w * scale) by the network, tile by tile.
+
+    inputs: its arguments, (1, C, h * s, w * s), each with its s, entries a cell.
+    """
+    factor = max(s for _, s in inputs)
+    statistics = NormStatistics()
+    parts = _parts(grid, factor)
+    with statistics.measure():
+        network(*(torch.cat([_cut(x, *part, s) for part in parts]) for x, s in inputs))
+    vertical, horizontal = _weights(tiles.rows, scale), _weights(tiles.columns, scale)
+    canvas: Tensor | None = None
     for row, column in tiles:
-        rows, columns = _span(row, tiles.size, factor), _span(column, tiles.size, factor)
-        tile = sample(z[:, :, _span(row, tiles.size), _span(column, tiles.size)], noise[:, :, rows, columns])
-        blend.add(tile, row * factor, column * factor)
-    return blend.result()
+        with statistics.apply():
+            tile = network(*(_cut(x, row, column, s) for x, s in inputs)).float()
+        if canvas is None:
+            canvas = tile.new_zeros((1, tile.shape[1], grid[0] * scale, grid[1] * scale))
+        blend = vertical[row][:, None] * horizontal[column]
+        _cut(canvas, row, column, scale).addcmul_(tile, blend.to(tile))
+    if canvas is None:
+        raise ValueError("expected at least one tile")
+    return canvas
 
 
-class _Blend:
-    """Weighted mean of overlapping tiles; a tile's weight falls linearly to its border."""
-
-    def __init__(self, size: tuple[int, int], overlap: int) -> None:
-        self.size, self.overlap = size, overlap
-        self.total: Tensor | None = None
-        self.weight: Tensor | None = None
-
-    def add(self, tile: Tensor, top: int, left: int) -> None:
-        height, width = tile.shape[-2:]
-        if self.total is None or self.weight is None:
-            self.total = tile.new_zeros((*tile.shape[:2], *self.size), dtype=torch.float32)
-            self.weight = torch.zeros(self.size, dtype=torch.float32, device=tile.device)
-        ramp = _ramp(height, self.overlap, tile.device)[:, None] * _ramp(width, self.overlap, tile.device)
-        self.total[:, :, top : top + height, left : left + width] += tile.float() * ramp
-        self.weight[top : top + height, left : left + width] += ramp
-
-    def result(self) -> Tensor:
-        if self.total is None or self.weight is None:
-            raise ValueError("expected at least one tile")
-        return self.total / self.weight
+def _cut(x: Tensor, row: Span, column: Span, scale: int) -> Tensor:
+    """The part of (1, C, h * scale, w * scale) that the spans name; a view."""
+    return column.of(row.of(x, 2, scale), 3, scale)
 
 
-def _ramp(length: int, overlap: int, device: torch.device) -> Tensor:
-    """(length,) weights in (0, 1]: up over ``overlap``, flat, down."""
-    at = torch.arange(length, dtype=torch.float32, device=device) + 0.5
-    return (torch.minimum(at, length - at) / max(1, overlap)).clamp(max=1.0)
+def _parts(grid: tuple[int, int], factor: int) -> list[tuple[Span, Span]]:
+    """Parts of a grid that stand for all of it: squares of ``PART_PIXELS``, ``PARTS`` at most, spread evenly."""
+    unit = max(1, TOKEN_PIXELS // factor)
+    size = math.ceil(PART_PIXELS / factor / unit) * unit
+    counts = [math.ceil(length / size) for length in grid]
+    while counts[0] * counts[1] > PARTS:
+        counts[counts.index(max(counts))] -= 1
+    rows, columns = (_evenly(length, min(size, length), n, unit) for length, n in zip(grid, counts, strict=True))
+    return [(row, column) for row in rows for column in columns]
 
 
-def _starts(length: int, size: int, stride: int) -> tuple[int, ...]:
-    """Starts of tiles over ``length`` cells; the last one is pulled back to end at the border."""
+def _evenly(length: int, size: int, count: int, unit: int) -> list[Span]:
+    """``count`` spans of ``size`` cells from one end of an axis to the other, that begin at multiples of ``unit``."""
+    last = (length - size) // unit * unit
+    return [Span(start, start + size) for start in (last * i // max(1, count - 1) // unit * unit for i in range(count))]
+
+
+def _spans(length: int, size: int, overlap: int, unit: int) -> tuple[Span, ...]:
+    """Spans of ``size`` cells that begin at multiples of ``unit``, evenly, and have about ``overlap`` or more in
+    common; the last one ends with the axis, and may be longer by less than ``unit``."""
     if length <= size:
-        return (0,)
-    return (*range(0, length - size, stride), length - size)
+        return (Span(0, length),)
+    count = max(2, math.ceil((length - overlap) / (size - overlap)))
+    *spans, last = _evenly(length, size, count, unit)
+    return (*spans, Span(last.start, length))
 
 
-def _span(start: int, size: int, factor: int = 1) -> slice:
-    return slice(start * factor, (start + size) * factor)
+def _weights(spans: tuple[Span, ...], scale: int) -> dict[Span, Tensor]:
+    """(entries,) float64 for each span of an axis with ``scale`` entries a cell: falling linearly over the overlaps,
+    and one in sum at every entry."""
+    total = torch.zeros(spans[-1].stop * scale, dtype=torch.float64)
+    weights = {}
+    for i, span in enumerate(spans):
+        at = torch.arange(span.start * scale, span.stop * scale, dtype=torch.float64) + 0.5
+        weight = torch.ones_like(at)
+        if i > 0:
+            weight *= ((at - span.start * scale) / ((spans[i - 1].stop - span.start) * scale)).clamp(max=1.0)
+        if i + 1 < len(spans):
+            weight *= ((span.stop * scale - at) / ((span.stop - spans[i + 1].start) * scale)).clamp(max=1.0)
+        weights[span] = weight
+        span.of(total, 0, scale).add_(weight)
+    return {span: weight / span.of(total, 0, scale) for span, weight in weights.items()}

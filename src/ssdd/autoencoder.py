@@ -3,7 +3,8 @@
 Shapes: B batch, H x W pixels, f spatial factor, c latent channels, h x w = H/f x W/f latent grid.
 
 Two kinds of latent, and one pair of functions between them: *raw* latents are what ``encode`` gives and ``decode``
-takes; *normalised* latents (about zero mean and unit variance) are what a generative model is trained on.
+takes; *normalised* latents (about zero mean and unit variance) are what a generative model is trained on (see
+``normalization``).
 """
 
 from collections.abc import Mapping
@@ -18,17 +19,18 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import is_accelerate_available
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import flow
 from .files import share
 from .nn.decoder import Decoder
 from .nn.encoder import Encoder
 from .nn.presets import ENCODER_WIDTH, GROUPS, DecoderSize, EncoderSize, decoder_size, encoder_size
+from .normalization import Convention, NormalizationMixin, check_convention
 from .tiling import TileGrid, decode_tiles, encode_tiles
 
 
-class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin):
+class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMixin):
     """Convolutional KL encoder and single-step diffusion decoder (arXiv 2510.04961).
 
     Args:
@@ -43,7 +45,8 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin):
         sample_size: side of the training images in pixels; also the default tile.
         scaling_factor, shift_factor: normalised = (raw - shift_factor) * scaling_factor; pipelines read them.
         latents_mean, latents_std: the same per channel; they go first where they are given.
-        force_upcast: for pipelines; false, for the model is finite in half precision.
+        latents_convention: ``measured``, or ``pipeline`` for the constants of a pipeline (see ``normalization``).
+        force_upcast: for SDXL in float16; false, for the model is finite in half precision (a KL-VAE may not be).
         has_encoder: false for a decoder of somebody else's latents.
     """
 
@@ -69,14 +72,15 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin):
         latents_std: tuple[float, ...] | None = None,
         force_upcast: bool = False,
         has_encoder: bool = True,
+        latents_convention: Convention = "measured",
     ) -> None:
         super().__init__()
+        check_convention(latents_convention)
         size = EncoderSize(tuple(block_out_channels), latent_channels, encoder_groups)
         self.spatial_factor = size.factor
         self.encoder: Encoder | None = Encoder(size) if has_encoder else None
-        self.decoder = Decoder(
-            DecoderSize(tuple(decoder_channels), decoder_layers, decoder_heads, decoder_groups), latent_channels
-        )
+        shape = DecoderSize(tuple(decoder_channels), decoder_layers, decoder_heads, decoder_groups)
+        self.decoder = Decoder(shape, latent_channels)
         self.use_slicing = False
         self.use_tiling = False
 
@@ -95,17 +99,9 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin):
 
         ``config`` sets further arguments of the constructor. Raises ValueError for an unknown name.
         """
-        e, d = encoder_size(encoder, encoder_width, encoder_groups), decoder_size(decoder)
-        return cls(
-            block_out_channels=e.channels,
-            latent_channels=e.latent_channels,
-            decoder_channels=d.channels,
-            decoder_layers=d.layers,
-            decoder_heads=d.heads,
-            encoder_groups=e.groups,
-            decoder_groups=d.groups,
-            **config,
-        )
+        e = encoder_size(encoder, encoder_width, encoder_groups)
+        config = _decoder_config(decoder) | config
+        return cls(block_out_channels=e.channels, latent_channels=e.latent_channels, encoder_groups=e.groups, **config)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> "AutoencoderSSDD":
@@ -122,11 +118,21 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin):
         kwargs.setdefault("low_cpu_mem_usage", is_accelerate_available())
         return super().from_pretrained(str(folder or name_or_path), use_safetensors=True, **kwargs)
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """``config.json`` and safetensors weights in a folder. Raises ValueError if pickle is asked for."""
-        if kwargs.pop("safe_serialization", True) is False:
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        **kwargs: Any,
+    ) -> None:
+        """``config.json`` and safetensors weights in a folder. Raises ValueError if pickle is asked for.
+
+        The arguments are those of diffusers' ``ModelMixin``; pipelines pass the ones that they find by name.
+        """
+        if not safe_serialization:
             raise ValueError("expected safetensors weights: this model is never saved as a pickle")
-        super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
+        super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size, **kwargs)
         for weights in Path(save_directory).glob("*.safetensors"):
             share(weights)
 
@@ -145,6 +151,21 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin):
         steps = {} if num_inference_steps is None else {"num_inference_steps": num_inference_steps}
         model = cls(**{**checkpoint.config, **steps})
         model.load_state_dict(checkpoint.state)
+        return model.eval()
+
+    @classmethod
+    def from_kl_vae(cls, vae: Any, decoder: str = "S", **config: Any) -> "AutoencoderSSDD":
+        """Encoder and constants of a KL-VAE, and a decoder with random weights, to be trained on its latents.
+
+        ``vae``: a diffusers ``AutoencoderKL``; the folder of one, of a pipeline or a kl-vae run; a hub id. ``config``:
+        further arguments of the constructor, instead of the KL-VAE's. In float32 on the CPU, whatever the KL-VAE's.
+        Raises CheckpointError or OSError with one line for anything else or another architecture.
+        """
+        from .checkpoints.kl_source import kl_encoder
+
+        read = kl_encoder(vae)
+        model = cls(**{**read.config(), **_decoder_config(decoder), **config})
+        model._require_encoder().load_state_dict(read.state)
         return model.eval()
 
     # ---- image -> latent ---------------------------------------------------------------------------------------
@@ -174,12 +195,9 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin):
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     def _encode(self, x: Tensor) -> Tensor:
-        grid = (x.shape[2] // self.spatial_factor, x.shape[3] // self.spatial_factor)
-        tiles = self._tiles(grid)
-        encoder = self._require_encoder()
-        if tiles is None:
-            return encoder(x)
-        return encode_tiles(encoder, x, tiles, self.spatial_factor)
+        encoder, factor = self._require_encoder(), self.spatial_factor
+        tiles = self._tiles((x.shape[2] // factor, x.shape[3] // factor))
+        return encoder(x) if tiles is None else encode_tiles(encoder, x, tiles, factor)
 
     def _require_encoder(self) -> Encoder:
         if self.encoder is None:
@@ -237,9 +255,7 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin):
             return flow.euler_sample(lambda x_t, t: self.decoder(x_t.to(z.dtype), t, z), noise, steps)
 
         tiles = self._tiles((z.shape[2], z.shape[3]))
-        if tiles is None:
-            return sample(z, noise)
-        return decode_tiles(sample, z, noise, tiles, self.spatial_factor)
+        return sample(z, noise) if tiles is None else decode_tiles(sample, z, noise, tiles, self.spatial_factor)
 
     def _noise(
         self, shape: tuple[int, ...], generator: torch.Generator | list[torch.Generator] | None, device: torch.device
@@ -270,20 +286,14 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin):
         z = posterior.sample(generator=generator) if sample_posterior else posterior.mode()
         return self.decode(z, return_dict=return_dict)
 
-    def normalize_latents(self, z: Tensor) -> Tensor:
-        """Raw -> normalised latents, (B, c, h, w), by the stored statistics."""
-        shift, scale = self._latent_statistics(z)
-        return (z - shift) * scale
+    @property
+    def post_quant_conv(self) -> nn.Module:
+        """The layer that takes the latent: SDXL's pipelines ask it for the dtype where ``force_upcast`` is set."""
+        return self.decoder.conv_in
 
-    def denormalize_latents(self, z: Tensor) -> Tensor:
-        """Normalised -> raw latents, (B, c, h, w): the inverse of ``normalize_latents``."""
-        shift, scale = self._latent_statistics(z)
-        return z / scale + shift
 
-    def _latent_statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        config = self.config
-        shift, scale = z.new_tensor(config.shift_factor), z.new_tensor(config.scaling_factor)
-        if config.latents_mean is not None and config.latents_std is not None:
-            shift = z.new_tensor(config.latents_mean).view(1, -1, 1, 1)
-            scale = 1 / z.new_tensor(config.latents_std).view(1, -1, 1, 1)
-        return shift, scale
+def _decoder_config(name: str) -> dict[str, Any]:
+    """Arguments of the constructor for a decoder in a named size."""
+    d = decoder_size(name)
+    sizes = {"decoder_channels": d.channels, "decoder_layers": d.layers, "decoder_heads": d.heads}
+    return {**sizes, "decoder_groups": d.groups}

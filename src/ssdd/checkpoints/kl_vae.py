@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..nn.encoder import BLOCKS, Encoder
 from ..nn.presets import GROUPS, EncoderSize
+from ..normalization import Convention
 from .layout import CheckpointError, Expectation, take
 from .names import DIFFUSERS_ENCODER, Rules, rename
 
@@ -35,6 +36,7 @@ KL_DEFAULTS: dict[str, Any] = {
     "shift_factor": None,
     "use_quant_conv": True,
     "mid_block_add_attention": True,
+    "force_upcast": True,
 }
 """What diffusers takes for a key that an ``AutoencoderKL``'s config does not have."""
 
@@ -70,6 +72,10 @@ class EncoderLayout:
     rules: Rules
     quant_conv: bool = True
     """False: the file has no last 1x1 convolution, and ours becomes the identity."""
+    convention: Convention = "pipeline"
+    """What the statistics are."""
+    force_upcast: bool = False
+    """float16 is not enough for it in SDXL's pipelines."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,19 @@ class KLEncoder:
     size: EncoderSize
     state: dict[str, Tensor]
     statistics: dict[str, Any]
+    convention: Convention = "pipeline"
+    force_upcast: bool = False
+
+    def config(self) -> dict[str, Any]:
+        """Arguments of ``AutoencoderSSDD`` for a model with this encoder, but for its decoder."""
+        return {
+            "block_out_channels": self.size.channels,
+            "latent_channels": self.size.latent_channels,
+            "encoder_groups": self.size.groups,
+            "force_upcast": self.force_upcast,
+            "latents_convention": self.convention,
+            **self.statistics,
+        }
 
 
 def read_kl_encoder(folder: str | Path) -> KLEncoder:
@@ -93,7 +112,18 @@ def read_encoder(folder: str | Path) -> KLEncoder:
     """The encoder of an ``AutoencoderKL`` or ``AutoencoderSSDD`` folder. Raises CheckpointError."""
     layout = read_layout(folder)
     files = find_weights(str(folder), lambda name: path if (path := Path(folder) / name).is_file() else None)
-    return KLEncoder(layout.size, _read_state(layout, files), layout.statistics)
+    return _found(layout, _read_state(layout, files))
+
+
+def encoder_of(source: str, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> KLEncoder:
+    """The encoder of a model in memory, by its config and its tensors, which are shared. Raises CheckpointError."""
+    layout = _layout(source, config)
+    state = {name: tensor for name, tensor in tensors.items() if name.startswith(_prefixes(layout))}
+    return _found(layout, take(source, state | _identity(layout, "cpu"), _expected(layout)))
+
+
+def _found(layout: EncoderLayout, state: dict[str, Tensor]) -> KLEncoder:
+    return KLEncoder(layout.size, state, layout.statistics, layout.convention, layout.force_upcast)
 
 
 # ---- config.json ---------------------------------------------------------------------------------------------------
@@ -109,13 +139,19 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 def read_layout(folder: str | Path) -> EncoderLayout:
     """Size and names of a folder's encoder, by its config alone. Raises CheckpointError if it is not one of ours."""
-    source, config = str(folder), read_config(folder)
+    return _layout(str(folder), read_config(folder))
+
+
+def _layout(source: str, config: dict[str, Any]) -> EncoderLayout:
     kind = config.get("_class_name")
     if kind == "AutoencoderSSDD":
         if not config.get("has_encoder", True):
             raise CheckpointError(f"{source}: expected a model with an encoder, found one that only decodes")
         size = _size(source, config, config.get("encoder_groups", GROUPS))
-        return EncoderLayout(source, size, read_statistics(source, config, size.latent_channels), [(r"^", "encoder.")])
+        statistics = read_statistics(source, config, size.latent_channels)
+        convention: Convention = "pipeline" if config.get("latents_convention") == "pipeline" else "measured"
+        upcast = config.get("force_upcast") is True
+        return EncoderLayout(source, size, statistics, [(r"^", "encoder.")], True, convention, upcast)
     if kind != "AutoencoderKL":
         raise CheckpointError(f"{source}: expected AutoencoderKL or AutoencoderSSDD, found {short(kind)}; {_INSTEAD}")
     config = KL_DEFAULTS | config
@@ -134,7 +170,10 @@ def read_layout(folder: str | Path) -> EncoderLayout:
                 f"{source}: expected {name} {short(expected)} as in ours, found {short(config[name])}; {_INSTEAD}"
             )
     statistics = read_statistics(source, config, size.latent_channels)
-    return EncoderLayout(source, size, statistics, DIFFUSERS_ENCODER, bool(config["use_quant_conv"]))
+    upcast = config["force_upcast"] is not False
+    return EncoderLayout(
+        source, size, statistics, DIFFUSERS_ENCODER, bool(config["use_quant_conv"]), "pipeline", upcast
+    )
 
 
 def read_statistics(source: str, values: Mapping[str, Any], channels: int) -> dict[str, Any]:
@@ -212,15 +251,13 @@ def find_weights(source: str, fetch: Callable[[str], Path | None]) -> list[Path]
 
 def _read_state(layout: EncoderLayout, files: list[Path]) -> dict[str, Tensor]:
     """The encoder's tensors under our names; none is read before all names and shapes are right."""
-    with torch.device("meta"):
-        expected = Expectation(Encoder(layout.size), layout.rules)
-    prefixes = ("encoder.", "quant_conv.") if layout.quant_conv else ("encoder.",)
+    expected = _expected(layout)
     where: dict[str, tuple[Any, str]] = {}
     with ExitStack() as stack:
         try:
             for path in files:
                 file = stack.enter_context(safe_open(path, "pt"))
-                names = [name for name in sorted(file.keys()) if name.startswith(prefixes)]
+                names = [name for name in sorted(file.keys()) if name.startswith(_prefixes(layout))]
                 where |= {rename(name, _OLD_ATTENTION): (file, name) for name in names}
             headers = {name: _header(layout.source, file, key) for name, (file, key) in where.items()}
             take(layout.source, headers | _identity(layout, "meta"), expected)
@@ -230,6 +267,15 @@ def _read_state(layout: EncoderLayout, files: list[Path]) -> dict[str, Tensor]:
                 f"{layout.source}: expected complete safetensors files, found something else or a part of one ({error})"
             ) from error
     return take(layout.source, tensors | _identity(layout, "cpu"), expected)
+
+
+def _expected(layout: EncoderLayout) -> Expectation:
+    with torch.device("meta"):
+        return Expectation(Encoder(layout.size), layout.rules)
+
+
+def _prefixes(layout: EncoderLayout) -> tuple[str, ...]:
+    return ("encoder.", "quant_conv.") if layout.quant_conv else ("encoder.",)
 
 
 def _header(source: str, file: Any, name: str) -> Tensor:

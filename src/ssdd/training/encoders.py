@@ -31,7 +31,8 @@ class EncoderChoice:
     size: EncoderSize | None
     """Of our architecture, which is AutoencoderKL's too; None: a user's module, not saved with the decoder."""
     statistics: dict[str, Any]
-    """Those of scaling_factor, shift_factor, latents_mean and latents_std that the source states."""
+    """Config entries of the decoder's model: those of scaling_factor, shift_factor, latents_mean and latents_std that
+    the source states, and what a KL-VAE's pipelines need besides (latents_convention, force_upcast)."""
 
 
 def choose_encoder(name: str, width: int = ENCODER_WIDTH, groups: int = GROUPS) -> EncoderChoice:
@@ -54,7 +55,12 @@ def choose_encoder(name: str, width: int = ENCODER_WIDTH, groups: int = GROUPS) 
     read = kl_vae.read_encoder(find_model(name, lambda hub: download(hub, kl_vae.read_layout), _OTHERS))
     module = Encoder(read.size)
     module.load_state_dict(read.state)
-    return EncoderChoice(module, read.size.latent_channels, read.size.factor, read.size, read.statistics)
+    stated = dict(read.statistics)
+    if read.convention == "pipeline":
+        stated["latents_convention"] = "pipeline"
+    if read.force_upcast:
+        stated["force_upcast"] = True
+    return EncoderChoice(module, read.size.latent_channels, read.size.factor, read.size, stated)
 
 
 def resolve_model_folder(name: str, kind: str = "AutoencoderSSDD") -> str:

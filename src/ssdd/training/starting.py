@@ -12,7 +12,7 @@ from ..nn.presets import EncoderSize, decoder_size
 from .config import TrainConfig
 from .encoders import EncoderChoice, choose_encoder, resolve_model_folder
 
-_STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+_STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "latents_convention", "force_upcast")
 
 
 @dataclass(frozen=True)

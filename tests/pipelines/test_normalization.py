@@ -1,0 +1,155 @@
+"""Raw latents reach ``decode``: what ``normalize_latents`` gave to a generative model is undone by its pipeline.
+
+Shapes: c = 4 latent channels, h x w = 4 x 4 latent grid. The generative model of each pipeline is made to give a known
+latent at its last step; what arrives at ``decode`` is compared.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers.models.autoencoders.vae import DecoderOutput
+from torch import Tensor
+
+from ssdd import AutoencoderSSDD
+from tests.pipelines.components import BUILDERS, build, generate, kl_vae
+
+RAW = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(3)) * 2 + 0.5
+EVERY = {
+    "scaling_factor": 0.5,
+    "shift_factor": 0.25,
+    "latents_mean": (0.1, -0.2, 0.3, 0.8),
+    "latents_std": (1.0, 2.0, 0.5, 3.0),
+}
+MEAN, STD = (torch.tensor(EVERY[name]).view(1, 4, 1, 1) for name in ("latents_mean", "latents_std"))
+
+
+def scale(z: Tensor) -> Tensor:
+    return z / 0.5
+
+
+def shift(z: Tensor) -> Tensor:
+    return z / 0.5 + 0.25
+
+
+def channel(z: Tensor) -> Tensor:
+    return z * STD / 0.5 + MEAN
+
+
+FORMULAS: dict[str, Callable[[Tensor], Tensor]] = {
+    "DiT": scale,
+    "SD": scale,
+    "SD img2img": scale,
+    "SDXL": channel,
+    "SD3": shift,
+    "FLUX": shift,
+    "PixArt": scale,
+}
+"""The table of docs/drop-in.md."""
+
+
+class _Step(tuple[Tensor]):
+    """What a scheduler's step gives, as a tuple or with ``prev_sample``."""
+
+    @property
+    def prev_sample(self) -> Tensor:
+        return self[0]
+
+
+def arrives(pipeline: Any, z: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """What is decoded where the generative model's last word is the normalised latent ``z``."""
+    word = diffusers.FluxPipeline._pack_latents(z, *z.shape) if isinstance(pipeline, diffusers.FluxPipeline) else z
+    found: list[Tensor] = []
+
+    def step(model_output: Tensor, t: Tensor, sample: Tensor, **options: Any) -> _Step:
+        return _Step((word.expand_as(sample).to(sample.dtype),))
+
+    def decode(self: Any, z: Tensor, return_dict: bool = True, **options: Any) -> Any:
+        found.append(z)
+        image = z.new_zeros(1, 3, 32, 32)
+        return DecoderOutput(sample=image) if return_dict else (image,)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.scheduler, "step", step)
+        patch.setattr(type(pipeline.vae), "decode", decode)
+        generate(pipeline, output_type="pt")
+    assert len(found) == 1
+    return found[0]
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_formula_of_each_pipeline(ae: AutoencoderSSDD, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All four statistics are set to something: which of them counts, and how, is the pipeline's affair."""
+    ae.register_to_config(**EVERY)
+    z = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(arrives(build(name, ae), z, monkeypatch), FORMULAS[name](z))
+
+
+@pytest.mark.parametrize(
+    ("normalization", "name"),
+    [*(("scale", name) for name in BUILDERS), ("shift", "SD3"), ("shift", "FLUX"), ("channel", "SDXL")],
+)
+def test_a_pipeline_undoes_the_normalisation(
+    ae: AutoencoderSSDD, normalization: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ae.use_normalization(normalization)
+    z = ae.normalize_latents(RAW)
+    torch.testing.assert_close(ae.denormalize_latents(z), RAW)
+    torch.testing.assert_close(arrives(build(name, ae), z, monkeypatch), RAW)
+
+
+@pytest.mark.parametrize(
+    ("stated", "name"),
+    [
+        ({"scaling_factor": 0.5, "latents_mean": EVERY["latents_mean"], "latents_std": EVERY["latents_std"]}, "SDXL"),
+        ({"scaling_factor": 0.13025}, "SDXL"),
+        ({"scaling_factor": 0.18215}, "SD"),
+        ({"scaling_factor": 0.3611, "shift_factor": 0.1159}, "FLUX"),
+        ({"scaling_factor": 1.5305, "shift_factor": 0.0609}, "SD3"),
+    ],
+    ids=["Playground", "SDXL", "SD", "FLUX", "SD3"],
+)
+def test_constants_of_a_kl_vae_mean_what_they_mean_in_its_pipeline(
+    stated: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With our decoder in the place of its own, the same raw latents arrive, and ``normalize_latents`` agrees."""
+    kl = kl_vae(block_out_channels=(32, 32, 32, 32), **{"shift_factor": 0.0, **stated})
+    ours = AutoencoderSSDD.from_kl_vae(kl, decoder="XXS")
+    z = ours.normalize_latents(RAW)
+    torch.testing.assert_close(arrives(build(name, kl), z, monkeypatch), RAW)
+    torch.testing.assert_close(arrives(build(name, ours), z, monkeypatch), RAW)
+
+
+def test_entries_of_each_normalisation(ae: AutoencoderSSDD, tmp_path: Path) -> None:
+    """Measured statistics give unit variance per channel, each named normalisation its own map, also when saved."""
+    ae.register_to_config(**EVERY)
+    torch.testing.assert_close(ae.normalize_latents(RAW), (RAW - MEAN) / STD)
+    ae.save_pretrained(tmp_path / "measured")
+    expected = {"scale": RAW * 0.5, "shift": (RAW - 0.25) * 0.5, "channel": (RAW - MEAN) / STD}
+    for name, z in expected.items():
+        model = AutoencoderSSDD.from_pretrained(tmp_path / "measured")
+        model.use_normalization(name)  # type: ignore[arg-type]
+        model.save_pretrained(tmp_path / name)
+        saved = AutoencoderSSDD.from_pretrained(tmp_path / name)
+        assert saved.config.latents_convention == "pipeline"
+        torch.testing.assert_close(saved.normalize_latents(RAW), z)
+        torch.testing.assert_close(saved.denormalize_latents(z), RAW)
+
+
+def test_wrong_normalisations(ae: AutoencoderSSDD) -> None:
+    before = dict(ae.config)
+    with pytest.raises(ValueError, match=r"^expected a normalisation, one of scale, shift, channel; found 'pixel'"):
+        ae.use_normalization("pixel")  # type: ignore[arg-type]
+    ae.register_to_config(latents_std=None)
+    with pytest.raises(ValueError, match=r"^expected latents_mean and latents_std, found none: measure them"):
+        ae.use_normalization("channel")
+    ae.register_to_config(latents_std=before["latents_std"])
+    assert dict(ae.config) == before, "half of it was done"
+    ae.use_normalization("scale")
+    with pytest.raises(ValueError, match=r"^expected measured latent statistics, found the constants of a pipeline"):
+        ae.use_normalization("shift")
+    with pytest.raises(ValueError, match=r"^expected latents_convention measured or pipeline, found 'guessed'"):
+        AutoencoderSSDD(latents_convention="guessed")  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -79,6 +79,21 @@ def test_a_local_function_is_the_same_in_tiles() -> None:
     x = torch.randn(2, 3, 28, 26)
     pooled = torch.nn.functional.avg_pool2d(x, 2)
     torch.testing.assert_close(encode_tiles(lambda t: torch.nn.functional.avg_pool2d(t, 2), x, TWO, 2), pooled)
+
+
+def test_tiles_can_be_watched() -> None:
+    """Minutes of silence over a large image."""
+    seen: list[int] = []
+
+    def track(tiles: Sequence[object]) -> Iterator[object]:
+        for i, tile in enumerate(tiles, 1):
+            yield tile
+            seen.append(i)
+
+    with tiling.tracked(track):
+        encode_tiles(lambda t: t[:, :, ::2, ::2], torch.randn(1, 3, 28, 26), TWO, 2)
+    encode_tiles(lambda t: t[:, :, ::2, ::2], torch.randn(1, 3, 28, 26), TWO, 2)
+    assert seen == [1, 2], "not every tile, or after its time"
 
 
 def test_order_of_tiles_does_not_matter(ae: AutoencoderSSDD) -> None:

@@ -10,8 +10,11 @@ the tiles but for rounding.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +32,22 @@ TOKEN_PIXELS = 8
 
 PART_PIXELS, PARTS = 256, 16
 """Statistics are measured on so many squares of so many pixels at most: a megapixel."""
+
+
+Track = Callable[[Sequence[Any]], Iterable[Any]]
+"""Goes round the tiles, and shows how far the work is."""
+
+_TRACK: ContextVar[Track] = ContextVar("track", default=lambda tiles: tiles)
+
+
+@contextmanager
+def tracked(track: Track) -> Iterator[None]:
+    """Inside, the tiles of large images go by ``track``, a progress bar."""
+    token = _TRACK.set(track)
+    try:
+        yield
+    finally:
+        _TRACK.reset(token)
 
 
 @dataclass(frozen=True)
@@ -98,7 +117,7 @@ def _in_tiles(
         network(*(torch.cat([_cut(x, *part, s) for part in parts]) for x, s in inputs))
     vertical, horizontal = _weights(tiles.rows, scale), _weights(tiles.columns, scale)
     canvas: Tensor | None = None
-    for row, column in tiles:
+    for row, column in _TRACK.get()(list(tiles)):
         with statistics.apply():
             tile = network(*(_cut(x, row, column, s) for x, s in inputs)).float()
         if canvas is None:

@@ -260,3 +260,32 @@ def test_workers_end_with_their_trainer(trainer: subprocess.Popen[str]) -> None:
     trainer.stdin.close()
     assert trainer.wait(20) == 0, "the training process fails at its end"
     assert gone(workers, 1), "workers stay behind"
+
+
+HOARDER = """
+import time
+import numpy as np
+from torch.utils.data import DataLoader
+from ssdd.data.loader import start_worker
+from ssdd.evaluation.protocols import _unchanged
+
+items = [np.zeros((400, 400, 3), np.uint8)] * 100
+loader = DataLoader(items, batch_size=None, collate_fn=_unchanged, num_workers=2, worker_init_fn=start_worker)
+batches = iter(loader)
+next(batches)
+print("ready", flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="lists processes by /proc, as Linux has it")
+def test_workers_of_a_killed_process_do_not_wait_for_a_reader() -> None:
+    """What a worker has ready does not fit a pipe, and nobody is left to take it: it stays for ever."""
+    process = subprocess.Popen([sys.executable, "-c", HOARDER], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    workers = children(process)
+    assert len(workers) == 2, "the test does not see the workers"
+    process.kill()
+    process.wait()
+    assert gone(workers, 15), "workers of a killed process stay, with their memory"

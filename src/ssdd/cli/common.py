@@ -96,8 +96,13 @@ def for_each(items: Sequence[T], name: Callable[[T], str], work: Callable[[T], N
 
     Returns the exit status: 0 if all went well, 1 if some failed.
     """
+    from ..tiling import tracked
+
     failed = 0
-    with tqdm(items, unit="file", disable=len(items) < 2) as bar:
+    with (
+        tqdm(items, unit="file", disable=len(items) < 2) as bar,
+        tracked(lambda tiles: tqdm(tiles, unit="tile", leave=False)),
+    ):
         for item in bar:
             try:
                 work(item)

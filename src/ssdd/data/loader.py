@@ -228,6 +228,16 @@ def start_worker(_: int) -> None:
     if parent is not None and hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=_end_when_parent_says_so, args=(parent.pid,), daemon=True).start()
+    if parent is not None:  # after the mask, which a thread takes over
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A worker whose parent was killed would wait for ever for somebody to read what it has ready.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(0)
 
 
 def _end_when_parent_says_so(parent: int | None) -> None:

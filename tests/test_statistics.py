@@ -1,6 +1,7 @@
 """Statistics of latents: NumPy's on all of them at once, whatever the batches, their order and how far from zero."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -137,3 +138,17 @@ def test_on_the_device_as_on_the_cpu() -> None:
     z = latents(1e3, torch.float32)
     np.testing.assert_allclose(numbers(measured(z.cuda())), numbers(measured(z)), rtol=1e-12)
     assert measured(z.cuda()).mean.device.type == "cpu"
+
+
+def test_state_keeps_every_digit() -> None:
+    statistics = LatentStatistics()
+    statistics.update(torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(0)) * 3 + 1e3)
+    again = LatentStatistics.from_state(json.loads(json.dumps(statistics.state())))
+    assert again.state() == statistics.state()
+    assert again.config() == statistics.config()
+    again.merge(statistics)
+    assert again.count == 2 * statistics.count
+    assert LatentStatistics.from_state(LatentStatistics().state()).count == 0
+    for harm in ({"count": -1}, {"count": True}, {"mean": [0.0]}, {"mean": ["a"] * 4}, {"squares": [-1.0] * 4}):
+        with pytest.raises(ValueError, match="statistics of latents"):
+            LatentStatistics.from_state(statistics.state() | harm)

@@ -1,10 +1,17 @@
-"""Output files that are either complete or absent, and never replaced by accident."""
+"""Output files that are either complete or absent, and never replaced by accident; one writer in a folder."""
 
+import fcntl
+import logging
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+LOCK = ".lock"
+"""Held by the one process that writes in a folder."""
 
 
 class OutputExists(FileExistsError):
@@ -80,3 +87,28 @@ def share(path: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)
+
+
+@contextmanager
+def only_one(folder: Path, work: str = "trained") -> Iterator[None]:
+    """Holds the lock of a folder, which is made if it is new and removed again if nothing came of it.
+
+    ``work``: what is done there, for the error. Raises ValueError if another process does it.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{folder} is being {work} by another process: wait, or choose another --out") from error
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s): use it with one command only", folder, error)
+        try:
+            yield
+        finally:
+            if [path.name for path in folder.iterdir()] == [LOCK]:
+                (folder / LOCK).unlink()
+                for path in made:
+                    if not any(path.iterdir()):
+                        path.rmdir()

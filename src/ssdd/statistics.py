@@ -3,7 +3,7 @@
 Shapes: B batch, c latent channels, h x w latent grid, N = count = B * h * w over all batches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -76,6 +76,28 @@ class LatentStatistics:
         if self.count and other.count and self.channels != other.channels:
             raise ValueError(f"expected statistics of {self.channels} channels, found {other.channels}")
         self._combine(other.count, other.mean, other._squares, other.minimum, other.maximum)
+
+    def state(self) -> dict[str, Any]:
+        """Everything in it, as JSON can hold it without losing a digit. ``from_state`` is the way back."""
+        found = {"mean": self.mean, "squares": self._squares, "minimum": self.minimum, "maximum": self.maximum}
+        return {"count": self.count, **{name: values.tolist() for name, values in found.items()}}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """What ``state`` gave. Raises ValueError for anything else."""
+        lists = [state.get(name) for name in ("mean", "squares", "minimum", "maximum")]
+        numbers = all(isinstance(v, list) and all(type(x) in (int, float) for x in v) for v in lists)
+        count = state.get("count")
+        if type(count) is not int or count < 0 or not numbers or len({len(v) for v in lists if v is not None}) != 1:
+            raise ValueError("expected statistics of latents: a count and a list of numbers for each moment")
+        found = cls()
+        found.count = count
+        mean, squares, minimum, maximum = (torch.tensor(v, dtype=torch.float64) for v in lists)
+        found.mean, found._squares, found.minimum, found.maximum = mean, squares, minimum, maximum
+        finite = all(bool(v.isfinite().all()) for v in (mean, squares, minimum, maximum))
+        if not finite or bool((squares < 0).any()) or bool(count) != bool(len(mean)):
+            raise ValueError("expected finite statistics of latents, found others")
+        return found
 
     def _combine(self, count: int, mean: Tensor, squares: Tensor, minimum: Tensor, maximum: Tensor) -> None:
         if count == 0:

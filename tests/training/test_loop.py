@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssdd import AutoencoderSSDD
-from ssdd.training import loop
+from ssdd.training import tokenizer
 from ssdd.training.config import TrainConfig, to_json
 from ssdd.training.loop import train
 from tests.training.runs import exported, stats
@@ -170,7 +170,7 @@ def test_single_bad_batch_is_skipped_and_counted(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: int, counted: list[int]
 ) -> None:
     """One batch that gives NaN ends a run of days, or goes by unnoticed."""
-    build, calls = loop.build_stage, 0
+    build, calls = tokenizer.build_stage, 0
 
     def poisoned(config: TrainConfig) -> object:
         stage = build(config)
@@ -187,7 +187,7 @@ def test_single_bad_batch_is_skipped_and_counted(
         stage.losses = third_is_nan  # type: ignore[method-assign]
         return stage
 
-    monkeypatch.setattr(loop, "build_stage", poisoned)
+    monkeypatch.setattr(tokenizer, "build_stage", poisoned)
     train(small(), tmp_path / "run")
     lines = stats(tmp_path / "run")
     assert [line["skipped_updates"] for line in lines] == counted

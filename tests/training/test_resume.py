@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from ssdd.files import only_one
 from ssdd.training.config import TrainConfig
-from ssdd.training.environment import only_one
 from ssdd.training.loop import train
 from tests.training.runs import exported, newest, stats
 

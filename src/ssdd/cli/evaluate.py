@@ -93,7 +93,7 @@ def _evaluate(options: Evaluate, processes: "Processes") -> int:
         workers=options.workers,
         lpips_networks=_lpips(options, left_out),
         other_metrics=_dreamsim(options, device, left_out),
-        extractors=_extractors(options, device, left_out),
+        extractors=load_extractors(options.extractors, device, left_out),
         device=device,
         processes=processes,
         progress=lambda items, total: tqdm(items, total=total, unit="img", disable=not processes.main),
@@ -194,12 +194,13 @@ def _dreamsim(options: Evaluate, device: torch.device, left_out: LeftOut) -> "di
         return {}
 
 
-def _extractors(options: Evaluate, device: torch.device, left_out: LeftOut) -> "list[Extractor]":
+def load_extractors(names: Sequence[str], device: torch.device, left_out: LeftOut) -> "list[Extractor]":
+    """Those whose weights and packages are at hand."""
     from ..evaluation.features import load_extractor
     from ..evaluation.weights import MissingWeights
 
     found = []
-    for name in options.extractors:
+    for name in names:
         try:
             found.append(load_extractor(name, device))
         except (MissingWeights, ImportError) as error:

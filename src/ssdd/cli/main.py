@@ -13,10 +13,13 @@ COMMANDS = {
     "reconstruct": "images or folders -> reconstructions, side-by-side sheets, metrics",
     "encode": "images -> latent files",
     "decode": "latent files -> images",
+    "bench": "speed, compared in one run",
     "convert": "a checkpoint in the authors' released layout -> a model folder",
     "data": "check a data set: counts, sizes, broken files, a contact sheet",
     "evaluate": "compare autoencoders on the same crops by a named protocol",
+    "generate": "train, sample and measure a latent DiT on tokenized data",
     "statistics": "mean and deviation of a model's latents, for its config",
+    "tokenize": "a data set -> shards of latents with a manifest",
     "train": "train a tokenizer by a recipe",
 }
 

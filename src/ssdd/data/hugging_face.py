@@ -13,6 +13,7 @@ from .folder import file_content
 from .images import ImageError, printable, read_image, reason_of
 
 PREFIX = "hf:"
+_LABEL, _MOST_CLASSES = "label", 1 << 20
 _PATH = re.compile(r"(?P<place>.+?)(:(?P<split>[\w.-]+(\[[\w:%-]*\])?))?")
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _SHARD = re.compile(r"(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5}")
@@ -35,6 +36,8 @@ class HuggingFaceSource:
         datasets = _package(self._label)
         dataset = _load(datasets, place, split, self._label)
         self._column = _image_column(datasets, dataset, self._label)
+        self._labels = _label_column(datasets, dataset)
+        self._label_names: list[str] = list(getattr(dataset.features.get(_LABEL), "names", None) or [])
         undecoded = dataset.select_columns([self._column]).cast_column(self._column, datasets.Image(decode=False))
         self._dataset = undecoded.with_format(None)
 
@@ -43,6 +46,21 @@ class HuggingFaceSource:
 
     def name(self, index: int) -> str:
         return f"{self._label}[{index}]"
+
+    def class_names(self) -> list[str]:
+        """Names by number, where the column ``label`` holds numbers: of classes, or themselves. Else empty."""
+        values = [v for v in self._label_values() if isinstance(v, int)]
+        if self._label_names or not values or max(values) >= _MOST_CLASSES:
+            return self._label_names
+        return [str(i) for i in range(max(values) + 1)]
+
+    def classes(self) -> list[str | None]:
+        """The class of every row by name, from the column ``label``; None where there is none (-1 too)."""
+        names = self._label_names
+        return [_class(value, names) for value in self._label_values()]
+
+    def _label_values(self) -> list[Any]:
+        return [None] * len(self) if self._labels is None else self._labels[:][_LABEL]
 
     def content(self, index: int) -> bytes:
         """The encoded image. Raises ImageError."""
@@ -136,6 +154,21 @@ def _parquet_files(folder: Path, split: str, label: str) -> dict[str, list[str]]
     if split not in files:
         raise ImageError(f"{label}: expected one of the splits that are there, {', '.join(files)}; found {split}")
     return {split: files[split]}
+
+
+def _label_column(datasets: ModuleType, dataset: Any) -> Any:
+    """The data set with its column ``label`` alone; None if it has none of classes, whole numbers or words."""
+    feature = dataset.features.get(_LABEL)
+    kind = str(getattr(feature, "dtype", ""))
+    if isinstance(feature, (datasets.ClassLabel, datasets.Value)) and kind.startswith(("int", "uint", "string")):
+        return dataset.select_columns([_LABEL]).with_format(None)
+    return None
+
+
+def _class(value: Any, names: list[str]) -> str | None:
+    if value is None or (isinstance(value, int) and value < 0):
+        return None
+    return names[value] if names and isinstance(value, int) else str(value)
 
 
 def _image_column(datasets: ModuleType, dataset: Any, label: str) -> str:

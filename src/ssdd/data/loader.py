@@ -100,7 +100,7 @@ class CropStream(Dataset[torch.Tensor]):
     def crop(self, position: int) -> Crop:
         """The crop at a position; in place of a photograph that cannot be read the next one is taken."""
         epoch, offset = divmod(position, len(self.source))
-        order = _permutation(self.seed, epoch, len(self.source))
+        order = epoch_order(self.seed, epoch, len(self.source))
         skipped: list[Skipped] = []
         for i in range(min(_TRIES, len(self.source))):
             index = int(order[(offset + i) % len(self.source)])
@@ -119,11 +119,12 @@ def _too_many_in_a_row(crop: Crop) -> str:
 
 
 @functools.lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
+def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
+    """Order of a pass over so many items: a fresh permutation each time."""
     return np.random.default_rng([seed, epoch, length]).permutation(length)
 
 
-class _BatchPositions(Sampler[list[int]]):
+class BatchPositions(Sampler[list[int]]):
     """Positions of one process' part of each global batch, from ``start`` on, without end."""
 
     def __init__(self, start: int, batch_size: int, rank: int, processes: int) -> None:
@@ -194,7 +195,7 @@ def crop_batches(
     loader = DataLoader(
         _BatchReader(stream),
         batch_size=None,  # a batch is made as a whole, by the reader
-        sampler=_BatchPositions(start, batch_size, rank, processes),
+        sampler=BatchPositions(start, batch_size, rank, processes),
         num_workers=workers,
         worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available(),

@@ -117,15 +117,14 @@ class LogConfig:
     """Checkpoints nearest above multiples of this are kept for ever; 0 for none."""
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """One training run."""
+RESUMABLE = ("log.*", "compile", "recompute", "parallel", "microbatch", "nonfinite_limit")
+"""Settings that may change between two starts of any run: they change nothing that is computed, but for rounding."""
 
-    stage: Literal["flow", "distillation", "kl-vae"] = "flow"
-    """``flow``: the diffusion decoder. ``distillation``: to one step. ``kl-vae``: encoder and plain decoder."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What every run has, whatever it trains."""
+
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     average: AverageConfig = field(default_factory=AverageConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -134,8 +133,6 @@ class TrainConfig:
     """Images of one update, over all processes."""
     microbatch: int = 0
     """Images of one forward pass of one process; gradients are accumulated over them. 0: the process' whole part."""
-    teacher_steps: int = TEACHER_STEPS
-    """Euler steps of the teacher (stage distillation)."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: autocast; weights and optimiser stay in float32."""
     tf32: bool = True
@@ -150,39 +147,42 @@ class TrainConfig:
     """Updates in a row skipped for a loss or gradient that is not finite, before the run stops."""
     seed: int = 0
 
-
-RESUMABLE = (
-    "data.paths",
-    "data.validation",
-    "data.workers",
-    "data.broken_limit",
-    "log.*",
-    "compile",
-    "recompute",
-    "parallel",
-    "microbatch",
-    "nonfinite_limit",
-)
-"""Settings that may change between two starts of one run: they change nothing that is computed, but for rounding."""
+    def resumable(self) -> tuple[str, ...]:
+        """Settings that may change between two starts of this run, by name; ``SECTION.*`` for a whole section."""
+        return RESUMABLE
 
 
-def to_json(config: TrainConfig) -> str:
+@dataclass(frozen=True)
+class TrainConfig(RunConfig):
+    """One training run of a tokenizer."""
+
+    stage: Literal["flow", "distillation", "kl-vae"] = "flow"
+    """``flow``: the diffusion decoder. ``distillation``: to one step. ``kl-vae``: encoder and plain decoder."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    teacher_steps: int = TEACHER_STEPS
+    """Euler steps of the teacher (stage distillation)."""
+
+    def resumable(self) -> tuple[str, ...]:
+        names = (*RESUMABLE, "data.paths", "data.validation", "data.workers", "data.broken_limit")
+        if self.loss.adversarial:  # the adaptive weight and the discriminator's norm depend on it
+            return tuple(name for name in names if name != "microbatch")
+        return names
+
+
+def to_json(config: RunConfig) -> str:
     """The whole config, readable and stable."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
-def differences(config: TrainConfig, saved: str) -> list[str]:
+def differences(config: RunConfig, saved: str) -> list[str]:
     """Settings of ``config`` that differ from those of a saved run and would change it: ``name: saved -> new``."""
-    new, defaults = _flat(json.loads(to_json(config))), _flat(json.loads(to_json(TrainConfig())))
+    new, defaults = _flat(json.loads(to_json(config))), _flat(json.loads(to_json(type(config)())))
     old = defaults | _flat(json.loads(saved))  # a setting that is newer than the run had its default there
-    names = sorted(n for n in new.keys() | old.keys() if not _resumable(n))
-    if config.loss.adversarial:  # the adaptive weight and the discriminator's norm depend on it
-        names.append("microbatch")
+    may_change = config.resumable()
+    names = sorted(n for n in new.keys() | old.keys() if not {n, f"{n.partition('.')[0]}.*"} & set(may_change))
     return [f"{n}: {old.get(n)} -> {new.get(n)}" for n in names if new.get(n) != old.get(n)]
-
-
-def _resumable(name: str) -> bool:
-    return name in RESUMABLE or f"{name.partition('.')[0]}.*" in RESUMABLE
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -192,50 +192,60 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def check(config: TrainConfig, processes: int = 1) -> None:
-    """Raises ValueError with one line if the settings cannot be trained."""
-    if not config.data.paths:
-        raise ValueError("expected photographs to train on: pass --data.paths FOLDER_OR_TAR ...")
+def check_run(config: RunConfig, processes: int = 1) -> None:
+    """Raises ValueError with one line if the settings that all runs have cannot be trained."""
     for name in ("total_images", "batch_size"):
         if getattr(config, name) < 1:
             raise ValueError(f"expected {name} of at least 1, found {getattr(config, name)}")
-    rates = {f"loss.{name}": value for name, value in vars(config.loss).items() if isinstance(value, float)}
-    for name, value in {**rates, "optimizer.learning_rate": config.optimizer.learning_rate}.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"expected {name} of at least 0, found {value}")
-    if config.data.workers < 0 or config.data.broken_limit < 0:
-        raise ValueError("expected data.workers and data.broken_limit of at least 0")
+    check_finite({"optimizer.learning_rate": config.optimizer.learning_rate})
     if config.batch_size % processes:
         raise ValueError(f"expected a batch size divisible by {processes} processes, found {config.batch_size}")
     local = config.batch_size // processes
     if config.microbatch and local % config.microbatch:
         raise ValueError(f"expected a microbatch that divides the {local} images of a process, {config.microbatch} not")
-    if config.data.scale < 1 or config.data.resolution < 8:
-        raise ValueError("expected a data.scale of at least 1 and a data.resolution of at least 8")
     if config.log.stats_images < 1 or config.log.checkpoint_images < 1 or config.log.keep_checkpoints < 1:
         raise ValueError("expected log.stats_images, log.checkpoint_images and log.keep_checkpoints of at least 1")
+    if config.parallel == "fsdp" and processes == 1:
+        raise ValueError("expected several processes for --parallel fsdp, found one: use torchrun, or --parallel ddp")
+    if config.seed < 0 or config.optimizer.clip <= 0:
+        raise ValueError("expected a seed of at least 0 and an optimizer.clip above 0")
+
+
+def check_finite(settings: dict[str, float]) -> None:
+    """Raises ValueError for a setting, by name, that is negative or not finite."""
+    for name, value in settings.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"expected {name} of at least 0, found {value}")
+
+
+def check(config: TrainConfig, processes: int = 1) -> None:
+    """Raises ValueError with one line if the settings cannot be trained."""
+    if not config.data.paths:
+        raise ValueError("expected photographs to train on: pass --data.paths FOLDER_OR_TAR ...")
+    check_finite({f"loss.{name}": value for name, value in vars(config.loss).items() if isinstance(value, float)})
+    if config.data.workers < 0 or config.data.broken_limit < 0:
+        raise ValueError("expected data.workers and data.broken_limit of at least 0")
+    if config.data.scale < 1 or config.data.resolution < 8:
+        raise ValueError("expected a data.scale of at least 1 and a data.resolution of at least 8")
+    if config.stage == "kl-vae" and config.parallel == "fsdp":
+        raise ValueError("the kl-vae stage is small enough for one GPU: use --parallel ddp")
+    check_run(config, processes)
     if config.stage == "distillation" and (config.model.start_from is None or config.model.train_encoder):
         raise ValueError(
             "distillation needs the teacher (--model.start-from FOLDER) and a frozen encoder (--model.no-train-encoder)"
         )
     if config.stage == "distillation" and config.loss.adversarial:
         raise ValueError("expected no adversarial loss in distillation: pass --loss.adversarial 0")
-    if config.stage == "kl-vae" and config.parallel == "fsdp":
-        raise ValueError("the kl-vae stage is small enough for one GPU: use --parallel ddp")
-    if config.parallel == "fsdp" and processes == 1:
-        raise ValueError("expected several processes for --parallel fsdp, found one: use torchrun, or --parallel ddp")
     if config.loss.adversarial and config.data.resolution < 24:
         raise ValueError(f"a PatchGAN needs 24 pixels, found --data.resolution {config.data.resolution}")
-    if config.seed < 0 or config.optimizer.clip <= 0:
-        raise ValueError("expected a seed of at least 0 and an optimizer.clip above 0")
 
 
-def microbatch_size(config: TrainConfig, processes: int) -> int:
+def microbatch_size(config: RunConfig, processes: int) -> int:
     """Images of one forward pass of one process."""
     return config.microbatch or config.batch_size // processes
 
 
-def nonfinite_limit(config: TrainConfig) -> int:
+def nonfinite_limit(config: RunConfig) -> int:
     """Skipped updates in a row that end the run: half of all where that are fewer than the setting."""
     updates = -(-config.total_images // config.batch_size)
     return min(config.nonfinite_limit, max(1, updates // 2))

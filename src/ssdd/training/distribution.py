@@ -41,7 +41,8 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     """The parts that a model is gathered, and compiled, by."""
     from ..autoencoder import AutoencoderSSDD
 
-    return [module for module in model.modules() if type(module).__name__ in AutoencoderSSDD._no_split_modules]
+    names = (*AutoencoderSSDD._no_split_modules, "BasicTransformerBlock")  # the latter of diffusers' DiT
+    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def accumulating(network: nn.Module, last: bool) -> AbstractContextManager[Any]:

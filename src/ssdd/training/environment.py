@@ -1,15 +1,11 @@
 """What a run ran on: recorded with it, so that its numbers can be told apart later."""
 
-import fcntl
 import importlib.metadata
-import logging
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +13,6 @@ import torch
 
 from .. import __version__
 from ..processes import Processes
-
-logger = logging.getLogger(__name__)
-
-LOCK = ".lock"
-"""Held by the process that trains in a run's folder."""
 
 _PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "schedulefree", "torchmetrics", "numpy", "pillow")
 
@@ -43,31 +34,6 @@ def describe_environment(processes: Processes) -> dict[str, Any]:
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "processes": processes.count,
     }
-
-
-@contextmanager
-def only_one(run: Path) -> Iterator[None]:
-    """Holds the lock of a run's folder, which is made if it is new and removed again if nothing came of it.
-
-    Raises ValueError if another process trains there.
-    """
-    made = [folder for folder in (run, *run.parents) if not folder.exists()]
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{run} is being trained by another process: wait, or choose another --out") from error
-        except OSError as error:
-            logger.warning("%s cannot be locked (%s): train there with one command only", run, error)
-        try:
-            yield
-        finally:
-            if [path.name for path in run.iterdir()] == [LOCK]:
-                (run / LOCK).unlink()
-                for folder in made:
-                    if not any(folder.iterdir()):
-                        folder.rmdir()
 
 
 def git_revision() -> str | None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.images import ImageError
 from ..data.loader import CropStream, crop_batches
 from ..files import share
 from ..statistics import LatentStatistics
 from .config import TrainConfig
 from .stages.base import Stage, State
+from .task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -43,22 +44,20 @@ def export(
         for _ in tqdm(range(max(1, STATISTICS_IMAGES // _BATCH)), desc="latent statistics", leave=False):
             measured.update(stage.latents(result, next(batches).to(device).float() / 127.5 - 1))
         statistics = measured.config()
+    return write_model(run, lambda folder: stage.export(result.to("cpu"), folder, statistics))
+
+
+def write_model(run: Path, write: Callable[[Path], None]) -> Path:
+    """Has ``model/`` in the run's folder written, whole or not at all. Returns it."""
     folder, partial = run / "model", run / "model.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    stage.export(result.to("cpu"), partial, statistics)
+    write(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return folder
 
 
-def report_nonfinite(
-    run: Path,
-    stream: CropStream,
-    config: TrainConfig,
-    counts: dict[str, int],
-    means: dict[str, float],
-    weights: State,
-) -> Path:
+def report_nonfinite(run: Path, task: Task, counts: dict[str, int], means: dict[str, float], weights: State) -> Path:
     """Writes ``nonfinite/`` in the run's folder: the batch of the last skipped update, the weights, the numbers.
 
     The noise of that update is a function of the seed and of ``images_seen`` (see ``BatchRandom``).
@@ -66,9 +65,8 @@ def report_nonfinite(
     folder = run / "nonfinite"
     folder.mkdir(exist_ok=True)
     try:
-        images = torch.stack([stream[p] for p in range(counts["seen"], counts["seen"] + config.batch_size)])
-        _save({"images": images}, folder / "images.safetensors")
-    except ImageError as error:
+        _save(task.batch_at(counts["seen"]), folder / f"{task.batch_name}.safetensors")
+    except ValueError as error:  # of the data
         logger.warning("the batch could not be read again: %s", error)
     _save(weights, folder / "model.safetensors")
     wrong = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
@@ -78,7 +76,7 @@ def report_nonfinite(
         "in_a_row": counts["longest"],
         "means_of_finite_updates": means,
         "weights_not_finite": wrong,
-        "config": asdict(config),
+        "config": asdict(task.config),
     }
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     return folder

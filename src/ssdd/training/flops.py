@@ -1,5 +1,6 @@
 """How much a training step computes, and what share of the machine's peak that is."""
 
+import sys
 import time
 
 import torch
@@ -7,26 +8,27 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..objectives.adversarial import hinge_discriminator_loss
-from .config import TrainConfig
+from .config import RunConfig
 from .random import BatchRandom
-from .stages.base import Stage
+from .stages.base import Objective
+
+_LATE = sys.maxsize
+"""A clock at which all networks are at play."""
 
 
-def training_flops(stage: Stage, config: TrainConfig, device: torch.device) -> int:
+def training_flops(stage: Objective, config: RunConfig, device: torch.device) -> int:
     """Floating point operations of matrix products and convolutions for one training image, forward and backward.
 
     Counted on the losses of one image, so that frozen networks are in it, and both players where there is a
     discriminator; a multiplication and an addition are two. What is computed twice to save memory counts once.
     Leaves no gradient behind.
     """
-    side = config.data.resolution
-    images = torch.zeros(1, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
     random = BatchRandom(config.seed, 0, 1, slice(None), device)
     thrifty = [m for m in stage.model.modules() if getattr(m, "gradient_checkpointing", False)]
     for module in thrifty:
         module.gradient_checkpointing = False  # type: ignore[assignment]
     with FlopCounterMode(display=False) as counter:
-        losses = stage.losses(stage.model, images, random, seen=config.loss.adversarial_from_images)
+        losses = stage.losses(stage.model, stage.example(device), random, seen=_LATE)
         losses.total.backward()
         if stage.adversary is not None and losses.judged is not None:
             both = torch.cat([losses.judged.real, losses.judged.fake])

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..files import atomic_path
 from ..processes import Processes, mean_over_processes
-from .config import TrainConfig
+from .config import RunConfig
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class RunLog:
     Only the main process writes; all of them take part in the means.
     """
 
-    def __init__(self, run: Path, config: TrainConfig, processes: Processes, seen: int, share_of_peak: float) -> None:
+    def __init__(self, run: Path, config: RunConfig, processes: Processes, seen: int, share_of_peak: float) -> None:
         """share_of_peak: utilisation of the machine at one image per second."""
         self.path, self.interval, self.processes = run / "stats.jsonl", config.log.stats_images, processes
         self.share_of_peak, self.total = share_of_peak, config.total_images

@@ -6,34 +6,54 @@ several processes (``torchrun``) each runs this loop on its part of every batch.
 
 import json
 import logging
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 
-from ..data.loader import BrokenImages, CropStream, crop_batches
-from ..data.sources import open_source
-from ..files import atomic_path
+from ..files import LOCK, atomic_path, only_one
 from ..processes import Processes, join_processes, sum_over_processes
-from .config import TrainConfig, check, differences, nonfinite_limit, to_json
-from .environment import LOCK, describe_environment, only_one
-from .export import export, report_nonfinite
+from .config import RunConfig, TrainConfig, check, differences, nonfinite_limit, to_json
+from .environment import describe_environment
+from .export import report_nonfinite
 from .flops import measured_peak, training_flops
 from .log import RunLog
-from .preview import preview, preview_images, save_preview
-from .stages import Stage, build_stage
+from .preview import save_preview
 from .state import TrainingState, place
 from .step import Autocast, autocast_for, take_update
+from .task import Task
+from .tokenizer import TokenizerTask
 from .watch import FiniteCount, StopRequest, TrainingStopped, stop_requests
 
 logger = logging.getLogger(__name__)
 
+C = TypeVar("C", bound=RunConfig)
+
 
 def train(config: TrainConfig, run: Path, device: torch.device | None = None) -> Path:
+    """Trains a tokenizer; see ``train_task``."""
+    return train_task(config, TokenizerTask, check, run, device)
+
+
+def train_task(
+    config: C,
+    make_task: Callable[[C], Task],
+    check: Callable[[C, int], None],
+    run: Path,
+    device: torch.device | None = None,
+) -> Path:
     """Trains until ``config.total_images`` and returns the folder of the result, ``run / "model"``.
 
-    Under ``torchrun`` it is called by every process. ``device``: by default the process' GPU, or the CPU.
+    Under ``torchrun`` it is called by every process.
+
+    Args:
+        config: of the run.
+        make_task: what that config means, with fresh or given weights (torch's generator is seeded before).
+        check: raises ValueError if so many processes cannot train the settings.
+        run: folder of the run.
+        device: by default the process' GPU, or the CPU.
 
     Raises ValueError if the settings cannot be trained or ``run`` holds a run with other settings,
     FloatingPointError after too many updates in a row that were not finite, and TrainingStopped after SIGTERM or
@@ -48,28 +68,26 @@ def train(config: TrainConfig, run: Path, device: torch.device | None = None) ->
                 _check_run(config, run)
             processes.wait()
             with stop_requests(processes) as stop:
-                return _train(config, run, processes, stop)
+                _choose_tf32(config, processes.device)
+                torch.manual_seed(config.seed)  # of random weights
+                return _train(make_task(config), run, processes, stop)
 
 
-def _train(config: TrainConfig, run: Path, processes: Processes, stop: StopRequest) -> Path:
-    data, device = config.data, processes.device
-    stream = CropStream(open_source(data.paths), data.resolution, data.scale, data.flip, config.seed)
-    _choose_tf32(config, device)
-    torch.manual_seed(config.seed)  # of random weights
-    stage = build_stage(config)
-    place(stage, config, device)
+def _train(task: Task, run: Path, processes: Processes, stop: StopRequest) -> Path:
+    config, device = task.config, processes.device
+    place(task.stage, config, device)
     autocast = autocast_for(config, device)
-    fixed = preview_images(config).to(device) if processes.main and config.log.sample_images else None
+    if processes.main and config.log.sample_images:
+        task.open_preview(device)
     if processes.main:
         _record_start(config, run, processes)
-    share_of_peak = _announce(stage, config, processes, autocast)
+    share_of_peak = _announce(task, processes, autocast)
 
-    state = TrainingState(stage, config, processes, run, len(stream.source))
+    state = TrainingState(task, processes, run)
     if state.seen >= config.total_images and (run / "model").is_dir():
         logger.info("this run is finished")
         return run / "model"
-    broken = BrokenImages(data.broken_limit)
-    batches = crop_batches(stream, state.seen, config.batch_size, data.workers, processes.rank, processes.count, broken)
+    batches = task.batches(state.seen, processes)
     finite_count = FiniteCount(device, state.skipped)
     log = RunLog(run, config, processes, state.seen, share_of_peak)
 
@@ -82,14 +100,14 @@ def _train(config: TrainConfig, run: Path, processes: Processes, stop: StopReque
         if log.add(taken.values, taken.finite, state.seen):
             counts = finite_count.read()  # here, and nowhere else, the loop waits for the device
             state.skipped = counts["skipped"]
-            unreadable = sum_over_processes(broken.count)
-            more = {"skipped_updates": state.skipped, "broken_images": unreadable, "learning_rate": taken.rate}
+            counted = {name: sum_over_processes(count) for name, count in task.counts().items()}
+            more = {"skipped_updates": state.skipped, **counted, "learning_rate": taken.rate}
             means = log.write(state.seen, **more)
             if counts["longest"] >= nonfinite_limit(config):
                 log.close()
-                raise FloatingPointError(_explain_nonfinite(state, stream, counts, means))
+                raise FloatingPointError(_explain_nonfinite(state, counts, means))
         if _passed(config.log.sample_images, before, state.seen) or (ended and config.log.sample_images):
-            _preview(state, fixed, autocast, log)
+            _preview(state, autocast, log)
         if _passed(config.log.checkpoint_images, before, state.seen):
             state.save()
         if number := stop.agreed():
@@ -101,21 +119,22 @@ def _train(config: TrainConfig, run: Path, processes: Processes, stop: StopReque
     log.close()
     weights = state.averaged_weights()
     if processes.main:
-        export(stage, weights, stream, config, run, device)
+        task.export(weights, run, device)
     processes.wait()
     return run / "model"
 
 
-def _preview(state: TrainingState, images: Tensor | None, autocast: Autocast, log: RunLog) -> None:
-    """A sample grid of the averaged model: a call for all processes; the main one, which has ``images``, draws."""
+def _preview(state: TrainingState, autocast: Autocast, log: RunLog) -> None:
+    """A sample grid of the averaged model: a call for all processes; the main one draws."""
     weights = state.averaged_weights()
-    if images is None or not len(images):
+    if not state.processes.main:
         return
     with autocast():
-        page, scores = preview(state.stage, state.stage.result(weights).to(images.device), images)
-    save_preview(page, state.run, state.seen)
-    log.picture(page, state.seen)
-    log.scalars(scores, state.seen)
+        found = state.task.preview(weights)
+    if found is not None:
+        save_preview(found.page, state.run, state.seen)
+        log.picture(found.page, state.seen)
+        log.scalars(found.scores, state.seen)
 
 
 def _passed(interval: int, before: int, seen: int) -> bool:
@@ -123,13 +142,13 @@ def _passed(interval: int, before: int, seen: int) -> bool:
     return bool(interval) and before // interval != seen // interval
 
 
-def _choose_tf32(config: TrainConfig, device: torch.device) -> None:
+def _choose_tf32(config: RunConfig, device: torch.device) -> None:
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = config.tf32
 
 
-def _check_run(config: TrainConfig, run: Path) -> None:
+def _check_run(config: RunConfig, run: Path) -> None:
     """Raises ValueError if the folder holds anything but this very run."""
     saved = run / "config.json"
     if saved.is_file():
@@ -143,7 +162,7 @@ def _check_run(config: TrainConfig, run: Path) -> None:
         raise ValueError(f"{run}: expected a new folder or a run's, found other files: choose another --out folder")
 
 
-def _record_start(config: TrainConfig, run: Path, processes: Processes) -> None:
+def _record_start(config: RunConfig, run: Path, processes: Processes) -> None:
     """The resolved config, and a line about this start's environment."""
     with atomic_path(run / "config.json", overwrite=True) as path:
         path.write_text(to_json(config))
@@ -151,8 +170,9 @@ def _record_start(config: TrainConfig, run: Path, processes: Processes) -> None:
         file.write(json.dumps(describe_environment(processes)) + "\n")
 
 
-def _announce(stage: Stage, config: TrainConfig, processes: Processes, autocast: Autocast) -> float:
+def _announce(task: Task, processes: Processes, autocast: Autocast) -> float:
     """Says what is about to run. Returns the share of the machine's peak that one image per second uses."""
+    stage, config = task.stage, task.config
     with autocast():
         flops = training_flops(stage, config, processes.device)
     if not processes.main:
@@ -165,19 +185,17 @@ def _announce(stage: Stage, config: TrainConfig, processes: Processes, autocast:
     logger.info(
         "%s: %s trained and %s frozen parameters, %.4g GFLOP a training image; %s%s on %d x %s, whose largest matrix "
         "product runs at %.3g TFLOP/s: %.4g images/s would be its peak",
-        config.stage, f"{trained:,}", f"{frozen:,}", flops / 1e9, config.precision, tf32, processes.count,
+        task.name, f"{trained:,}", f"{frozen:,}", flops / 1e9, config.precision, tf32, processes.count,
         processes.device.type, peak / 1e12, 1 / share,
     )  # fmt: skip
     return share
 
 
-def _explain_nonfinite(
-    state: TrainingState, stream: CropStream, counts: dict[str, int], means: dict[str, float]
-) -> str:
+def _explain_nonfinite(state: TrainingState, counts: dict[str, int], means: dict[str, float]) -> str:
     """Leaves ``nonfinite/`` in the run's folder. Returns what to tell the user."""
     weights = state.trained_weights()
     if state.processes.main:
-        report_nonfinite(state.run, stream, state.config, counts, means, weights)
+        report_nonfinite(state.run, state.task, counts, means, weights)
     state.processes.wait()
     return (
         f"{counts['longest']} updates in a row had a loss or gradient that is not finite, up to {state.seen} images; "

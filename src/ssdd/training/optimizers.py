@@ -5,11 +5,11 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from .config import OptimizerConfig, TrainConfig
+from .config import OptimizerConfig, RunConfig
 from .distribution import whole
 
 
-def learning_rate(config: TrainConfig, seen: int) -> float:
+def learning_rate(config: RunConfig, seen: int) -> float:
     """Rate at ``seen`` images: linear warm-up, plateau, linear decay to zero over the last ``decay_images``."""
     o, at = config.optimizer, seen + config.batch_size
     warmup = min(1.0, at / o.warmup_images) if o.warmup_images else 1.0

@@ -17,6 +17,7 @@ from ..data.sources import open_source
 from ..data.transforms import centre_crop
 from .config import TrainConfig
 from .stages.base import Stage
+from .task import Preview
 
 _GAP = 4
 
@@ -35,8 +36,8 @@ def preview_images(config: TrainConfig) -> Tensor:
 
 
 @torch.no_grad()
-def preview(stage: Stage, result: Any, images: Tensor) -> tuple[np.ndarray, dict[str, float]]:
-    """A grid, uint8 (H, W, 3): originals in the first row, then a row per number of steps; their PSNR in dB."""
+def preview(stage: Stage, result: Any, images: Tensor) -> Preview:
+    """Originals in the first row, then a row per number of steps; their PSNR in dB."""
     rows, psnr = [tensor_to_image(images)], {}
     for steps in stage.preview_steps:
         reconstruction = stage.reconstruct(result, images, steps).float().clamp(-1, 1)
@@ -45,7 +46,7 @@ def preview(stage: Stage, result: Any, images: Tensor) -> tuple[np.ndarray, dict
         value = float((-10 * error.log10()).mean())
         if math.isfinite(value):
             psnr[f"preview_psnr_{steps}_step{'s' if steps > 1 else ''}"] = value
-    return grid(rows), psnr
+    return Preview(grid(rows), psnr)
 
 
 def grid(rows: Sequence[np.ndarray]) -> np.ndarray:

@@ -13,10 +13,11 @@ from ..checkpoints.own_code import ForeignEncoder
 from ..processes import Processes, all_agree, told_by_main
 from . import checkpoint
 from .average import Average
-from .config import TrainConfig
+from .config import RunConfig
 from .distribution import blocks, shard, spread, whole_state
 from .optimizers import Update
-from .stages import Stage
+from .stages.base import Objective
+from .task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +35,12 @@ class TrainingState:
 
     Starts from the newest undamaged checkpoint of ``run``, if there is one.
 
-    Raises ValueError if that run had another number of photographs, DamagedCheckpoint if there is no good one.
+    Raises ValueError if that run had another number of items, DamagedCheckpoint if there is no good one.
     """
 
-    def __init__(self, stage: Stage, config: TrainConfig, processes: Processes, run: Path, photographs: int) -> None:
-        self.stage, self.config, self.processes, self.run = stage, config, processes, run
-        self.photographs = photographs
+    def __init__(self, task: Task, processes: Processes, run: Path) -> None:
+        stage, config = task.stage, task.config
+        self.task, self.stage, self.config, self.processes, self.run = task, stage, config, processes, run
         self.average = Average(stage.model, config.average, config.batch_size)
         # Before the model is spread over processes: a checkpoint has it in one piece.
         tensors, numbers = self._read()
@@ -77,10 +78,11 @@ class TrainingState:
             raise checkpoint.DamagedCheckpoint(f"{error} (seen by process {self.processes.rank})") from error
         if not all_agree(True):
             raise checkpoint.DamagedCheckpoint(f"{folder}: another process could not read it")
-        if numbers["photographs"] != self.photographs:
+        unit = self.task.unit
+        if numbers[unit] != self.task.items:
             raise ValueError(
-                f"{self.run}: expected the {numbers['photographs']} photographs that this run began with, found "
-                f"{self.photographs}: the order of all of them would change; choose another --out folder"
+                f"{self.run}: expected the {numbers[unit]} {unit} that this run began with, found "
+                f"{self.task.items}: the order of all of them would change; choose another --out folder"
             )
         return tensors, numbers
 
@@ -106,7 +108,7 @@ class TrainingState:
         numbers: dict[str, Any] = {
             "images_seen": self.seen,
             "skipped_updates": self.skipped,
-            "photographs": self.photographs,
+            self.task.unit: self.task.items,
         }
         if self.stage.adversary is not None:
             tensors["adversary"] = whole_state(self.stage.adversary, main)
@@ -120,7 +122,7 @@ class TrainingState:
         self.processes.wait()
 
 
-def place(stage: Stage, config: TrainConfig, device: torch.device) -> None:
+def place(stage: Objective, config: RunConfig, device: torch.device) -> None:
     """All networks to the device, channels-last (which FSDP2 does not take); the trained ones in training mode."""
     form = torch.contiguous_format if config.parallel == "fsdp" else torch.channels_last
     for module in stage.frozen.values():
@@ -130,7 +132,7 @@ def place(stage: Stage, config: TrainConfig, device: torch.device) -> None:
     stage.model.to(device).to(memory_format=form).train()
 
 
-def compile_networks(stage: Stage, config: TrainConfig) -> None:
+def compile_networks(stage: Objective, config: RunConfig) -> None:
     """``torch.compile`` in place, so that names in checkpoints stay. A user's own encoder is left as it is."""
     own = [module for module in stage.frozen.values() if not isinstance(module, ForeignEncoder)]
     # Sharded blocks are gathered one by one: each is a graph of its own.

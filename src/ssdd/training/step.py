@@ -1,7 +1,4 @@
-"""One update: gradients over the microbatches, clipped steps of the networks at play, the average.
-
-Shapes: B images of this process, S side of the crops.
-"""
+"""One update: gradients over the microbatches, clipped steps of the networks at play, the average."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -11,12 +8,13 @@ import torch
 from torch import Tensor
 
 from ..objectives.adversarial import hinge_discriminator_loss
-from .config import TrainConfig, microbatch_size
+from .config import RunConfig, microbatch_size
 from .distribution import accumulating
 from .optimizers import learning_rate, poisoned_backward
 from .random import BatchRandom, seed_global_generators
 from .stages.base import Judged
 from .state import Player, TrainingState
+from .task import Batch
 
 Autocast = Callable[[], AbstractContextManager[object]]
 
@@ -30,11 +28,11 @@ class Taken:
     rate: float
 
 
-def take_update(state: TrainingState, crops: Tensor, autocast: Autocast) -> Taken:
-    """Trains on this process' crops, uint8 (B, 3, S, S), and moves the clock. Does not wait for the device."""
+def take_update(state: TrainingState, batch: Batch, autocast: Autocast) -> Taken:
+    """Trains on this process' part of a batch and moves the clock. Does not wait for the device."""
     config = state.config
     seed_global_generators(config.seed, state.seen, state.processes.rank)
-    values = _gradients(state, crops, autocast)
+    values = _gradients(state, batch, autocast)
     rate = learning_rate(config, state.seen)
     values["gradient"], finite = state.generator.update.step(rate)
     if state.adversary is not None and "discriminator" in values:
@@ -45,20 +43,20 @@ def take_update(state: TrainingState, crops: Tensor, autocast: Autocast) -> Take
     return Taken(values, finite, rate)
 
 
-def _gradients(state: TrainingState, crops: Tensor, autocast: Autocast) -> dict[str, Tensor]:
+def _gradients(state: TrainingState, batch: Batch, autocast: Autocast) -> dict[str, Tensor]:
     """Adds up gradients over the microbatches. Returns the mean losses."""
     config, rank, device = state.config, state.processes.rank, state.processes.device
     size = microbatch_size(config, state.processes.count)
-    pieces = crops.split(size)
+    pieces = batch.split(size)
     means: dict[str, Tensor] = {}
     for i, piece in enumerate(pieces):
-        last, images = i == len(pieces) - 1, to_images(piece, device)
-        first = rank * len(crops) + i * size
+        last, inputs = i == len(pieces) - 1, state.task.on_device(piece, device)
+        first = rank * len(batch) + i * size
         part = slice(first, first + len(piece))
         random = BatchRandom(config.seed, state.seen, config.batch_size, part, device)
         with accumulating(state.generator.network, last):
             with autocast():
-                losses = state.stage.losses(state.generator.network, images, random, state.seen)
+                losses = state.stage.losses(state.generator.network, inputs, random, state.seen)
             poisoned_backward(losses.total, 1 / len(pieces))
         found = {"total": losses.total, **losses.terms}
         if state.adversary is not None and losses.judged is not None:
@@ -79,13 +77,7 @@ def _judge(adversary: Player, judged: Judged, scale: float, last: bool, autocast
     return loss
 
 
-def to_images(crops: Tensor, device: torch.device) -> Tensor:
-    """uint8 (B, 3, S, S) -> float32 in [-1, 1], channels-last, on the device."""
-    images = crops.to(device, non_blocking=True).float() / 127.5 - 1
-    return images.contiguous(memory_format=torch.channels_last)
-
-
-def autocast_for(config: TrainConfig, device: torch.device) -> Autocast:
+def autocast_for(config: RunConfig, device: torch.device) -> Autocast:
     """bf16 autocast on the device's type, or nothing."""
     if config.precision == "fp32":
         return nullcontext

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ...objectives.adversarial import PatchDiscriminator
@@ -41,8 +42,8 @@ class StepLosses:
     judged: Judged | None = None
 
 
-class Stage(Protocol):
-    """What is trained, and on which loss."""
+class Objective(Protocol):
+    """What the loop trains, and on which loss."""
 
     @property
     def model(self) -> nn.Module:
@@ -53,18 +54,27 @@ class Stage(Protocol):
     """The network trained against it."""
     frozen: dict[str, nn.Module]
     """Networks that are used and not trained, by name."""
-    preview_steps: tuple[int, ...]
-    """Numbers of decoding steps in the sample grids."""
-    statistics: dict[str, Any]
-    """Config entries of the latents' statistics where the encoder came with them; else they are measured."""
 
-    def losses(self, network: Network, images: Tensor, random: BatchRandom, seen: int) -> StepLosses:
-        """Losses of images (B, 3, H, W) in [-1, 1]; ``network`` is ``model``, perhaps wrapped; ``seen`` the clock."""
+    def losses(self, network: Network, batch: Any, random: BatchRandom, seen: int) -> StepLosses:
+        """Losses of a batch on the device; ``network`` is ``model``, perhaps wrapped; ``seen`` the clock."""
+        ...
+
+    def example(self, device: torch.device) -> Any:
+        """A batch of one image without content, for ``losses``."""
         ...
 
     def compiled_parts(self) -> list[nn.Module]:
         """The parts of ``model`` to compile, each as one graph."""
         ...
+
+
+class Stage(Objective, Protocol):
+    """A stage of a tokenizer's training; its batches are images (B, 3, H, W) in [-1, 1]."""
+
+    preview_steps: tuple[int, ...]
+    """Numbers of decoding steps in the sample grids."""
+    statistics: dict[str, Any]
+    """Config entries of the latents' statistics where the encoder came with them; else they are measured."""
 
     def result(self, state: State) -> Any:
         """The autoencoder with the weights of an (averaged) ``model``, in eval mode, on the CPU."""
@@ -81,3 +91,8 @@ class Stage(Protocol):
     def export(self, result: Any, folder: Path, statistics: dict[str, Any]) -> None:
         """Writes the autoencoder as a folder that ``from_pretrained`` reads."""
         ...
+
+
+def blank_image(side: int, device: torch.device) -> Tensor:
+    """(1, 3, S, S) of zeros, channels-last."""
+    return torch.zeros(1, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)

@@ -24,7 +24,7 @@ from ...objectives.repa import DinoFeatures, Projection, feature_block, repa_los
 from ..config import TrainConfig
 from ..random import BatchRandom
 from ..starting import Start, start
-from .base import Judged, Network, State, StepLosses
+from .base import Judged, Network, State, StepLosses, blank_image
 
 STEPS = 8
 """Default number of decoding steps of a model that is not distilled."""
@@ -148,6 +148,9 @@ class FlowStage:
         """(c, h, w) of the latent of images (B, 3, H, W)."""
         factor = self.start.spatial_factor
         return self.start.decoder.latent_channels, images.shape[-2] // factor, images.shape[-1] // factor
+
+    def example(self, device: torch.device) -> Tensor:
+        return blank_image(self.config.data.resolution, device)
 
     def compiled_parts(self) -> list[nn.Module]:
         return [self.model]

@@ -19,7 +19,7 @@ from ..config import TrainConfig
 from ..encoders import resolve_model_folder
 from ..random import BatchRandom
 from ..starting import check_factor
-from .base import Judged, Network, State, StepLosses
+from .base import Judged, Network, State, StepLosses, blank_image
 
 
 class KLVAEOutput(NamedTuple):
@@ -92,6 +92,9 @@ class KLVAEStage:
             return mean_over_processes(torch.autograd.grad(loss, output, retain_graph=True)[0])
 
         return adaptive_weight(gradient(regression), gradient(adversarial))
+
+    def example(self, device: torch.device) -> Tensor:
+        return blank_image(self.config.data.resolution, device)
 
     def compiled_parts(self) -> list[nn.Module]:
         if self.adversary is None:

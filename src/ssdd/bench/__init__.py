@@ -1,0 +1,1 @@
+"""Measurements of speed, each a comparison in one run."""

@@ -1,0 +1,136 @@
+"""``ssdd tokenize DATA... --out DIR``: a data set -> shards of latents; ``ssdd tokenize verify DIR`` checks them."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+from tqdm import tqdm
+
+from .common import DEFAULT_MODEL, ModelOptions, parse_options
+
+if TYPE_CHECKING:
+    from ..tokenization import TokenizeJob
+
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Tokenize:
+    """Encode a data set once: shards of raw latents for the training of generative models, with a manifest. Run again,
+    the same command makes what is missing. ssdd tokenize verify DIR checks a finished folder."""
+
+    data: tyro.conf.Positional[tuple[str, ...]]
+    """Folders, uncompressed tar files, hf:OWNER/NAME[:SPLIT]; or the word verify and a finished folder."""
+    out: Path
+    """Folder for shards and manifest: a new one, or one that the same command began."""
+    model: str = DEFAULT_MODEL
+    """Whose encoder: model folder (AutoencoderSSDD or AutoencoderKL), run, embedded name, Hugging Face id."""
+    size: int = 256
+    """Side of the crops in pixels."""
+    crop: Literal["centre", "random"] = "centre"
+    """centre: shorter side resized to the size, then the middle. random: a random place after the same resize."""
+    crops: int = 1
+    """Random crops of each image."""
+    scale: float = 1.0
+    """Random crops: the shorter side is resized to between 1 and so many times the size."""
+    seed: int = 0
+    """Of random crops."""
+    flips: bool = False
+    """Each crop mirrored as well, as a latent of its own."""
+    only: str | None = None
+    """Only images whose name fits a pattern like 'caltech101/*' (names as in the folder or the tar file)."""
+    labels: Literal["auto", "folder", "none"] = "auto"
+    """folder: the class is the name of the image's folder, or the column label of a data set; auto: if there are at
+    least two classes."""
+    store: Literal["fp16", "bf16"] = "fp16"
+    """Type of the stored mean and log-variance."""
+    shard_images: int = 1024
+    """Images a shard."""
+    batch_size: int = 16
+    """Crops encoded together; the last digits of latents depend on it."""
+    workers: int = 2
+    """Processes that read and crop."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the network."""
+
+    def job(self) -> "TokenizeJob":
+        """What is to be made, without how. Raises ValueError for numbers that cannot be."""
+        from ..tokenization import CropProtocol, TokenizeJob
+
+        protocol = CropProtocol(self.crop, self.size, self.crops, self.scale, self.seed, self.flips)
+        return TokenizeJob(
+            paths=self.data,
+            model=self.model,
+            protocol=protocol,
+            only=self.only,
+            labels=self.labels,
+            store=self.store,
+            dtype=self.dtype,
+            shard_images=self.shard_images,
+            batch_size=self.batch_size,
+        )
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Read every byte of a finished folder: checksums, counts, shapes, finite numbers, statistics."""
+
+    folder: tyro.conf.Positional[Path]
+    """As given to --out."""
+
+
+def parse(arguments: Sequence[str]) -> Tokenize | Verify:
+    """``DATA... --out DIR [OPTIONS]`` or ``verify DIR``."""
+    if arguments and arguments[0] == "verify":
+        return parse_options(Verify, "tokenize verify", arguments[1:])
+    return parse_options(Tokenize, "tokenize", arguments)
+
+
+def run(options: Tokenize | Verify) -> int:
+    return _verify(options) if isinstance(options, Verify) else _tokenize(options)
+
+
+def _tokenize(options: Tokenize) -> int:
+    from ..tokenization import tokenize
+
+    if not options.data:
+        raise ValueError("expected images to tokenize: pass folders, tar files or hf:OWNER/NAME")
+
+    def progress(images: Iterable[Any], total: int) -> Iterable[Any]:
+        return tqdm(images, total=total, unit="img")
+
+    device = ModelOptions(device=options.device).torch_device()
+    done = tokenize(options.job(), options.out, workers=options.workers, device=device, progress=progress)
+    manifest = done.manifest
+    for skipped in manifest["skipped"]:
+        print(f"skipped {skipped['reason']}", file=sys.stderr)
+    print(
+        f"{manifest['latents']:,} latents {tuple(manifest['latent_shape'])} of {manifest['images']:,} images in "
+        f"{len(manifest['shards'])} shards ({done.made} made now, {done.kept} there before): {options.out}"
+    )
+    print(f"{len(manifest['classes']):,} classes, {len(manifest['skipped']):,} images skipped")
+    statistics = manifest["statistics"]
+    print(f"scaling_factor {statistics['scaling_factor']:.5g}, shift_factor {statistics['shift_factor']:.5g}")
+    return 1 if manifest["skipped"] else 0
+
+
+def _verify(options: Verify) -> int:
+    from ..tokenization import LatentDataset, verify
+
+    faults = verify(options.folder, lambda shards: tqdm(shards, unit="shard"))
+    for fault in faults[:_SHOWN]:
+        print(f"wrong: {fault}", file=sys.stderr)
+    if len(faults) > _SHOWN:
+        print(f"and {len(faults) - _SHOWN} more", file=sys.stderr)
+    if faults:
+        return 1
+    data = LatentDataset(options.folder)
+    print(
+        f"{len(data):,} latents in {len(data.manifest['shards'])} shards, all as {options.folder}'s manifest has them"
+    )
+    return 0

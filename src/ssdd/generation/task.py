@@ -1,0 +1,98 @@
+"""The training of a DiT as the loop sees it: latents, flow matching, grids of samples.
+
+Shapes: B latents of this process.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..processes import Processes
+from ..training.export import write_model
+from ..training.loop import train_task
+from ..training.preview import grid
+from ..training.stages.base import State
+from ..training.task import Preview
+from .config import GenerationConfig, check
+from .data import LatentBatch, Latents, LatentStream, latent_batches, open_latents
+from .decoding import load_decoder
+from .result import Generator, LatentFacts, save_generator
+from .sampling import Sampling, generate_images
+from .stage import LatentStage
+
+PREVIEW_STEPS = 20
+PREVIEW_GUIDANCE = (1.0, 4.0)
+"""A row of a sample grid for each."""
+
+
+def train_generator(config: GenerationConfig, run: Path, device: torch.device | None = None) -> Path:
+    """Trains a DiT on tokenized latents and returns the folder of the result; see ``train_task``."""
+    return train_task(config, GenerationTask, check, run, device)
+
+
+class GenerationTask:
+    """Latents of a folder, and the DiT that learns them.
+
+    Raises ValueError or OSError if the latents cannot be had or do not fit the settings.
+    """
+
+    unit = "latents"
+    batch_name = "latents"
+
+    def __init__(self, config: GenerationConfig, data: Latents | None = None) -> None:
+        """``data``: instead of the folder's."""
+        self.config = config
+        data = open_latents(config.latents) if data is None else data
+        self.stream = LatentStream(data, config.seed)
+        self.facts = LatentFacts.of(data)
+        self.stage = LatentStage(config, data)
+        self._decoder: Any = None
+
+    @property
+    def name(self) -> str:
+        return f"DiT-{self.config.size}"
+
+    @property
+    def items(self) -> int:
+        return len(self.stream.data)
+
+    def batches(self, seen: int, processes: Processes) -> Iterator[LatentBatch]:
+        config = self.config
+        return latent_batches(self.stream, seen, config.batch_size, config.workers, processes.rank, processes.count)
+
+    def on_device(self, piece: LatentBatch, device: torch.device) -> LatentBatch:
+        return piece.to(device)
+
+    def batch_at(self, seen: int) -> dict[str, Tensor]:
+        return dict(vars(self.stream.batch(range(seen, seen + self.config.batch_size))))
+
+    def counts(self) -> dict[str, int]:
+        return {}
+
+    def open_preview(self, device: torch.device) -> None:
+        if self.config.decoder is not None:
+            self._decoder = load_decoder(self.config.decoder, device)
+            self.facts.check_decoder(self._decoder)
+
+    def preview(self, weights: State) -> Preview | None:
+        """Rows of samples of evenly spaced classes, the same noise in each, with more guidance from row to row."""
+        if self._decoder is None:
+            return None
+        generator = Generator(self.stage.result(weights).to(self._decoder.device), self.facts)
+        count, classes = self.config.log.sample_count, len(self.facts.classes)
+        labels: list[int | None] = [None] * count
+        if classes:
+            labels = [int(label) for label in np.linspace(0, classes - 1, count).round()]
+        rows = []
+        for guidance in PREVIEW_GUIDANCE if classes else PREVIEW_GUIDANCE[:1]:
+            sampling = Sampling(steps=PREVIEW_STEPS, guidance=guidance)
+            rows.append(np.concatenate(list(generate_images(generator, self._decoder, labels, sampling))))
+        return Preview(grid(rows), {})
+
+    def export(self, weights: State, run: Path, device: torch.device) -> Path:
+        generator = Generator(self.stage.result(weights), self.facts)
+        return write_model(run, lambda folder: save_generator(generator, folder))

@@ -1,0 +1,94 @@
+"""``ssdd generate``: from pictures to samples with the embedded tokenizer, and one line where that cannot be."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssdd.cli import generate
+from ssdd.generation.config import check
+from ssdd.recipes.generation import GENERATION_RECIPES
+from ssdd.training import loop
+
+Ssdd = Callable[..., Any]
+
+
+@pytest.fixture
+def latents(tmp_path: Path, picture: Callable[..., np.ndarray], ssdd: Ssdd) -> Path:
+    """Six pictures in two folders, tokenized at 32 px."""
+    for name in ("cats", "dogs"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(picture(40, 36, i)).save(tmp_path / "photos" / name / f"{i}.png")
+    result = ssdd("tokenize", tmp_path / "photos", "--out", tmp_path / "latents", "--size", 32)
+    assert result.status == 0, result.err
+    return tmp_path / "latents"
+
+
+def test_from_pictures_to_samples(ssdd: Ssdd, latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "measured_peak", lambda device, dtype: 1e12)
+    small = ("--total-images", 16, "--batch-size", 4, "--workers", 0, "--log.sample-images", 0)
+    trained = ssdd("generate", "train", latents, "--out", "run", *small)
+    assert trained.status == 0, trained.err
+    assert "trained model in run/model" in trained.out
+    facts = json.loads((tmp_path / "run" / "model" / "generation.json").read_text())
+    assert facts["classes"] == ["cats", "dogs"]
+    assert facts["latent_shape"] == [4, 4, 4]
+    assert facts["tokenizer"]["spatial_factor"] == 8
+
+    quick = ("--steps", 2, "--batch-size", 3)
+    sampled = ssdd("generate", "sample", "run", "--classes", "dogs,0", "--count", 4, "--out", "out", *quick)
+    assert sampled.status == 0, sampled.err
+    names = ["000000.png", "000001.png", "000002.png", "000003.png", "grid.png", "samples.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
+    assert Image.open(tmp_path / "out" / "000000.png").size == (32, 32)
+    told = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert told["labels"] == [1, 0, 1, 0]
+    assert (told["sampling"]["steps"], told["sampling"]["guidance"]) == (2, 4.0)
+    again = ssdd("generate", "sample", "run", "--count", 4, "--out", "out", *quick)
+    assert "exists already; pass --overwrite" in again.error_line()
+    npz = ssdd("generate", "sample", "run", "--count", 4, "--out", "npz", "--npz", *quick)
+    assert npz.status == 0, npz.err
+    with np.load(tmp_path / "npz" / "samples.npz") as found:
+        assert found["arr_0"].shape == (4, 32, 32, 3)
+        assert found["arr_1"].tolist() == [0, 1, 0, 1]
+
+    for arguments, message in (
+        (("sample", "run", "--classes", "2"), "expected classes from 0 to 1, found 2"),
+        (("sample", "run", "--classes", "birds"), "numbers or names of classes, found 'birds'"),
+        (("sample", "run", "--interval", "0.5"), "expected --interval like 0.1,0.9"),
+        (("sample", "run", "--decoder", "nowhere"), "nowhere: expected"),
+        (("sample", "photos"), "photos: expected a trained generator"),
+        (("evaluate", "run"), "pass --data"),
+        (("evaluate", "run", "--data", "photos", "--guidance", "a"), "expected --guidance like"),
+    ):
+        assert message in ssdd("generate", *arguments).error_line()
+
+
+def test_missing_latents(ssdd: Ssdd, tmp_path: Path) -> None:
+    assert "ssdd tokenize" in ssdd("generate", "train", "--out", "run").error_line()
+    assert "nowhere" in ssdd("generate", "train", "nowhere", "--out", "run").error_line()
+    assert list(tmp_path.iterdir()) == [], "a run that cannot start left a folder"
+
+
+@pytest.mark.parametrize("name", GENERATION_RECIPES)
+def test_recipes_are_complete(name: str) -> None:
+    """Nothing but the latents is missing, and nothing but what is typed changes a recipe."""
+    options = generate.parse(["train", "here", "--recipe", name])
+    assert isinstance(options, generate.Train)
+    assert options.recipe.latents == "here"
+    recipe = GENERATION_RECIPES[name]()
+    assert vars(options.recipe) | {"latents": ""} == vars(recipe)
+    check(options.recipe)
+
+
+def test_wrong_usage(ssdd: Ssdd) -> None:
+    assert ssdd("generate").status == 2
+    assert ssdd("generate", "draw").status == 2
+    result = ssdd("generate", "train", "here", "--recipe", "gpus")
+    assert result.status == 2
+    assert "did you mean gpu?" in result.err

@@ -1,0 +1,60 @@
+"""Tokenized data in memory: what ``LatentDataset`` has, made of tensors."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+STATISTICS = {"scaling_factor": 0.5, "shift_factor": 1.0, "latents_mean": None, "latents_std": None}
+
+
+@dataclass(frozen=True)
+class Item:
+    """mean, logvar: (c, h, w)."""
+
+    mean: Tensor
+    logvar: Tensor
+    label: int | None
+    key: str
+
+
+@dataclass
+class MemoryLatents:
+    """Posteriors whose standard deviation is next to nothing."""
+
+    means: Tensor
+    labels: list[int | None]
+    classes: list[str]
+    statistics: dict[str, Any] = field(default_factory=lambda: dict(STATISTICS))
+    manifest: dict[str, Any] = field(default_factory=lambda: {"model": {"name": "none", "spatial_factor": 8}})
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        c, h, w = self.means.shape[1:]
+        return c, h, w
+
+    def __len__(self) -> int:
+        return len(self.means)
+
+    def __getitem__(self, index: int) -> Item:
+        mean = self.means[index]
+        return Item(mean, torch.full_like(mean, -30.0), self.labels[index], f"{index:04d}")
+
+
+TWO = torch.tensor([[3.0, -1.0, 1.0, 1.0], [-1.0, 3.0, 1.0, 1.0]])
+"""Raw latent of each of two classes, by channel: normalised 1, -1, 0, 0 and -1, 1, 0, 0."""
+
+
+def two_classes(count: int = 16, side: int = 4) -> MemoryLatents:
+    """Two constant latents, by class: what a class-conditional model can learn at once."""
+    labels = [i % 2 for i in range(count)]
+    means = TWO[torch.tensor(labels)][:, :, None, None].expand(count, 4, side, side).contiguous()
+    return MemoryLatents(means, list(labels), ["plus", "minus"])
+
+
+def random_latents(count: int = 12, side: int = 4, classes: int = 3) -> MemoryLatents:
+    """Every latent another one."""
+    means = torch.randn(count, 4, side, side, generator=torch.Generator().manual_seed(0)) * 2 + 1
+    names = [f"class{i}" for i in range(classes)]
+    return MemoryLatents(means, [i % classes if classes else None for i in range(count)], names)

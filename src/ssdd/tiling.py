@@ -30,8 +30,8 @@ OVERLAP_PIXELS = 64
 TOKEN_PIXELS = 8
 """Side of a token of the decoder's transformer: tiles begin at multiples of it."""
 
-PART_PIXELS, PARTS = 256, 16
-"""Statistics are measured on so many squares of so many pixels at most: a megapixel."""
+PART_PIXELS, PARTS = 192, 16
+"""Statistics are measured on at most so many squares of so many pixels a side: the memory of 0.6 megapixels."""
 
 
 Track = Callable[[Sequence[Any]], Iterable[Any]]

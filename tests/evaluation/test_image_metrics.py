@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from ssdd.evaluation import image_metrics
 from ssdd.evaluation.image_metrics import (
     BatchMetrics,
     psnr,
@@ -296,3 +297,22 @@ def test_differences_are_of_the_same_crops() -> None:
     assert (change.mean, change.low, change.high, change.count) == pytest.approx((1, 1, 1, 11))
     wide = one.summary()["psnr"]
     assert wide.high - wide.low > 5, "the shift would be lost in this interval"
+
+
+def test_lpips_of_large_images(monkeypatch: pytest.MonkeyPatch, picture: Callable[..., np.ndarray]) -> None:
+    """A panorama would need tens of gigabytes, or have another number than the same picture in one piece."""
+    metrics = BatchMetrics()
+
+    class MeanDifference(torch.nn.Module):
+        """A distance whose mean over tiles, by area, is that of the whole."""
+
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            assert a.shape[-1] * a.shape[-2] <= 40 * 40, "a tile is too large"
+            return (a - b).abs().mean((1, 2, 3))
+
+    metrics._lpips = {"alex": MeanDifference()}  # type: ignore[dict-item]
+    monkeypatch.setattr(image_metrics, "LPIPS_LARGEST", 40 * 40)
+    monkeypatch.setattr(image_metrics, "_LPIPS_TILE", 40)
+    x, y = picture(101, 97, 0)[None], picture(101, 97, 1)[None]
+    expected = np.abs(x.astype(float) - y).mean() / 127.5
+    assert metrics(x, y)["lpips_alex"][0] == pytest.approx(expected, rel=1e-5)

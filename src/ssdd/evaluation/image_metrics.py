@@ -28,10 +28,13 @@ DESCRIPTIONS = {
     "ssim_uniform_7": "scikit-image's default: 7 x 7 uniform window, sample covariance, per channel, windows inside",
     "ssim_gaussian_11": "Wang et al. 2004: 11 x 11 Gaussian window of sigma 1.5, per channel, windows inside",
     "high_frequency_ratio": "energy of luma above half of Nyquist's frequency over the originals', of all crops",
-    "lpips_": "LPIPS v0.1 by torchmetrics in float32, images in [-1, 1]; the network's name follows",
+    "lpips_": "LPIPS v0.1 by torchmetrics in float32, images in [-1, 1], large ones by tiles; the network follows",
 }
 UNIFORM_WINDOW, GAUSSIAN_WINDOW, LPIPS_LEAST = 7, 11, 32
 """The shortest sides for which SSIM and LPIPS are defined: below 32 pixels LPIPS' networks pool all away."""
+
+LPIPS_LARGEST, _LPIPS_TILE = 1 << 22, 1024
+"""Pixels above which LPIPS is the mean over tiles of so many pixels a side."""
 
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 _CHUNK = 1 << 18  # pixels at a time: what SSIM's intermediate maps need stays in a processor's cache
@@ -122,6 +125,25 @@ class BatchMetrics:
 
 
 def _lpips(net: LPIPS, x: Tensor, y: Tensor) -> np.ndarray:
+    """(B,) float64; of large images the mean over tiles, by area: a network's features take 200 bytes a pixel."""
+    height, width = x.shape[1:3]
+    if height * width <= LPIPS_LARGEST:
+        return _lpips_whole(net, x, y)
+    total = np.zeros(len(x))
+    for top, bottom in _even(height):
+        for left, right in _even(width):
+            a, b = (i[:, top:bottom, left:right] for i in (x, y))
+            total += _lpips_whole(net, a, b) * ((bottom - top) * (right - left) / (height * width))
+    return total
+
+
+def _even(length: int) -> list[tuple[int, int]]:
+    """Ends of nearly equal parts of an axis, of ``_LPIPS_TILE`` pixels at most."""
+    count = -(-length // _LPIPS_TILE)
+    return [(length * i // count, length * (i + 1) // count) for i in range(count)]
+
+
+def _lpips_whole(net: LPIPS, x: Tensor, y: Tensor) -> np.ndarray:
     # In full precision whatever the caller runs in: a published number depends neither on autocast nor on TF32.
     with (
         torch.autocast(x.device.type, enabled=False),

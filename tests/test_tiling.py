@@ -39,8 +39,9 @@ def test_tiles_cover_the_grid(grid: tuple[int, int], factor: int) -> None:
         assert all(span.start % unit == 0 for span in spans), "the decoder's tokens would lie elsewhere"
         for a, b in itertools.pairwise(spans):
             assert a.stop - b.start >= 64 // factor, "neighbours hardly overlap"
-    parts = tiling._parts(grid, factor)
-    assert 1 <= len(parts) <= tiling.PARTS
+    batches = tiling._parts(grid, factor)
+    assert all(1 <= len(batch) <= tiling.PARTS for batch in batches), "more memory than planned"
+    parts = [part for batch in batches for part in batch]
     assert len({(row.stop - row.start, column.stop - column.start) for row, column in parts}) == 1, "no batch"
     for spans, length in zip(zip(*parts, strict=True), grid, strict=True):
         assert min(s.start for s in spans) == 0

@@ -6,9 +6,10 @@ its place in the sequence of calls, which must be the same for every tile. Netwo
 Shapes: B parts of one image, C channels, G groups, H x W pixels of a level.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,8 +22,9 @@ Answer = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and population variance of each group, (G,)."""
+    """Mean and population variance of each group, (G,), over ``count`` values."""
 
+    count: int
     mean: Tensor
     variance: Tensor
 
@@ -32,34 +34,53 @@ class Moments:
         values = x.unflatten(1, (groups, -1)).transpose(0, 1).flatten(1)  # (G, B * C / G * H * W)
         values = values if values.dtype == torch.float64 else values.float()
         variance, mean = torch.var_mean(values, 1, correction=0)
-        return cls(mean, variance)
+        return cls(values.shape[1], mean, variance)
+
+    @classmethod
+    def average(cls, batches: Sequence["Moments"]) -> "Moments":
+        """Of all values of several batches."""
+        count = sum(moments.count for moments in batches)
+        shares = [moments.count / count for moments in batches]
+        mean = torch.stack([share * moments.mean for share, moments in zip(shares, batches, strict=True)]).sum(0)
+        spread = [
+            share * (moments.variance + (moments.mean - mean).square())
+            for share, moments in zip(shares, batches, strict=True)
+        ]
+        return cls(count, mean, torch.stack(spread).sum(0))
 
 
 class NormStatistics:
     """Statistics of every group norm of a network over an image: measured on some parts of it, applied to all.
 
-    The parts run as one batch whose norms have common statistics, so that what each norm passes on, and later norms
-    measure, is what it is in the whole image.
+    Parts from all over the image run as one batch whose norms have common statistics, so that what each norm passes
+    on, and later norms measure, is about what it is in the whole image. Several such batches are averaged.
     """
 
     def __init__(self) -> None:
-        self._moments: list[Moments] = []
+        self._batches: list[list[Moments]] = []
 
     @contextmanager
     def measure(self) -> Iterator[None]:
         """While a batch of parts runs: normalises it as one image, and keeps the statistics."""
+        moments: list[Moments] = []
 
         def answer(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-            self._moments.append(Moments.of(x, groups))
-            return _normalize(x, self._moments[-1], weight, bias, eps)
+            moments.append(Moments.of(x, groups))
+            return _normalize(x, moments[-1], weight, bias, eps)
 
         with _eager(), _GroupNorms(answer):
             yield
+        self._batches.append(moments)
+
+    @cached_property
+    def _averages(self) -> list[Moments]:
+        """Of each norm, in the order of its calls."""
+        return [Moments.average(found) for found in zip(*self._batches, strict=True)]
 
     @contextmanager
     def apply(self) -> Iterator[None]:
         """While a tile runs: its norms use the measured statistics."""
-        moments = iter(self._moments)
+        moments = iter(self._averages)
 
         def answer(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
             return _normalize(x, next(moments), weight, bias, eps)

@@ -9,6 +9,7 @@ that is blended. What is left is that a pixel sees no farther than its tile. The
 the tiles but for rounding.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,9 +31,9 @@ OVERLAP_PIXELS = 64
 TOKEN_PIXELS = 8
 """Side of a token of the decoder's transformer: tiles begin at multiples of it."""
 
-PART_PIXELS, PARTS = 192, 16
-"""Statistics are measured on at most so many squares of so many pixels a side: the memory of 0.6 megapixels."""
-
+PART_PIXELS, PARTS, BATCHES = 256, 4, 8
+"""Statistics are measured on squares of so many pixels a side, so many at a time, in so many batches at most: the
+memory of one tile, the time of two megapixels."""
 
 Track = Callable[[Sequence[Any]], Iterable[Any]]
 """Goes round the tiles, and shows how far the work is."""
@@ -112,9 +113,9 @@ def _in_tiles(
     """
     factor = max(s for _, s in inputs)
     statistics = NormStatistics()
-    parts = _parts(grid, factor)
-    with statistics.measure():
-        network(*(torch.cat([_cut(x, *part, s) for part in parts]) for x, s in inputs))
+    for parts in _parts(grid, factor):
+        with statistics.measure():
+            network(*(torch.cat([_cut(x, *part, s) for part in parts]) for x, s in inputs))
     vertical, horizontal = _weights(tiles.rows, scale), _weights(tiles.columns, scale)
     canvas: Tensor | None = None
     for row, column in _TRACK.get()(list(tiles)):
@@ -134,15 +135,19 @@ def _cut(x: Tensor, row: Span, column: Span, scale: int) -> Tensor:
     return column.of(row.of(x, 2, scale), 3, scale)
 
 
-def _parts(grid: tuple[int, int], factor: int) -> list[tuple[Span, Span]]:
-    """Parts of a grid that stand for all of it: squares of ``PART_PIXELS``, ``PARTS`` at most, spread evenly."""
+def _parts(grid: tuple[int, int], factor: int) -> list[list[tuple[Span, Span]]]:
+    """Batches of parts of a grid that stand for all of it: squares of ``PART_PIXELS``, spread evenly, neighbours in
+    different batches."""
     unit = max(1, TOKEN_PIXELS // factor)
     size = math.ceil(PART_PIXELS / factor / unit) * unit
     counts = [math.ceil(length / size) for length in grid]
-    while counts[0] * counts[1] > PARTS:
+    while counts[0] * counts[1] > PARTS * BATCHES:
         counts[counts.index(max(counts))] -= 1
     rows, columns = (_evenly(length, min(size, length), n, unit) for length, n in zip(grid, counts, strict=True))
-    return [(row, column) for row in rows for column in columns]
+    count = math.ceil(len(rows) * len(columns) / PARTS)
+    places = itertools.product(range(len(rows)), range(len(columns)))
+    parts = [(rows[i], columns[j]) for i, j in sorted(places, key=lambda place: sum(place) % count)]
+    return [parts[i : i + PARTS] for i in range(0, len(parts), PARTS)]
 
 
 def _evenly(length: int, size: int, count: int, unit: int) -> list[Span]:

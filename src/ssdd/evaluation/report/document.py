@@ -167,8 +167,8 @@ def _smoothing(view: View) -> Html:
             tag(
                 "p",
                 "Does a decoder smooth detail away, or invent it? The ratio compares the energy of luma above half of "
-                "Nyquist’s frequency with the originals’, of all crops together. At 1 there is as much fine detail as there "
-                "was; that it is the right detail, only LPIPS, SSIM and the crops below can tell.",
+                "Nyquist’s frequency with the originals’, of all crops together. At 1 there is as much fine detail as "
+                "there was; that it is the right detail, only LPIPS, SSIM and the crops below can tell.",
             ),
             tables.over_smoothing(view),
             tag("h3", "Colour shift"),

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from ssdd import AutoencoderSSDD
-from ssdd.data.images import image_to_tensor, read_image
+from ssdd.data.images import read_image
+from ssdd.data.pixels import image_to_tensor
 from ssdd.tiling import Span, TileGrid
 
 

@@ -23,7 +23,7 @@ from ssdd.codec import (
     pad_to_multiple,
     save_encoded,
 )
-from ssdd.data.images import image_to_tensor
+from ssdd.data.pixels import image_to_tensor
 from ssdd.files import OutputExists
 
 Picture = Callable[..., np.ndarray]

@@ -51,7 +51,7 @@ def test_one_step_is_noise_plus_velocity() -> None:
     assert torch.equal(flow.euler_sample(velocity, noise, 1), noise + (0.5 * noise + 1))
     assert len(seen) == 1
     assert torch.equal(seen[0][0], noise)
-    assert torch.equal(seen[0][1], torch.ones(2))
+    assert torch.equal(seen[0][1], torch.ones(1))
 
 
 @pytest.mark.parametrize("steps", [1, 3, 8])

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ssdd import AutoencoderSSDD, tiling
-from ssdd.data.images import image_to_tensor
+from ssdd.data.pixels import image_to_tensor
 from ssdd.norm_statistics import NormStatistics
 from ssdd.tiling import Span, TileGrid, decode_tiles, encode_tiles
 

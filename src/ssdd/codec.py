@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .data.images import image_to_tensor, tensor_to_image
+from .data.pixels import image_to_tensor, tensor_to_image
 from .files import atomic_path
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
-"""``velocity(x_t, t)`` with x_t (B, ...) and t (B,); returns a tensor like x_t."""
+"""``velocity(x_t, t)`` with x_t (B, ...) and t (B,), or (1,) where all have the same; returns a tensor like x_t."""
 
 
 def interpolate(x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def euler_sample(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
     x = noise if noise.dtype == torch.float64 else noise.float()
     times = euler_times(steps)
     for now, after in itertools.pairwise(times):
-        t = torch.full((x.shape[0],), now, dtype=x.dtype, device=x.device)
+        t = torch.full((1,), now, dtype=x.dtype, device=x.device)
         x = x + (now - after) * velocity(x, t).to(x.dtype)
     return x
 

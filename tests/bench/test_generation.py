@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from ssdd.bench.generation import GenerationBench, bench_generation
+from ssdd.bench.config import GenerationBench
+from ssdd.bench.generation import bench_generation
 from ssdd.bench.timing import Times, take_turns
 
 Ssdd = Callable[..., Any]
@@ -36,9 +38,10 @@ def test_table_and_file(ssdd: Ssdd, tmp_path: Path) -> None:
 
 def test_steps_and_guidance_are_counted() -> None:
     """A table whose GFLOPs are those of other settings than the measured ones."""
+    small = GenerationBench("tiny/2", "XXS", 32, 1, rounds=1, dtype="fp32")
     found = []
     for steps, guidance in ((1, 1.0), (3, 2.0)):
-        settings = GenerationBench("tiny/2", "XXS", 32, 1, steps, guidance, torch.float32, rounds=1)
+        settings = replace(small, steps=steps, guidance=guidance)
         found.append(bench_generation(settings, torch.device("cpu"))[1].dit_gflop)
     assert found[1] == pytest.approx(2 * 3 * found[0])
 

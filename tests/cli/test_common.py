@@ -1,14 +1,17 @@
 """What the commands share: going through files, refusing outputs, choosing a device, tiling."""
 
+import logging
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ssdd.cli.common import ModelOptions, check_outputs, for_each, require, tile_if_large
+from ssdd.cli.common import ModelOptions, check_outputs, for_each, require, run_training, tile_if_large
 from ssdd.files import OutputExists
+from ssdd.training.watch import TrainingStopped
 
 
 @pytest.mark.parametrize(
@@ -53,6 +56,23 @@ def test_an_error_of_the_program_is_not_hidden() -> None:
 
     with pytest.raises(KeyError):
         for_each(["a"], str, work, "done")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_end_of_a_training(rank: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler starts a stopped run again by its status; of several processes one prints."""
+
+    def stopped() -> Path:
+        raise TrainingStopped(signal.SIGTERM, 640)
+
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setattr(logging.getLogger("httpx"), "level", logging.NOTSET)
+    assert run_training("train", lambda: Path("run/model")) == 0
+    assert capsys.readouterr().out == ("trained model in run/model\n" if rank == 0 else "")
+    assert run_training("generate", stopped) == 143
+    err = capsys.readouterr().err
+    assert ("ssdd generate: stopped by SIGTERM at 640 images" in err) == (rank == 0)
+    assert logging.getLogger("httpx").level == logging.WARNING, "every request to the hub is a line of the log"
 
 
 def test_require() -> None:

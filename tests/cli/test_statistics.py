@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from ssdd import AutoencoderSSDD
 from ssdd.checkpoints.embedded import embedded_folder
-from ssdd.data.images import image_to_tensor, read_image
+from ssdd.data.images import read_image
+from ssdd.data.pixels import image_to_tensor
 from ssdd.data.transforms import centre_crop
 
 Ssdd = Callable[..., Any]

@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +15,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from ssdd.data.sources import open_source
+from ssdd.evaluation.compare import Entry, compare
+from ssdd.evaluation.contestants import Bicubic
 from ssdd.evaluation.dreamsim import KINDS, DreamSim, load_dreamsim
+from ssdd.evaluation.protocols import EvaluationSet, Protocol
+from ssdd.evaluation.results import as_dict, as_text
 from ssdd.evaluation.weights import MissingWeights
 
 
@@ -200,6 +206,27 @@ def test_the_hash_is_of_the_weights(calls: list[dict[str, Any]], tmp_path: Path)
         digests.add(load_dreamsim("cpu", "ensemble", tmp_path).sha256)
     assert len(digests) == len(weights) + 1, "a file changes and the report does not"
     assert {len(digest) for digest in digests} == {hashlib.sha256().digest_size * 2}
+
+
+def test_an_evaluation_says_which_dreamsim(
+    loaded: DreamSim, tmp_path: Path, picture: Callable[..., np.ndarray]
+) -> None:
+    """A number that nobody can repeat: of which of the kinds, with which weights?"""
+    (tmp_path / "photographs").mkdir()
+    Image.fromarray(picture(40, 48)).save(tmp_path / "photographs" / "a.png")
+    photographs = EvaluationSet(open_source([tmp_path / "photographs"]), Protocol("test-v1", "centre", 32))
+    comparison = compare([Entry(Bicubic(8))], photographs, workers=0, other_metrics={"dreamsim": loaded})
+    found = as_dict(comparison)
+    assert found["rows"][0]["image_metrics"]["dreamsim"]["mean"] > 0
+    described = {"name": "dreamsim-clip_vitb32", "sha256": loaded.sha256, "preprocessing": loaded.preprocessing}
+    assert found["other_metrics"] == {"dreamsim": described}
+    table, _, notes = as_text(comparison).partition("\n\n")
+    assert "DreamSim" in table
+    note = f"DreamSim is dreamsim-clip_vitb32: {loaded.preprocessing}; sha256 {loaded.sha256[:16]}"
+    assert note in notes.splitlines()
+    without = compare([Entry(Bicubic(8))], photographs, workers=0)
+    assert as_dict(without)["other_metrics"] == {}
+    assert "DreamSim" not in as_text(without)
 
 
 def test_by_default_beside_the_other_weights(

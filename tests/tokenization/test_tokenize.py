@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from ssdd import AutoencoderSSDD
-from ssdd.data.images import image_to_tensor, read_image
+from ssdd.data.images import read_image
+from ssdd.data.pixels import image_to_tensor
 from ssdd.data.transforms import centre_crop
 from ssdd.tokenization import CropProtocol, LatentDataset, OpenJob, settle_plan, tokenize, verify, write_shard
 from ssdd.tokenization.source import LabelledSource

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ssdd import AutoencoderSSDD, flow
-from ssdd.data.images import image_to_tensor
+from ssdd.data.pixels import image_to_tensor
 from ssdd.training.config import TrainConfig
 from ssdd.training.loop import train
 from ssdd.training.random import BatchRandom

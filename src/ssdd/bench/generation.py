@@ -16,27 +16,14 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..autoencoder import AutoencoderSSDD
+from ..dtypes import DTYPES
 from ..generation.model import build_dit, dit_size
 from ..generation.sampling import Sampling, guided_velocity, integrate
 from ..nn.presets import decoder_size, encoder_size
+from .config import GenerationBench
 from .timing import Times, take_turns
 
 CLASSES = 1000
-
-
-@dataclass(frozen=True)
-class GenerationBench:
-    """What all contenders share. steps: of Euler. guidance: 1 for none, with half of the DiT's work."""
-
-    dit: str = "XL/2"
-    decoder: str = "S"
-    image_size: int = 256
-    batch_size: int = 8
-    steps: int = 50
-    guidance: float = 4.0
-    dtype: torch.dtype = torch.bfloat16
-    compile: bool = False
-    rounds: int = 3
 
 
 @dataclass(frozen=True)
@@ -91,10 +78,10 @@ def bench_generation(
 
 def _contender(kind: str, encoder: str, settings: GenerationBench, device: torch.device) -> _Contender:
     size = encoder_size(encoder)
-    grid = settings.image_size // size.factor
+    grid, dtype = settings.image_size // size.factor, DTYPES[settings.dtype]
     latent = (size.latent_channels, grid, grid)
-    dit = build_dit(settings.dit, latent, CLASSES).to(device, settings.dtype).eval().requires_grad_(False)
-    vae = _autoencoder(kind, encoder, settings).to(device, settings.dtype).eval().requires_grad_(False)
+    dit = build_dit(settings.dit, latent, CLASSES).to(device, dtype).eval().requires_grad_(False)
+    vae = _autoencoder(kind, encoder, settings).to(device, dtype).eval().requires_grad_(False)
     if settings.compile:
         dit.compile()
         vae.decoder.compile()
@@ -109,7 +96,7 @@ def _contender(kind: str, encoder: str, settings: GenerationBench, device: torch
 
     @torch.inference_mode()
     def decode() -> Tensor:
-        return vae.decode(noise.to(settings.dtype)).sample
+        return vae.decode(noise.to(dtype)).sample
 
     @torch.inference_mode()
     def once() -> Tensor:

@@ -5,11 +5,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
+from ..bench.config import GenerationBench
+from ..text import aligned
 from .common import ModelOptions, parse_options
 
 if TYPE_CHECKING:
@@ -25,24 +27,9 @@ ssdd bench WHAT --help lists the options."""
 
 
 @dataclass(frozen=True)
-class Generation:
+class Generation(GenerationBench):
     """From noise to images: DiT and decoder, KL-VAE f8c4 against SSDD f16c4 and f8c4, with random weights."""
 
-    dit: str = "XL/2"
-    """XL/2, L/2, B/2, S/2, tiny/2."""
-    decoder: str = "S"
-    """Size of our decoder."""
-    image_size: int = 256
-    batch_size: int = 8
-    steps: int = 50
-    """Euler steps of the DiT."""
-    guidance: float = 4.0
-    """Classifier-free guidance; 1 for none, with half of the DiT's work."""
-    rounds: int = 3
-    """Measured rounds, in which the contenders take turns; one more to warm up."""
-    compile: bool = False
-    """torch.compile the DiT and the decoders."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "bf16"
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, ..."""
     out: Path | None = None
@@ -63,7 +50,7 @@ def parse(arguments: Sequence[str]) -> Generation:
 
 
 def run(options: Generation) -> int:
-    from ..bench.generation import GenerationBench, bench_generation
+    from ..bench.generation import bench_generation
     from ..files import atomic_path
 
     if min(options.batch_size, options.steps, options.rounds, options.image_size) < 1 or options.guidance < 0:
@@ -71,11 +58,8 @@ def run(options: Generation) -> int:
     if options.out is not None and options.out.exists() and not options.overwrite:
         raise ValueError(f"{options.out} exists already; pass --overwrite to replace it")
     device = ModelOptions(device=options.device).torch_device()
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.dtype]
-    names = ("dit", "decoder", "image_size", "batch_size", "steps", "guidance", "compile", "rounds")
-    settings = GenerationBench(**{name: getattr(options, name) for name in names}, dtype=dtype)
     with tqdm(total=3 * (options.rounds + 1), desc="rounds", leave=False) as bar:
-        found = bench_generation(settings, device, bar.update)
+        found = bench_generation(options, device, bar.update)
     print(_table(found, options.batch_size))
     print(f"\n{_setting(options, device)}")
     if options.out is not None:
@@ -102,11 +86,7 @@ def _table(found: "list[GenerationSpeed]", batch: int) -> str:
                 f"{speed.total.ratio(first):.2f}x",
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
-    )
+    return "\n".join(aligned(lines))
 
 
 def _setting(options: Generation, device: torch.device) -> str:

@@ -1,5 +1,6 @@
 """What the commands share: options of the model, loading it, going through many files."""
 
+import logging
 import os
 import re
 import sys
@@ -7,12 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import tyro
 from tqdm import tqdm
 
+from ..dtypes import DTYPES, Dtype
 from ..files import OutputExists
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ class ModelOptions:
     """Embedded name, folder, or Hugging Face id."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    dtype: Dtype = "fp32"
     """Precision of the networks."""
 
     def load(self) -> "AutoencoderSSDD":
@@ -42,8 +44,7 @@ class ModelOptions:
 
         self._check_name()
         device = self.torch_device()
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.dtype]
-        return AutoencoderSSDD.from_pretrained(self._place(), torch_dtype=dtype).to(device).eval()
+        return AutoencoderSSDD.from_pretrained(self._place(), torch_dtype=DTYPES[self.dtype]).to(device).eval()
 
     def _place(self) -> str:
         """The model's own name, or its result where that is the folder of a training run."""
@@ -116,6 +117,27 @@ def for_each(items: Sequence[T], name: Callable[[T], str], work: Callable[[T], N
     if failed:
         print(f"{verb} {len(items) - failed} of {len(items)} files; {failed} failed", file=sys.stderr)
     return 1 if failed else 0
+
+
+def run_training(command: str, train: Callable[[], Path]) -> int:
+    """Runs a training that returns its result's folder. Under torchrun one process speaks for all; each one warns.
+
+    Returns the exit status: 0, or 128 and the number of the signal that stopped it.
+    """
+    from ..training.watch import TrainingStopped
+
+    main = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.INFO if main else logging.WARNING, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        model = train()
+    except TrainingStopped as stopped:
+        if main:
+            print(f"ssdd {command}: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal_number
+    if main:
+        print(f"trained model in {model}")
+    return 0
 
 
 def require(items: Sequence[T], what: str, paths: Sequence[Path]) -> Sequence[T]:

@@ -11,6 +11,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from ..dtypes import DTYPES
 from ..files import atomic_path
 from .common import DEFAULT_MODEL, ModelOptions, check_outputs, parse_options
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from ..processes import Processes
 
 RESULTS, REPORT = "evaluation.json", "report.html"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)

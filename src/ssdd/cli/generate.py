@@ -2,29 +2,26 @@
 
 import difflib
 import json
-import logging
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 import tyro
 from tqdm import tqdm
 
+from ..dtypes import DTYPES, Dtype
 from ..files import atomic_path
 from ..generation.config import GenerationConfig
 from ..recipes.generation import GENERATION_RECIPES, summary
-from .common import DEFAULT_MODEL, ModelOptions, check_outputs, parse_options
+from .common import DEFAULT_MODEL, ModelOptions, check_outputs, parse_options, run_training
 
 if TYPE_CHECKING:
     from ..generation.result import Generator, LatentFacts
     from ..generation.sampling import Sampling
 
 GRID, NPZ, FACTS = "grid.png", "samples.npz", "samples.json"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _USAGE = """usage: ssdd generate train LATENTS [--recipe NAME] [--out RUN] [OPTIONS]
        ssdd generate sample RUN --decoder MODEL [OPTIONS]
@@ -71,7 +68,7 @@ class SampleOptions:
     """Replace existing files."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    dtype: Dtype = "fp32"
     """Precision of both networks."""
 
     def sampling(self, guidance: float) -> "Sampling":
@@ -164,25 +161,11 @@ def _wrong_usage(message: str) -> None:
 
 def run(options: Train | Sample | Evaluate) -> int:
     if isinstance(options, Train):
-        return _train(options)
+        from ..generation.task import train_generator
+
+        recipe, out = options.recipe, options.out
+        return run_training("generate", lambda: train_generator(recipe, out))
     return _sample(options) if isinstance(options, Sample) else _evaluate(options)
-
-
-def _train(options: Train) -> int:
-    from ..generation.task import train_generator
-    from ..training.watch import TrainingStopped
-
-    main = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(level=logging.INFO if main else logging.WARNING, format="%(message)s")
-    try:
-        model = train_generator(options.recipe, options.out)
-    except TrainingStopped as stopped:
-        if main:
-            print(f"ssdd generate: {stopped}", file=sys.stderr)
-        return 128 + stopped.signal_number
-    if main:
-        print(f"trained model in {model}")
-    return 0
 
 
 def _sample(options: Sample) -> int:

@@ -5,12 +5,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import torch
 import tyro
 from tqdm import tqdm
 
+from ..dtypes import DTYPES, Dtype
 from .common import ModelOptions, check_outputs, parse_options
 
 
@@ -38,7 +37,7 @@ class Statistics:
     """Processes that read and crop."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    dtype: Dtype = "fp32"
     """Precision of the networks; the statistics are float64 always."""
 
 
@@ -62,9 +61,8 @@ def run(options: Statistics) -> int:
     folder = saved_folder(options.model) if options.save else None
     evaluation_set = EvaluationSet(open_source(options.data), protocol)
     device = ModelOptions(device=options.device).torch_device()
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.dtype]
     measured = latent_statistics(
-        load_contestant(options.model, device, dtype),
+        load_contestant(options.model, device, DTYPES[options.dtype]),
         evaluation_set,
         limit=options.limit,
         batch_size=options.batch_size,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 from tqdm import tqdm
 
+from ..dtypes import Dtype
 from .common import DEFAULT_MODEL, ModelOptions, parse_options
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Tokenize:
     """Processes that read and crop."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    dtype: Dtype = "fp32"
     """Precision of the network."""
 
     def job(self) -> "TokenizeJob":

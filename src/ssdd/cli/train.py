@@ -1,8 +1,6 @@
 """``ssdd train RECIPE``: trains by a recipe; every setting can be overridden."""
 
 import difflib
-import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ import tyro
 
 from ..recipes import RECIPES, overview
 from ..training.config import TrainConfig
+from .common import run_training
 
 _USAGE = """usage: ssdd train RECIPE [OPTIONS]
 
@@ -55,17 +54,5 @@ def parse(arguments: Sequence[str]) -> Train:
 
 def run(options: Train) -> int:
     from ..training.loop import train
-    from ..training.watch import TrainingStopped
 
-    main = os.environ.get("RANK", "0") == "0"  # under torchrun one process speaks for all; warnings come from each
-    logging.basicConfig(level=logging.INFO if main else logging.WARNING, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
-        model = train(options.recipe, options.out)
-    except TrainingStopped as stopped:
-        if main:
-            print(f"ssdd train: {stopped}", file=sys.stderr)
-        return 128 + stopped.signal_number
-    if main:
-        print(f"trained model in {model}")
-    return 0
+    return run_training("train", lambda: train(options.recipe, options.out))

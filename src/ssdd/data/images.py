@@ -1,4 +1,4 @@
-"""Image files to pixels and back: `uint8 HWC RGB <-> float CHW in [-1, 1]`.
+"""Image files to pixels, uint8 (H, W, 3), and back.
 
 Every image enters through `read_image`, which either returns pixels that all come from the file or raises
 `ImageError` with one line that a user can act on.
@@ -15,14 +15,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from PIL import Image
 from PIL import ImageFile as PilFile
 
 from ..files import atomic_path
-
-Pixels = NDArray[np.uint8]
+from .pixels import Pixels, check_pixels
 
 MAX_PIXELS = 1 << 28
 """The default limit on width x height, 16384 x 16384: beyond it a file is taken for a decompression bomb."""
@@ -106,31 +103,6 @@ def pil_to_image(image: Image.Image, *, name: str = "<image>") -> Pixels:
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB")).copy()
 
 
-def image_to_tensor(image: Pixels) -> torch.Tensor:
-    """Map pixels, uint8 (H, W, 3), to x = pixels / 127.5 - 1: float32 (3, H, W) in [-1, 1].
-
-    Raises `ValueError` for another shape or type.
-    """
-    _check_pixels(image)
-    return torch.tensor(np.ascontiguousarray(image.transpose(2, 0, 1))).float().div_(127.5).sub_(1.0)
-
-
-def tensor_to_image(x: torch.Tensor) -> Pixels:
-    """Map x, any float type, (3, H, W) or (B, 3, H, W), to pixels, uint8 (H, W, 3) or (B, H, W, 3).
-
-    Values are clamped to [-1, 1] and rounded to the nearest of 256 levels: the inverse of `image_to_tensor`.
-    Raises `ValueError` for NaN, and for another shape or type.
-    """
-    shape = tuple(x.shape)
-    if not x.is_floating_point() or x.ndim not in (3, 4) or x.shape[-3] != 3:
-        raise ValueError(f"expected a float tensor (3, H, W) or (B, 3, H, W), found {x.dtype} {shape}")
-    x = x.detach().to(torch.float32)
-    if bool(torch.isnan(x).any()):
-        raise ValueError(f"expected image values in [-1, 1], found NaN in a tensor of shape {shape}")
-    levels = x.clamp(-1.0, 1.0).add(1.0).mul(127.5).round().to(torch.uint8)
-    return levels.movedim(-3, -1).contiguous().cpu().numpy()
-
-
 def save_image(path: str | os.PathLike[str], image: Pixels, *, overwrite: bool = False) -> None:
     """Save pixels, uint8 (H, W, 3), atomically: `.png`, `.jpg` or `.jpeg` (quality 95), `.webp` (lossless).
 
@@ -140,7 +112,7 @@ def save_image(path: str | os.PathLike[str], image: Pixels, *, overwrite: bool =
     label, suffix = printable(os.fspath(path)), Path(path).suffix.lower()
     if suffix not in _WRITERS:
         raise ImageError(f"{label}: expected a name in {', '.join(_WRITERS)}, found {suffix or 'no suffix'}")
-    _check_pixels(image)
+    check_pixels(image)
     kind, options, longest = _WRITERS[suffix]
     if max(image.shape) > longest:
         raise ImageError(f"{label}: expected sides up to {longest} for {kind}, found {max(image.shape)}")
@@ -332,11 +304,6 @@ def _float_levels(image: Image.Image, label: str) -> Pixels:
     if not (low * scale >= -0.5 and high * scale <= 255.5):
         raise ImageError(f"{label}: expected float levels in [0, 1] or [0, 255], found {low:g} to {high:g}")
     return np.rint(raw * scale).clip(0, 255).astype(np.uint8)
-
-
-def _check_pixels(image: Pixels) -> None:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise ValueError(f"expected uint8 pixels of shape (H, W, 3), found {image.dtype} {image.shape}")
 
 
 def printable(text: str) -> str:

@@ -69,7 +69,7 @@ class TarSource:
         """The encoded image. Raises ImageError if it cannot be read whole."""
         name, offset, size = self.name(index), int(self._offsets[index]), int(self._sizes[index])
         try:
-            content = os.pread(_opened(str(self.path), self._version).descriptor, size, offset)
+            content = os.pread(opened_file(str(self.path), self._version).descriptor, size, offset)
         except OSError as error:
             raise ImageError(f"{printable(name)}: expected a readable tar file, found {reason_of(error)}") from error
         if len(content) != size:
@@ -84,7 +84,7 @@ class TarSource:
         return read_image(io.BytesIO(self.content(index)), name=self.name(index))
 
 
-class _Opened:
+class OpenedFile:
     """A file opened for reading, closed when nobody refers to it any more."""
 
     def __init__(self, path: str) -> None:
@@ -96,9 +96,12 @@ class _Opened:
 
 
 @functools.lru_cache(maxsize=_OPEN_FILES)
-def _opened(path: str, version: tuple[int, ...]) -> _Opened:
-    """The files read last, in each process. ``pread`` has no position that forked processes would share."""
-    return _Opened(path)
+def opened_file(path: str, version: tuple[int, ...]) -> OpenedFile:
+    """The files read last stay open, in each process. ``pread`` has no position that forked processes would share.
+
+    version: what tells the file from one that takes its place later.
+    """
+    return OpenedFile(path)
 
 
 def _images(file: io.FileIO, size: int, label: str) -> Iterator[tuple[str, int, int]]:

@@ -48,15 +48,17 @@ class Row(Measured):
 
 @dataclass(frozen=True)
 class Comparison:
-    """All rows, the protocol, what of the data was used, and which extractors by which files.
+    """All rows, the protocol, what of the data was used, and which extractors and other metrics by which files.
 
-    original_spectrum: of the crops. size: height and width of most of them, which FLOPs are of.
+    other_metrics: by the name of their column. original_spectrum: of the crops. size: height and width of most of them,
+    which FLOPs are of.
     """
 
     protocol: Protocol
     census: Census
     rows: list[Row]
     extractors: list[Extractor]
+    other_metrics: dict[str, PairMetric]
     original_spectrum: MeanSpectrum
     size: tuple[int, int]
 
@@ -114,7 +116,15 @@ def compare(
         Row(**vars(measured), entry=entry, size=result.size, distances=distances)
         for entry, measured, distances in zip(entries, result.measured, result.distances, strict=True)
     ]
-    return Comparison(evaluation_set.protocol, result.census, rows, list(extractors), result.spectrum, result.size)
+    return Comparison(
+        evaluation_set.protocol,
+        result.census,
+        rows,
+        list(extractors),
+        dict(other_metrics or {}),
+        result.spectrum,
+        result.size,
+    )
 
 
 def _result(shares: list[Share], extractors: list[str]) -> _Result:

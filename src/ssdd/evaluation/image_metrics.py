@@ -6,19 +6,33 @@ Shapes: B batch, H x W pixels, N planes (one channel of one image), n crops, M m
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.images import tensor_to_image
+from ..data.pixels import images_to_tensor, tensor_to_image
 from ..objectives.perceptual import LPIPS, LPIPSNetwork
 
 Images = np.ndarray | Tensor
 """uint8 (B, H, W, 3)."""
 
-PairMetric = Callable[[Tensor, Tensor], np.ndarray]
-"""Of original and reconstruction, uint8 (B, H, W, 3) on one device: (B,) float64."""
+
+class PairMetric(Protocol):
+    """A metric beside our own, by a network.
+
+    Attributes:
+        name: of the network. sha256: of its weights, in hexadecimal. preprocessing: one line for reports.
+    """
+
+    name: str
+    sha256: str
+    preprocessing: str
+
+    def __call__(self, original: Tensor, reconstruction: Tensor, /) -> np.ndarray:
+        """Of uint8 (B, H, W, 3) on one device: (B,) float64."""
+
 
 DESCRIPTIONS = {
     "mse": "mean squared error of values in [0, 1]",
@@ -149,7 +163,7 @@ def _lpips_whole(net: LPIPS, x: Tensor, y: Tensor) -> np.ndarray:
         torch.autocast(x.device.type, enabled=False),
         torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False),
     ):
-        a, b = (i.permute(0, 3, 1, 2).float().div(127.5).sub(1.0) for i in (x, y))
+        a, b = images_to_tensor(x), images_to_tensor(y)
         return net(b, a).double().cpu().numpy()
 
 

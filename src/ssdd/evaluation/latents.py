@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import __version__
 from ..checkpoints.kl_vae import read_config
 from ..checkpoints.places import find_model
+from ..data.pixels import images_to_tensor
 from ..files import atomic_path
 from ..statistics import LatentStatistics
 from .batches import Progress, crop_batches, nothing_usable, unchanged
@@ -79,7 +80,7 @@ def latent_statistics(
     indices = _drawn(len(evaluation_set), limit, evaluation_set.protocol.seed)
     for crops in crop_batches(evaluation_set, census, batch_size, workers, progress, indices):
         pixels = torch.from_numpy(np.stack([crop.pixels for crop in crops])).to(device)
-        z = contestant.encode(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
+        z = contestant.encode(images_to_tensor(pixels))
         if not isinstance(z, Tensor):
             raise ValueError(f"{contestant.name}: expected a model with a latent tensor, found none to measure")
         statistics.update(z, [f"{contestant.name}, {crop.key}" for crop in crops])

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.pixels import images_to_tensor
 from .batches import Progress, crop_batches
 from .contestants import Contestant
 from .feature_sets import FeatureSet
@@ -134,7 +135,7 @@ def measure(
     protocol = evaluation_set.protocol
     for crops in crop_batches(evaluation_set, share.census, batch_size, workers, progress, indices):
         pixels = np.stack([crop.pixels for crop in crops])
-        images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        images = images_to_tensor(torch.from_numpy(pixels).to(device))
         keys = [crop.key for crop in crops]
         batch = _Batch(keys, [protocol.number(key) for key in keys], pixels, images, spectra(pixels))
         share.sizes[pixels.shape[1:3]] += len(crops)

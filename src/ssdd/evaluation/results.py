@@ -9,6 +9,7 @@ import torch
 import torchvision
 
 from .. import __version__
+from ..text import aligned
 from .compare import Comparison, Row
 from .image_metrics import DESCRIPTIONS
 from .tables import Estimate
@@ -39,6 +40,10 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
             {"name": e.name, "width": e.width, "sha256": e.sha256, "preprocessing": e.preprocessing}
             for e in comparison.extractors
         ],
+        "other_metrics": {
+            column: {"name": m.name, "sha256": m.sha256, "preprocessing": m.preprocessing}
+            for column, m in comparison.other_metrics.items()
+        },
         "flops_of_image": {"height": height, "width": width},
         "spectrum": {
             "cycles_per_pixel": comparison.original_spectrum.frequency.tolist(),
@@ -124,7 +129,7 @@ def as_text(comparison: Comparison) -> str:
             f"{1 / seconds(row.decode_seconds):.2f}",
         ]
         lines.append(cells)
-    text = _aligned(lines)
+    text = aligned(lines)
     found = comparison.census.describe()
     notes = [f"{comparison.protocol.name}: {found['crops']} crops of {found['images']} images"]
     notes.append(f"{found['skipped_images']} skipped, {found['enlarged_images']} enlarged; ± half of the 95 % interval")
@@ -137,6 +142,10 @@ def as_text(comparison: Comparison) -> str:
     notes.append(f"FLOPs: of one image of {height} x {width}, a multiplication and an addition are two")
     notes += [f"{name}: {value}" for name, value in comparison.protocol.describe().items() if name != "protocol"]
     notes += [f"extractor {e.name}: {e.preprocessing}; sha256 {e.sha256[:16]}" for e in comparison.extractors]
+    notes += [
+        f"{heading(column)} is {m.name}: {m.preprocessing}; sha256 {m.sha256[:16]}"
+        for column, m in comparison.other_metrics.items()
+    ]
     dtypes = {row.entry.label: row.entry.contestant.describe()["dtype"] for row in comparison.rows}
     notes.append("dtype: " + ", ".join(f"{label} {dtype}" for label, dtype in dtypes.items()))
     notes.append(", ".join(f"{name} {version}" for name, version in software().items()))
@@ -156,14 +165,6 @@ def _cell(name: str, estimate: Estimate | None) -> str:
         return "-"
     digits = _DIGITS.get(name, 3)
     return f"{estimate.mean:.{digits}f} ±{(estimate.high - estimate.low) / 2:.{digits}f}"
-
-
-def _aligned(lines: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rows = (
-        [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))] for r in lines
-    )
-    return ["  ".join(cells) for cells in rows]
 
 
 def _precision(comparison: Comparison) -> list[str]:

@@ -15,6 +15,7 @@ from ..evaluation.feature_sets import FeatureSet, set_distances
 from ..evaluation.features import Extractor
 from ..evaluation.protocols import PROTOCOLS, Census, EvaluationSet, Protocol
 from ..evaluation.results import software
+from ..text import aligned
 from .decoding import spatial_factor
 from .result import Generator
 from .sampling import Sampling, generate_images
@@ -145,9 +146,7 @@ def as_text(results: Sequence[GuidedResult], reference: Reference, labels: Seque
             mark = "" if found.get("frechet_reliable") else "*"
             cells = [f"{found[c]:.4g}{mark if c == 'frechet' else ''}" if c in found else "-" for c in _COLUMNS]
             lines.append([f"{result.sampling.guidance:g}", name, *cells])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in lines]
-    return "\n".join([*table, "", *_protocol(results, reference, labels)])
+    return "\n".join([*aligned(lines, left=0), "", *_protocol(results, reference, labels)])
 
 
 def _protocol(results: Sequence[GuidedResult], reference: Reference, labels: Sequence[int | None]) -> list[str]:

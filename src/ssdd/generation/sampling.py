@@ -14,7 +14,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from torch import Tensor
 
-from ..data.images import tensor_to_image
+from ..data.pixels import tensor_to_image
 from ..flow import Velocity
 from .model import TIMESTEPS, null_class, predict_velocity
 from .result import Generator

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .norms import fused_norm_silu, norm_silu
+
 
 def run(block: nn.Module, *inputs: Any, recompute: bool) -> Tensor:
     """``block(*inputs)``; with ``recompute`` its activations are computed again in the backward pass, not kept."""
@@ -19,11 +21,14 @@ def run(block: nn.Module, *inputs: Any, recompute: bool) -> Tensor:
 
 
 class AdaptiveGroupNorm(nn.Module):
-    """GroupNorm without weights, then ``x * (1 + scale) + shift`` with both predicted from the context map.
+    """GroupNorm without weights, then ``x * (1 + scale) + shift`` with both predicted from the context map; SiLU.
 
     The 1x1 convolution runs on the latent grid, and its result is repeated onto the level: the same values as
     the other way round, at a fraction of the cost.
     """
+
+    fused = False
+    """Whether ``fused_norm_silu`` is used."""
 
     def __init__(self, channels: int, context_channels: int, groups: int) -> None:
         super().__init__()
@@ -32,9 +37,23 @@ class AdaptiveGroupNorm(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x: (B, C, H, W); context: (B, E, h, w); returns (B, C, H, W)."""
-        modulation = F.interpolate(self.modulation(context), size=x.shape[-2:], mode="nearest")
-        scale, shift = modulation.chunk(2, dim=1)
-        return F.group_norm(x, self.groups, eps=1e-5) * (1 + scale) + shift
+        scale, shift = self.modulation(context).chunk(2, dim=1)
+        return (fused_norm_silu if self.fused else norm_silu)(x, self.groups, 1 + scale, shift, 1e-5)
+
+
+class GroupNormSilu(nn.GroupNorm):
+    """GroupNorm, an optional modulation per channel, SiLU."""
+
+    fused = False
+    """Whether ``fused_norm_silu`` is used."""
+
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """x: (B, C, H, W); scale, shift: (B or 1, C), for ``norm(x) * (1 + scale) + shift``; returns (B, C, H, W)."""
+        weight, bias = self.weight[None], self.bias[None]
+        if scale is not None and shift is not None:
+            weight, bias = weight * (1 + scale), bias * (1 + scale) + shift
+        weight, bias = weight[:, :, None, None], bias[:, :, None, None]
+        return (fused_norm_silu if self.fused else norm_silu)(x, self.num_groups, weight, bias, self.eps)
 
 
 class ResNetBlock(nn.Module):
@@ -47,16 +66,16 @@ class ResNetBlock(nn.Module):
         self.norm1 = AdaptiveGroupNorm(in_channels, context_channels, groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time = nn.Linear(time_features, 2 * out_channels)  # scale, shift
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=1e-5)
+        self.norm2 = GroupNormSilu(groups, out_channels, eps=1e-5)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, context: Tensor, time: Tensor) -> Tensor:
-        """x: (B, C, H, W); context: (B, E, h, w); time: (B, T); returns (B, C', H, W)."""
-        hidden = self.conv1(F.silu(self.norm1(x, context)))
-        scale, shift = self.time(F.silu(time))[:, :, None, None].chunk(2, dim=1)  # (B, C', 1, 1) each
-        hidden = self.norm2(hidden) * (1 + scale) + shift
-        return self.shortcut(x) + self.conv2(F.silu(hidden))
+        """x: (B, C, H, W); context: (B, E, h, w); time: (B, T), or (1, T) for all; returns (B, C', H, W)."""
+        scale, shift = self.time(F.silu(time)).chunk(2, dim=1)  # (B or 1, C') each
+        hidden = self.conv1(self.norm1(x, context))
+        hidden = self.conv2(self.norm2(hidden, scale, shift))
+        return hidden.add_(self.shortcut(x))  # a convolution's gradient does not need its result
 
 
 class Downsample(nn.Module):
@@ -79,5 +98,19 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, C, ceil(H/2), ceil(W/2)), size (H, W) -> (B, C, H, W)."""
+        if size == (2 * x.shape[-2], 2 * x.shape[-1]):
+            return F.conv_transpose2d(x, transposed_kernel(self.conv.weight), self.conv.bias, stride=2, padding=1)
         x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         return self.conv(x[..., : size[0], : size[1]])
+
+
+def transposed_kernel(weight: Tensor) -> Tensor:
+    """The kernel with which a transposed convolution of stride 2 is nearest x2 and then a 3x3 convolution.
+
+    Of the nine products of an output pixel several share their input pixel; adding up their weights first leaves four,
+    so 4/9 of the work. (C', C, 3, 3) -> (C, C', 4, 4).
+    """
+    kernel = weight.flip(2, 3).transpose(0, 1)  # a transposed convolution turns its kernel round
+    ahead, behind = F.pad(kernel, (0, 1, 0, 0)), F.pad(kernel, (1, 0, 0, 0))
+    wide = ahead + behind  # (C, C', 3, 4)
+    return F.pad(wide, (0, 0, 0, 1)) + F.pad(wide, (0, 0, 1, 0))

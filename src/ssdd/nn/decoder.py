@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import Downsample, ResNetBlock, Upsample, run
+from .blocks import Downsample, GroupNormSilu, ResNetBlock, Upsample, run
 from .presets import DecoderSize
 from .transformer import TransformerBlock
 
@@ -149,7 +149,7 @@ class Decoder(nn.Module):
             self.up.append(UpLevel(cin, cout, taken, first, time, size.groups, last=i == len(channels) - 1))
             cin = cout
 
-        self.norm_out = nn.GroupNorm(size.groups, first, eps=1e-5)
+        self.norm_out = GroupNormSilu(size.groups, first, eps=1e-5)
         self.conv_out = nn.Conv2d(first, 3, 3, padding=1)
         self.reset_parameters()
 
@@ -175,7 +175,7 @@ class Decoder(nn.Module):
 
         Args:
             x_t: (B, 3, H, W) noisy image.
-            t: (B,) in [0, 1], 1 = pure noise.
+            t: (B,) in [0, 1], 1 = pure noise; or (1,), the same for all, which is quicker.
             z: (B, c, h, w) raw latent; its grid may be coarser or finer than the tokens'.
             feature_block: index of a transformer block whose output is wanted too.
 
@@ -202,5 +202,5 @@ class Decoder(nn.Module):
 
         for level in self.up:
             x = level(x, skips, context, time, recompute)
-        velocity = self.conv_out(F.silu(self.norm_out(x)))
+        velocity = self.conv_out(self.norm_out(x))
         return velocity if features is None else VelocityFeatures(velocity, features, grid)

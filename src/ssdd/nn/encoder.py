@@ -8,7 +8,7 @@ import itertools
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import run
+from .blocks import GroupNormSilu, run
 from .presets import EncoderSize
 
 EPS = 1e-6
@@ -20,15 +20,16 @@ class EncoderBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps=EPS)
+        self.norm1 = GroupNormSilu(groups, in_channels, eps=EPS)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=EPS)
+        self.norm2 = GroupNormSilu(groups, out_channels, eps=EPS)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        return self.shortcut(x) + self.conv2(F.silu(self.norm2(hidden)))
+        hidden = self.conv1(self.norm1(x))
+        hidden = self.conv2(self.norm2(hidden))
+        return hidden.add_(self.shortcut(x))  # a convolution's gradient does not need its result
 
 
 class EncoderDownsample(nn.Module):
@@ -98,7 +99,7 @@ class Encoder(nn.Module):
         self.middle = nn.Sequential(
             EncoderBlock(top, top, size.groups), GlobalAttention(top, size.groups), EncoderBlock(top, top, size.groups)
         )
-        self.norm_out = nn.GroupNorm(size.groups, top, eps=EPS)
+        self.norm_out = GroupNormSilu(size.groups, top, eps=EPS)
         self.conv_out = nn.Conv2d(top, moments, 3, padding=1)
         self.moments = nn.Conv2d(moments, moments, 1)
 
@@ -108,4 +109,4 @@ class Encoder(nn.Module):
         for level in self.down:
             x = level(x, self.gradient_checkpointing)
         x = run(self.middle, x, recompute=self.gradient_checkpointing)
-        return self.moments(self.conv_out(F.silu(self.norm_out(x))))
+        return self.moments(self.conv_out(self.norm_out(x)))

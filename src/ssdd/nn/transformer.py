@@ -3,6 +3,7 @@
 Shapes: B batch, R x C token grid, N = R*C tokens, D width, E context channels, h x w latent grid.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,9 +24,10 @@ class AdaptiveLayerNorm(nn.Module):
     def forward(self, x: Tensor, context: Tensor, grid: tuple[int, int]) -> Tensor:
         """x: (B, N, D); context: (B, E, h, w); returns (B, N, D)."""
         modulation = self.modulation(F.silu(context).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (B, 2D, h, w)
-        modulation = F.interpolate(modulation, size=grid, mode="nearest").flatten(2).transpose(1, 2)
-        shift, scale = modulation.chunk(2, dim=-1)  # (B, N, D) each
-        return self.norm(x) * (1 + scale) + shift
+        if modulation.shape[-2:] != grid:
+            modulation = F.interpolate(modulation, size=grid, mode="nearest")
+        shift, scale = modulation.flatten(2).transpose(1, 2).chunk(2, dim=-1)  # (B, N, D) each
+        return torch.addcmul(shift, self.norm(x), 1 + scale)
 
 
 class WindowedSelfAttention(nn.Module):

@@ -12,11 +12,8 @@ from torch import Tensor
 
 from ..checkpoints.kl_vae import KLEncoder, read_encoder, read_layout
 from ..checkpoints.places import download, find_model
+from ..dtypes import DTYPES, Dtype
 from ..nn.encoder import Encoder
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Precisions that the network runs in."""
-
 
 _LOGVAR = (-30.0, 20.0)
 """Bounds of the log-variance in diffusers' ``DiagonalGaussianDistribution``, which ``AutoencoderSSDD.encode`` gives."""
@@ -38,7 +35,7 @@ class LatentEncoder:
             or in the statistics of their config, have the same latents.
     """
 
-    def __init__(self, name: str, device: torch.device | str = "cpu", dtype: str = "fp32") -> None:
+    def __init__(self, name: str, device: torch.device | str = "cpu", dtype: Dtype = "fp32") -> None:
         """
         Args:
             name: an embedded model, the folder of a model, a training run or a pipeline, a Hugging Face id.

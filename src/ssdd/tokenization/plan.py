@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from ..dtypes import Dtype
 from ..files import atomic_path
 from .crops import CropProtocol
 from .format import FORMAT, MOST_IMAGES, MOST_SHARDS, PLAN, decode_json, encode_json, read_bytes, sha256_of, text
@@ -36,7 +37,7 @@ class TokenizeJob:
     only: str | None = None
     labels: LabelRule = "auto"
     store: Literal["fp16", "bf16"] = "fp16"
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    dtype: Dtype = "fp32"
     shard_images: int = 1024
     batch_size: int = 16
 

@@ -3,7 +3,6 @@
 Shapes: c latent channels, h x w latent grid.
 """
 
-import functools
 import os
 import tarfile
 from collections.abc import Iterator
@@ -16,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..data.tar import opened_file
 from .format import BLOCK, KEY, LATENT, STORED, TokenizedDataError, parse_latent, shard_name
 from .manifest import Manifest, read_index, read_manifest
 from .source import NO_LABEL
 
-_OPEN_FILES = 128  # a set may have more shards than a process may have files open
 _STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 
@@ -76,7 +75,7 @@ class LatentDataset(Dataset[LatentItem]):
             raise IndexError(f"expected an index from 0 to {len(self) - 1}, found {index}")
         shard = int(np.searchsorted(self._ends, index, side="right"))
         path, offset, size = self._path(shard), int(self._offsets[index]), self._sizes[shard]
-        descriptor = _opened(str(path), self._versions[shard]).descriptor
+        descriptor = opened_file(str(path), self._versions[shard]).descriptor
         return self._item(os.pread(descriptor, BLOCK + size, offset), size, int(self._labels[index]), path)
 
     def label(self, index: int) -> int | None:
@@ -148,20 +147,3 @@ def _statistics(manifest: dict[str, Any], channels: int, label: str) -> dict[str
 
 def _finite(value: object) -> bool:
     return type(value) in (int, float) and bool(torch.tensor(value, dtype=torch.float64).isfinite())
-
-
-class _Opened:
-    """A file opened for reading, closed when nobody refers to it any more."""
-
-    def __init__(self, path: str) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
-
-
-@functools.lru_cache(maxsize=_OPEN_FILES)
-def _opened(path: str, version: tuple[int, int, int]) -> _Opened:
-    """The files read last, in each process. ``pread`` has no position that forked processes would share."""
-    return _Opened(path)

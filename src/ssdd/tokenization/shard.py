@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.images import ImageError, printable
 from ..data.loader import start_worker
+from ..data.pixels import images_to_tensor
 from ..files import atomic_path
 from ..statistics import LatentStatistics
 from .crops import Crop, CropProtocol
@@ -168,7 +169,7 @@ def _encode(job: OpenJob, task: ShardTask, items: Iterator[Item], writer: "_Writ
 
 def _encode_batch(job: OpenJob, batch: list[_Piece], writer: "_Writer") -> None:
     pixels = torch.from_numpy(np.stack([piece.crop.pixels for piece in batch])).to(job.encoder.device)
-    x = pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    x = images_to_tensor(pixels)
     ways = [_stored(job, x, batch)]
     if job.job.protocol.flips:
         ways.append(_stored(job, x.flip(-1), batch))

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.loader import CropStream, crop_batches
+from ..data.pixels import levels_to_values
 from ..files import share
 from ..statistics import LatentStatistics
 from .config import TrainConfig
@@ -42,7 +43,7 @@ def export(
         measured = LatentStatistics()
         batches = crop_batches(stream, config.total_images, _BATCH, config.data.workers)
         for _ in tqdm(range(max(1, STATISTICS_IMAGES // _BATCH)), desc="latent statistics", leave=False):
-            measured.update(stage.latents(result, next(batches).to(device).float() / 127.5 - 1))
+            measured.update(stage.latents(result, levels_to_values(next(batches).to(device))))
         statistics = measured.config()
     return write_model(run, lambda folder: stage.export(result.to("cpu"), folder, statistics))
 

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import torch
 
+from ..dtypes import DTYPES
 from ..files import LOCK, atomic_path, only_one
 from ..processes import Processes, join_processes, sum_over_processes
 from .config import RunConfig, TrainConfig, check, differences, nonfinite_limit, to_json
@@ -177,7 +178,7 @@ def _announce(task: Task, processes: Processes, autocast: Autocast) -> float:
         flops = training_flops(stage, config, processes.device)
     if not processes.main:
         return 0.0
-    peak = measured_peak(processes.device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
+    peak = measured_peak(processes.device, DTYPES[config.precision])
     trained = sum(p.numel() for p in stage.model.parameters())
     frozen = sum(p.numel() for module in stage.frozen.values() for p in module.parameters())
     share = flops / (peak * processes.count)

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.images import ImageError, image_to_tensor, save_image, tensor_to_image
+from ..data.images import ImageError, save_image
+from ..data.pixels import image_to_tensor, tensor_to_image
 from ..data.sources import open_source
 from ..data.transforms import centre_crop
 from .config import TrainConfig

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.loader import BrokenImages, CropStream, crop_batches
+from ..data.pixels import levels_to_values
 from ..data.sources import open_source
 from ..processes import Processes
 from .config import TrainConfig
@@ -54,7 +55,7 @@ class TokenizerTask:
 
     def on_device(self, piece: Tensor, device: torch.device) -> Tensor:
         """uint8 (B, 3, S, S) -> float32 in [-1, 1], channels-last."""
-        images = piece.to(device, non_blocking=True).float() / 127.5 - 1
+        images = levels_to_values(piece.to(device, non_blocking=True))
         return images.contiguous(memory_format=torch.channels_last)
 
     def batch_at(self, seen: int) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ssdd.data.images import image_to_tensor, tensor_to_image
+from ssdd.data.pixels import image_to_tensor, tensor_to_image
 from ssdd.evaluation.contestants import JPEG_AUTO, Jpeg, load_contestant
 from ssdd.evaluation.metrics import bicubic_baseline
 from tests.evaluation.contestants.models import images, refused

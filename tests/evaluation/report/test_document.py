@@ -140,6 +140,15 @@ def test_distances_are_shown_with_their_extractor(compared: Compared) -> None:
     assert "8 crops are too few for a Fréchet distance on the 2048 numbers" in found
 
 
+def test_a_metric_by_a_network_is_named_with_its_weights(compared: Compared) -> None:
+    """DreamSim of two kinds cannot be compared, and nobody would see it."""
+    network = SimpleNamespace(name="dreamsim-clip_vitb32", sha256="cd" * 32, preprocessing="224 x 224 <i>")
+    comparison = replace(compared.comparison, other_metrics={"dreamsim": network})
+    found = Page(render_report(comparison, compared.evaluation_set)).text
+    for part in ("DreamSim", "dreamsim-clip_vitb32", "cd" * 32, "224 x 224 <i>"):
+        assert part in found, f"no {part}"
+
+
 def test_pictures_are_the_crops(compared: Compared, page: Page) -> None:
     """The first picture is the original of the worst crop, without loss; below it the enlarged part of it."""
     key, _ = compared.comparison.rows[0].table.worst("mse", 1)[0]

@@ -52,10 +52,18 @@ def test_the_worst_and_best_are_shown(compared: Compared) -> None:
         assert named == [max(of_row, key=lambda key: of_row[key])], f"the worst of {v.label}"
 
 
+class Backwards:
+    """The better, the larger."""
+
+    name, sha256, preprocessing = "backwards", "0" * 64, "none"
+
+    def __call__(self, original: torch.Tensor, reconstruction: torch.Tensor) -> np.ndarray:
+        return 1 - ((original.float() - reconstruction.float()) / 255).square().mean((1, 2, 3)).numpy()
+
+
 def test_lpips_ranks_where_there_is_one(tmp_path: Path, picture: Picture) -> None:
     evaluation_set = photographs(tmp_path, picture, [(64, 64)] * 4)
-    backwards = {"lpips_alex": lambda a, b: 1 - ((a.float() - b.float()) / 255).square().mean((1, 2, 3)).numpy()}
-    comparison = compare([Entry(Bicubic(8))], evaluation_set, workers=0, other_metrics=backwards)
+    comparison = compare([Entry(Bicubic(8))], evaluation_set, workers=0, other_metrics={"lpips_alex": Backwards()})
     mse = comparison.rows[0].table
     assert View(comparison).ranking == "lpips_alex"
     assert choose_crops(View(comparison), 1)[0].key == mse.best("mse", 1)[0][0], "ranked by another metric"

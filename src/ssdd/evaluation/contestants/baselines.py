@@ -12,7 +12,7 @@ import torch
 from PIL import Image, features
 from torch import Tensor
 
-from ...data.images import Pixels, image_to_tensor, tensor_to_image
+from ...data.pixels import Pixels, image_to_tensor, tensor_to_image
 from .base import check_images, check_no_steps
 
 _BEST_QUALITY = 95  # Pillow's advice: above it files grow and pictures do not get better

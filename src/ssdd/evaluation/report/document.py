@@ -220,6 +220,17 @@ def _method(view: View) -> Html:
                 )
             )
     parts += [tag("h3", "Metrics"), definitions((n.rstrip("_"), value) for n, value in DESCRIPTIONS.items())]
+    for column, m in comparison.other_metrics.items():
+        parts.append(
+            definitions(
+                [
+                    ("metric", tag("strong", metric(column).heading)),
+                    ("name", m.name),
+                    ("preprocessing", m.preprocessing),
+                    ("sha256", _code(m.sha256)),
+                ]
+            )
+        )
     parts += [tag("h3", "Software"), definitions(software().items())]
     return join(parts)
 

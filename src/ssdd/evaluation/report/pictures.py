@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ...data.loader import Skipped
+from ...data.pixels import images_to_tensor
 from ..compare import Comparison
 from ..image_metrics import Rounded, rounded
 from ..protocols import CropKey, EvaluationSet
@@ -118,7 +119,7 @@ def _read(evaluation_set: EvaluationSet, key: CropKey) -> np.ndarray:
 @torch.inference_mode()
 def _redrawn(comparison: Comparison, keys: Sequence[CropKey], originals: np.ndarray) -> Iterator[Shown]:
     """Of crops uint8 (B, H, W, 3)."""
-    images = torch.from_numpy(originals).permute(0, 3, 1, 2).float() / 127.5 - 1
+    images = images_to_tensor(torch.from_numpy(originals))
     protocol, numbers = comparison.protocol, [comparison.protocol.number(key) for key in keys]
     latents: dict[int, Any] = {}
     results: list[Rounded] = []

@@ -1,0 +1,17 @@
+"""Tables as plain text."""
+
+from collections.abc import Sequence
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """A line for each row of a table: the first ``left`` columns flush left, the others flush right.
+
+    Raises ValueError for rows of different lengths.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(_cells(row, widths, left)) for row in rows]
+
+
+def _cells(row: Sequence[str], widths: Sequence[int], left: int) -> list[str]:
+    pairs = enumerate(zip(row, widths, strict=True))
+    return [cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width) in pairs]

@@ -94,14 +94,22 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = UpsampleConv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, C, ceil(H/2), ceil(W/2)), size (H, W) -> (B, C, H, W)."""
-        if size == (2 * x.shape[-2], 2 * x.shape[-1]):
-            return F.conv_transpose2d(x, transposed_kernel(self.conv.weight), self.conv.bias, stride=2, padding=1)
-        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-        return self.conv(x[..., : size[0], : size[1]])
+        return self.conv(x, size)
+
+
+class UpsampleConv2d(nn.Conv2d):
+    """A 3x3 convolution of its input repeated to twice the size, without making that."""
+
+    def forward(self, input: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """(B, C, ceil(H/2), ceil(W/2)), size (H, W), by default twice the input's -> (B, C, H, W)."""
+        twice = (2 * input.shape[-2], 2 * input.shape[-1])
+        if size is None or tuple(size) == twice:
+            return F.conv_transpose2d(input, transposed_kernel(self.weight), self.bias, stride=2, padding=1)
+        return super().forward(F.interpolate(input, scale_factor=2.0, mode="nearest")[..., : size[0], : size[1]])
 
 
 def transposed_kernel(weight: Tensor) -> Tensor:

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ssdd.cli import generate
+from ssdd.evaluation.features import Extractor
 from ssdd.generation.config import check
 from ssdd.recipes.generation import GENERATION_RECIPES
 from ssdd.training import loop
@@ -27,6 +29,18 @@ def latents(tmp_path: Path, picture: Callable[..., np.ndarray], ssdd: Ssdd) -> P
     result = ssdd("tokenize", tmp_path / "photos", "--out", tmp_path / "latents", "--size", 32)
     assert result.status == 0, result.err
     return tmp_path / "latents"
+
+
+class Colours(Extractor):
+    """Mean colours: three numbers, no weights."""
+
+    preprocessing = "none"
+
+    def __init__(self) -> None:
+        super().__init__("colours", torch.nn.Identity(), 3, Path(__file__), "cpu")
+
+    def _features(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float().mean((2, 3))
 
 
 def test_from_pictures_to_samples(ssdd: Ssdd, latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,6 +70,20 @@ def test_from_pictures_to_samples(ssdd: Ssdd, latents: Path, tmp_path: Path, mon
     with np.load(tmp_path / "npz" / "samples.npz") as found:
         assert found["arr_0"].shape == (4, 32, 32, 3)
         assert found["arr_1"].tolist() == [0, 1, 0, 1]
+
+    monkeypatch.setattr("ssdd.cli.evaluate.load_extractors", lambda *arguments: [Colours()])
+    measure = ("--data", tmp_path / "photos", "--count", 4, "--guidance", "1,2", "--workers", 0)
+    measured = ssdd("generate", "evaluate", "run", *measure, "--only", "cats/*", "--out", "numbers.json", *quick)
+    assert measured.status == 0, measured.err
+    told = json.loads((tmp_path / "numbers.json").read_text())
+    assert [row["guidance"] for row in told["rows"]] == [1.0, 2.0]
+    assert all(np.isfinite(row["distances"]["colours"]["frechet"]) for row in told["rows"])
+    assert told["reference"]["crops"] == 3
+    assert "3 crops" in measured.out
+    assert (
+        "expected names like 'birds/*'"
+        in ssdd("generate", "evaluate", "run", *measure, "--only", "birds/*").error_line()
+    )
 
     for arguments, message in (
         (("sample", "run", "--classes", "2"), "expected classes from 0 to 1, found 2"),

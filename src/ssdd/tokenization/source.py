@@ -69,6 +69,10 @@ class LabelledSource:
         label = int(self._labels[index])
         return None if label == NO_LABEL else label
 
+    def content(self, index: int) -> bytes:
+        """The encoded image, as in its file. Raises ImageError."""
+        return self._source.content(int(self._chosen[index]))
+
     def read(self, index: int) -> np.ndarray:
         """uint8 (H, W, 3). Raises ImageError."""
         return self._source.read(int(self._chosen[index]))

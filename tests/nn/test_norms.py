@@ -1,0 +1,127 @@
+"""Group norm, modulation and SiLU: plain, fused, and their gradients, against the definition."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssdd.nn import norms
+from ssdd.nn.blocks import GroupNormSilu, ResNetBlock, UpsampleConv2d
+from ssdd.nn.norms import fused_norm_silu, group_norm, modulate, norm_silu
+from ssdd.norm_statistics import NormStatistics
+
+EPS = 1e-5
+GRIDS = [(1, 1), (4, 3), (8, 6), (16, 12), (32, 24)]
+"""Latent grids against a level of 16 x 12: one value, cells of 4 x 4 and 2 x 2, the level's own, a finer one."""
+
+
+def inputs(grid: tuple[int, int], batch: int = 2, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """x (B, 24, 16, 12) with a mean and a deviation that the norm must take away; scale and shift (B, 24, *grid)."""
+    tensors = 3 + 2 * torch.randn(batch, 24, 16, 12), torch.randn(batch, 24, *grid), torch.randn(batch, 24, *grid)
+    x, scale, shift = (v.to(dtype).contiguous(memory_format=torch.channels_last) for v in tensors)
+    return x, scale, shift
+
+
+def definition(x: Tensor, groups: int, scale: Tensor, shift: Tensor) -> Tensor:
+    """In float64, step by step."""
+    values = x.double().unflatten(1, (groups, -1))
+    mean, variance = values.mean((2, 3, 4), keepdim=True), values.var((2, 3, 4), correction=0, keepdim=True)
+    y = ((values - mean) / (variance + EPS).sqrt()).flatten(1, 2)
+    scale, shift = (F.interpolate(m.double(), x.shape[-2:]) for m in (scale, shift))
+    y = y * scale + shift
+    return y * torch.sigmoid(y)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("norm", [norm_silu, fused_norm_silu])
+@torch.no_grad()
+def test_equals_the_definition(norm, grid: tuple[int, int], batch: int) -> None:
+    x, scale, shift = inputs(grid, batch)
+    before = x.clone()
+    out = norm(x, 8, scale, shift, EPS)
+    torch.testing.assert_close(out.double(), definition(x, 8, scale, shift), atol=1e-5, rtol=1e-5)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(x, before), "the input was changed"
+
+
+@torch.no_grad()
+def test_fused_in_half_precision_is_as_near_as_plain() -> None:
+    x, scale, shift = inputs((4, 3), dtype=torch.bfloat16)
+    exact = definition(x, 8, scale, shift)
+    results = [norm(x, 8, scale, shift, EPS).double() for norm in (norm_silu, fused_norm_silu)]
+    plain, fused = ((result - exact).abs().mean() for result in results)
+    assert fused <= 1.05 * plain
+
+
+def test_fused_is_not_taken_for_gradients_or_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norms, "_normalize", None)  # fused would call it
+    x, scale, shift = inputs((4, 3))
+    fused_norm_silu(x.requires_grad_(), 8, scale, shift, EPS).sum().backward()
+    assert x.grad is not None
+    with torch.no_grad(), NormStatistics().measure():
+        fused_norm_silu(x, 8, scale, shift, EPS)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_gradients(grid: tuple[int, int]) -> None:
+    """Of the channels-last path, whose norm has a gradient of its own, against those of the definition."""
+    x, scale, shift = (v.requires_grad_() for v in inputs(grid))
+    direction = torch.randn(x.shape)
+    found = torch.autograd.grad(norm_silu(x, 8, scale, shift, EPS), (x, scale, shift), direction)
+    expected = torch.autograd.grad(definition(x, 8, scale, shift), (x, scale, shift), direction.double())
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a.double(), b.double(), atol=2e-4, rtol=1e-4)
+
+
+def test_own_gradient_is_that_of_pytorch() -> None:
+    x = inputs((1, 1))[0].double().requires_grad_()
+    direction = torch.randn(x.shape, dtype=torch.float64)
+    own = group_norm(x, 8, EPS)
+    assert "ChannelsLastGroupNorm" in str(own.grad_fn)
+    plain = F.group_norm(x, 8, eps=EPS)
+    (a,), (b,) = (torch.autograd.grad(y, x, direction) for y in (own, plain))
+    torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)  # the sums are float32
+
+
+def test_pytorchs_own_gradient_where_it_is_quick() -> None:
+    x = inputs((1, 1))[0].contiguous().requires_grad_()
+    assert "ChannelsLastGroupNorm" not in str(group_norm(x, 8, EPS).grad_fn)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_modulation_with_and_without_gradients(grid: tuple[int, int]) -> None:
+    x, scale, shift = inputs(grid)
+    with_gradients = modulate(x, scale, shift)
+    with torch.no_grad():
+        assert torch.equal(modulate(x, scale, shift), with_gradients)
+
+
+def test_one_time_for_all_images() -> None:
+    """A norm whose weights the time changes, against times that are given for each image."""
+    block = ResNetBlock(16, 24, 8, 12, 4)
+    x, context, time = torch.randn(3, 16, 8, 8), torch.randn(3, 8, 4, 4), torch.randn(1, 12)
+    torch.nn.init.normal_(block.norm2.weight)
+    torch.nn.init.normal_(block.norm2.bias)
+    torch.testing.assert_close(block(x, context, time), block(x, context, time.repeat(3, 1)), atol=1e-5, rtol=1e-5)
+
+
+def test_group_norm_silu_is_both() -> None:
+    norm = GroupNormSilu(4, 16)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(2, 16, 5, 7)
+    torch.testing.assert_close(norm(x), F.silu(F.group_norm(x, 4, norm.weight, norm.bias, norm.eps)))
+
+
+@pytest.mark.parametrize("cut", [(0, 0), (1, 0), (1, 1)])
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (7, 4)])
+def test_upsampling_convolution(size: tuple[int, int], cut: tuple[int, int]) -> None:
+    """Against nearest x2, cut, convolution: values and gradients, for even and odd sizes."""
+    conv = UpsampleConv2d(3, 5, 3, padding=1).double()
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    rows, columns = 2 * size[0] - cut[0], 2 * size[1] - cut[1]
+    plain = F.conv2d(F.interpolate(x, scale_factor=2.0)[..., :rows, :columns], conv.weight, conv.bias, padding=1)
+    own = conv(x, (rows, columns))
+    torch.testing.assert_close(own, plain)
+    for a, b in zip(*(torch.autograd.grad(y.square().sum(), (x, conv.weight)) for y in (own, plain)), strict=True):
+        torch.testing.assert_close(a, b)

@@ -5,22 +5,18 @@ is kept (a decoding allocates and frees some hundred large tensors, and fresh me
 On a GPU: bfloat16, and encoder and decoder by torch.compile.
 """
 
-import ctypes
 import shutil
-import sys
 import warnings
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from .memory import keep_freed_memory
 from .nn.blocks import AdaptiveGroupNorm, GroupNormSilu
 
 if TYPE_CHECKING:
     from .autoencoder import AutoencoderSSDD
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names in glibc's malloc.h
-_KEPT_BYTES = 1 << 30
 
 
 def optimize(autoencoder: "AutoencoderSSDD", dtype: torch.dtype | None, compile: bool) -> None:
@@ -62,20 +58,3 @@ def use_fused_norms(network: nn.Module, use: bool = True) -> None:
     for module in network.modules():
         if isinstance(module, (AdaptiveGroupNorm, GroupNormSilu)):
             module.fused = use
-
-
-def keep_freed_memory() -> bool:
-    """Lets the process keep up to a gigabyte a block of freed memory for its next use; glibc only, for good.
-
-    Otherwise every tensor above 32 MiB is fresh memory from the system, to be zeroed page by page: a third of the time
-    of a large decoding. The price is that the process does not shrink after its peak.
-
-    Returns whether the C library takes the advice.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "gnu_get_libc_version"):
-        return False
-    taken = [library.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES), library.mallopt(_M_TRIM_THRESHOLD, 2 * _KEPT_BYTES - 1)]
-    return all(taken)

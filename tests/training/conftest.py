@@ -1,11 +1,6 @@
 """Runs that take seconds: pictures, and a recipe cut down to 16 px without LPIPS."""
 
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +10,7 @@ from PIL import Image
 
 from ssdd.cli.train import parse
 from ssdd.training.config import TrainConfig
-from tests.training.runs import SMALL
-
-DRIVER = Path(__file__).parent / "driver.py"
+from tests.training.runs import SMALL, Ended, in_processes
 
 
 @pytest.fixture(scope="session")
@@ -61,14 +54,6 @@ def cpu() -> torch.device:
     return torch.device("cpu")
 
 
-@dataclass(frozen=True)
-class Ended:
-    """Exit statuses and output of the processes of a command."""
-
-    statuses: list[int]
-    output: str
-
-
 @pytest.fixture
 def command(photographs: Path) -> Callable[..., Ended]:
     """``command(run, "--seed", "1", processes=2, kill_at=13)``: ``ssdd train`` in processes of its own.
@@ -86,33 +71,12 @@ def command(photographs: Path) -> Callable[..., Ended]:
         terminate_at: int = 0,
         full_disk: bool = False,
     ) -> Ended:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
+        environment = {
+            "DRIVER_KILL_AT": kill_at,
+            "DRIVER_TERMINATE_AT": (terminate_at, 0),
+            "DRIVER_FULL_DISK": int(full_disk),
+        }
         arguments = ["train", recipe, "--out", str(run), "--data.paths", str(photographs), *SMALL, *options]
-        children = []
-        for rank in range(processes):
-            environment = {
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                "CUDA_VISIBLE_DEVICES": "",
-                "DRIVER_KILL_AT": str(kill_at),
-                "DRIVER_TERMINATE_AT": str(terminate_at if rank == 0 else 0),
-                "DRIVER_FULL_DISK": str(int(full_disk)),
-            }
-            if processes > 1:
-                names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
-                environment |= {"MASTER_ADDR": "127.0.0.1", **{k: str(v) for k, v in names.items()}}
-            children.append(
-                subprocess.Popen(
-                    [sys.executable, str(DRIVER), *arguments],
-                    env=environment,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
-            )
-        outputs = [child.communicate(timeout=300)[0] for child in children]
-        return Ended([child.returncode for child in children], "\n".join(outputs))
+        return in_processes(arguments, processes, environment)
 
     return start

@@ -9,7 +9,7 @@ import torch
 
 from ssdd.training.config import TrainConfig
 from ssdd.training.loop import train
-from tests.training.runs import exported, stats
+from tests.training.runs import compare, exported, stats
 
 Small = Callable[..., TrainConfig]
 Command = Callable[..., Any]
@@ -28,18 +28,6 @@ TEN = (
 each gradient by itself, and where it is nearly zero, rounding decides its sign."""
 
 ADVERSARIAL = ("--data.resolution", "32", "--loss.adversarial", "0.5", "--loss.adversarial-from-images", "4")
-
-
-def compare(expected: Path, found: Path, tolerance: float) -> None:
-    """Every loss of every update within the tolerance; the gradient's norm, which magnifies rounding, within ten."""
-    for a, b in zip(stats(expected), stats(found), strict=True):
-        assert a.keys() == b.keys()
-        for name in a:
-            allowed = 10 * tolerance if "gradient" in name else tolerance
-            assert b[name] == pytest.approx(a[name], rel=allowed, abs=tolerance), f"{name} at {a['images']} images"
-    a, b = exported(expected), exported(found)
-    worst = max(float((a[name] - b[name]).abs().max()) for name in a)
-    assert worst < 10 * tolerance, f"weights differ by {worst}"
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "schedule-free-radam"])

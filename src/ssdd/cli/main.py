@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ..memory import keep_freed_memory
+
 COMMANDS = {
     "demo": "reconstruct sample photographs with the embedded model: a comparison sheet and a table",
     "reconstruct": "images or folders -> reconstructions, side-by-side sheets, metrics",
@@ -16,6 +18,7 @@ COMMANDS = {
     "bench": "speed, compared in one run",
     "convert": "a checkpoint in the authors' released layout -> a model folder",
     "data": "check a data set: counts, sizes, broken files, a contact sheet",
+    "export": "a model -> ONNX files for ONNX Runtime",
     "evaluate": "compare autoencoders on the same crops by a named protocol",
     "generate": "train, sample and measure a latent DiT on tokenized data",
     "statistics": "mean and deviation of a model's latents, for its config",
@@ -26,6 +29,7 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and exits with its status. ``arguments`` are ``sys.argv[1:]`` by default."""
+    keep_freed_memory()  # the process is ours alone
     sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
 
 

@@ -1,7 +1,5 @@
 """The exponential moving average of the weights, by ``torch.optim.swa_utils``, buffers included."""
 
-from itertools import chain
-
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -20,13 +18,12 @@ class _Averaged(AveragedModel):
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """average = keep * average + (1 - keep) * model; whole numbers are copied."""
-        old = [t.detach() for t in chain(self.module.parameters(), self.module.buffers())]
-        new = [t.detach() for t in chain(model.parameters(), model.buffers())]
-        pairs = list(zip(old, new, strict=True))
-        floating = [(a, b) for a, b in pairs if a.is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in floating], [b for _, b in floating], 1 - self.keep)
-        for a, b in pairs:
-            if not a.is_floating_point():
+        old, new = ([p.detach() for p in module.parameters()] for module in (self.module, model))
+        torch._foreach_lerp_(old, new, 1 - self.keep)
+        for a, b in zip(self.module.buffers(), model.buffers(), strict=True):  # apart: FSDP does not shard them
+            if a.is_floating_point():
+                a.lerp_(b, 1 - self.keep)
+            else:
                 a.copy_(b)
         self.n_averaged += 1
 

@@ -32,6 +32,8 @@ def spread(model: nn.Module, processes: Processes, parallel: Parallel) -> nn.Mod
 def shard(model: nn.Module, processes: Processes) -> None:
     """FSDP2, in place: each block is gathered when it is its turn. Parameters must be contiguous."""
     mesh = init_device_mesh(processes.device.type, (processes.count,))
+    for part in _used_from_outside(model):
+        fully_shard(part, mesh=mesh)
     for block in blocks(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -43,6 +45,15 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
     names = (*AutoencoderSSDD._no_split_modules, "BasicTransformerBlock")  # the latter of diffusers' DiT
     return [module for module in model.modules() if type(module).__name__ in names]
+
+
+def _used_from_outside(model: nn.Module) -> list[nn.Module]:
+    """Parts of blocks that are not called by their block alone, and must be gathered for that.
+
+    diffusers' DiT asks its first block for the embedding of time and class when the block's turn is over.
+    """
+    found = [module for module in model.modules() if type(module).__name__ == "CombinedTimestepLabelEmbeddings"]
+    return found[:1]
 
 
 def accumulating(network: nn.Module, last: bool) -> AbstractContextManager[Any]:

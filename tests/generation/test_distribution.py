@@ -1,0 +1,54 @@
+"""Training a DiT in several processes: the same losses but for rounding."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssdd.cli.main import run
+from tests.training.runs import compare, in_processes
+
+OPTIONS = [
+    *("--total-images", "40", "--batch-size", "4", "--workers", "0", "--precision", "fp32"),
+    *("--log.stats-images", "4", "--log.checkpoint-images", "20", "--log.sample-images", "0"),
+    *("--optimizer.learning-rate", "2e-4", "--average.halflife-images", "16"),
+]
+"""Ten updates of four latents."""
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pictures of two classes, tokenized at 32 px."""
+    folder = tmp_path_factory.mktemp("tokenized")
+    random = np.random.default_rng(0)
+    for i in range(12):
+        path = folder / "photos" / ("cats", "dogs")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        small = Image.fromarray(random.integers(0, 256, (3, 3, 3), dtype=np.uint8))
+        small.resize((40, 40), Image.Resampling.BICUBIC).save(path)
+    assert run(["tokenize", str(folder / "photos"), "--out", str(folder / "latents"), "--size", "32"]) == 0
+    return folder / "latents"
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_are_one(latents: Path, tmp_path: Path, parallel: str) -> None:
+    """They see other latents, noise or hidden labels, or do not average their gradients."""
+    for count, out in ((1, "one"), (2, "two")):
+        options = [*OPTIONS, "--parallel", parallel] if count == 2 else OPTIONS
+        ended = in_processes(["generate", "train", str(latents), "--out", str(tmp_path / out), *options], count)
+        assert ended.statuses == [0] * count, ended.output
+    compare(tmp_path / "one", tmp_path / "two", 1e-5)
+
+
+def test_killed_processes_go_on(latents: Path, tmp_path: Path) -> None:
+    """Both killed in the eighth update: the command, run again, ends with the model of a run without that."""
+    for out, deaths in (("whole", (0,)), ("cut", (8, 0))):
+        for kill_at in deaths:
+            arguments = ["generate", "train", str(latents), "--out", str(tmp_path / out), *OPTIONS]
+            ended = in_processes(arguments, 2, {"DRIVER_KILL_AT": kill_at})
+            assert ended.statuses == ([-9, -9] if kill_at else [0, 0]), ended.output
+    names = "diffusion_pytorch_model.safetensors", "generation.json"
+    for name in names:
+        whole, cut = ((tmp_path / out / "model" / name).read_bytes() for out in ("whole", "cut"))
+        assert whole == cut, name

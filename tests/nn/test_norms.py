@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ssdd.nn import norms
 from ssdd.nn.blocks import GroupNormSilu, ResNetBlock, UpsampleConv2d
-from ssdd.nn.norms import fused_norm_silu, group_norm, modulate, norm_silu
+from ssdd.nn.norms import affine_group_norm, fused_norm_silu, modulate, norm_silu
 from ssdd.norm_statistics import NormStatistics
 
 EPS = 1e-5
@@ -74,19 +74,33 @@ def test_gradients(grid: tuple[int, int]) -> None:
         torch.testing.assert_close(a.double(), b.double(), atol=2e-4, rtol=1e-4)
 
 
-def test_own_gradient_is_that_of_pytorch() -> None:
-    x = inputs((1, 1))[0].double().requires_grad_()
-    direction = torch.randn(x.shape, dtype=torch.float64)
-    own = group_norm(x, 8, EPS)
-    assert "ChannelsLastGroupNorm" in str(own.grad_fn)
-    plain = F.group_norm(x, 8, eps=EPS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_own_gradient_is_that_of_pytorch(dtype: torch.dtype) -> None:
+    x, one, zero = inputs((1, 1))[0].to(dtype).requires_grad_(), torch.ones(1, 24, 1, 1), torch.zeros(1, 24, 1, 1)
+    direction = torch.randn(x.shape, dtype=dtype)
+    own = affine_group_norm(x, 8, one.to(dtype), zero.to(dtype), EPS)
+    assert "ChannelsLastGroupNorm" in str(own.grad_fn.next_functions)
+    plain = F.group_norm(x.contiguous(), 8, eps=EPS)
+    torch.testing.assert_close(own, plain, atol=1e-5, rtol=1e-5)
     (a,), (b,) = (torch.autograd.grad(y, x, direction) for y in (own, plain))
-    torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)  # the sums are float32
+    torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-5)  # the sums are float32
 
 
-def test_pytorchs_own_gradient_where_it_is_quick() -> None:
+def test_pytorchs_own_where_it_is_good() -> None:
     x = inputs((1, 1))[0].contiguous().requires_grad_()
-    assert "ChannelsLastGroupNorm" not in str(group_norm(x, 8, EPS).grad_fn)
+    graph = str(norm_silu(x, 8, *inputs((1, 1))[1:], EPS).grad_fn.next_functions[0][0].next_functions)
+    assert "ChannelsLast" not in graph
+
+
+@torch.no_grad()
+def test_many_pixels_far_from_zero() -> None:
+    """Sums of a hundred thousand values; PyTorch's own are off by 1e-4 with channels last."""
+    x = (5 + torch.randn(1, 8, 320, 320)).contiguous(memory_format=torch.channels_last)
+    scale, shift = torch.ones(1, 8, 1, 1), torch.zeros(1, 8, 1, 1)
+    for norm in (norm_silu, fused_norm_silu):
+        torch.testing.assert_close(
+            norm(x, 4, scale, shift, EPS).double(), definition(x, 4, scale, shift), atol=1e-5, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("grid", GRIDS)

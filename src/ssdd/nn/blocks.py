@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .norms import fused_norm_silu, norm_silu
+from .norms import affine_group_norm, fused_norm_silu, norm_silu
 
 
 def run(block: nn.Module, *inputs: Any, recompute: bool) -> Tensor:
@@ -39,6 +39,15 @@ class AdaptiveGroupNorm(nn.Module):
         """x: (B, C, H, W); context: (B, E, h, w); returns (B, C, H, W)."""
         scale, shift = self.modulation(context).chunk(2, dim=1)
         return (fused_norm_silu if self.fused else norm_silu)(x, self.groups, 1 + scale, shift, 1e-5)
+
+
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm, the same in every memory layout."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        weight, bias = (p[None, :, None, None] for p in (self.weight, self.bias))
+        return affine_group_norm(input, self.num_groups, weight, bias, self.eps)
 
 
 class GroupNormSilu(nn.GroupNorm):

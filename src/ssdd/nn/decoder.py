@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import Downsample, GroupNormSilu, ResNetBlock, Upsample, run
+from .blocks import Downsample, GroupNorm, GroupNormSilu, ResNetBlock, Upsample, run
 from .presets import DecoderSize
 from .transformer import TransformerBlock
 
@@ -93,7 +93,7 @@ class Middle(nn.Module):
 
     def __init__(self, width: int, layers: int, heads: int, context_channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
+        self.norm = GroupNorm(groups, width, eps=1e-6)
         self.proj_in = nn.Linear(width, width)
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, context_channels) for _ in range(layers))
         self.proj_out = nn.Linear(width, width)

@@ -8,7 +8,7 @@ import itertools
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import GroupNormSilu, run
+from .blocks import GroupNorm, GroupNormSilu, run
 from .presets import EncoderSize
 
 EPS = 1e-6
@@ -48,7 +48,7 @@ class GlobalAttention(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=EPS)
+        self.norm = GroupNorm(groups, channels, eps=EPS)
         self.q = nn.Linear(channels, channels)
         self.k = nn.Linear(channels, channels)
         self.v = nn.Linear(channels, channels)

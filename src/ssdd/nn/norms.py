@@ -23,24 +23,30 @@ def norm_silu(x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: float) 
 
     x: (B, C, H, W). scale, shift: (B or 1, C, h, w), any grid; nearest neighbour. Returns (B, C, H, W).
     """
-    if scale.numel() == scale.shape[1] and not _slow_gradient(x):  # the same everywhere: weights of the norm
-        return silu(F.group_norm(x, groups, scale.flatten(), shift.flatten(), eps))
-    return silu(modulate(group_norm(x, groups, eps), scale, shift))
+    return silu(affine_group_norm(x, groups, scale, shift, eps))
 
 
-def group_norm(x: Tensor, groups: int, eps: float) -> Tensor:
-    """``F.group_norm`` without weights, with a quicker gradient where PyTorch's own is slow."""
-    if _slow_gradient(x):
-        return _ChannelsLastGroupNorm.apply(x, groups, eps)
-    return F.group_norm(x, groups, eps=eps)
+def affine_group_norm(x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """``norm(x) * scale + shift``; arguments as for ``norm_silu``."""
+    if _weakly_supported(x):
+        if torch.is_grad_enabled() and x.requires_grad:
+            return modulate(_ChannelsLastGroupNorm.apply(x, groups, eps), scale, shift)
+        if x.dtype == torch.float32:
+            mean, deviation = (v[:, :, None, None] for v in _statistics(x.permute(0, 2, 3, 1), groups, eps))
+            factor = deviation * scale
+            return modulate(x, factor, shift - mean * factor)
+    if scale.numel() == scale.shape[1]:  # the same everywhere: weights of the norm
+        return F.group_norm(x, groups, scale.flatten(), shift.flatten(), eps)
+    return modulate(F.group_norm(x, groups, eps=eps), scale, shift)
 
 
-def _slow_gradient(x: Tensor) -> bool:
-    """Whether a gradient will be wanted that PyTorch computes slowly: of a channels-last group norm on a CPU."""
+def _weakly_supported(x: Tensor) -> bool:
+    """Channels-last on a CPU: there PyTorch's group norm is exact to 1e-4 in float32, and its gradient slow.
+
+    False under a torch function mode, so that ``NormStatistics`` finds its ``F.group_norm``.
+    """
     return (
         x.device.type == "cpu"
-        and torch.is_grad_enabled()
-        and x.requires_grad
         and not x.is_contiguous()
         and not torch.compiler.is_compiling()
         and not has_torch_function_unary(x)
@@ -70,7 +76,12 @@ class _ChannelsLastGroupNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, groups: int, eps: float) -> Tensor:
-        y, _, deviation = torch.native_group_norm(x, None, None, len(x), x.shape[1], x[0, 0].numel(), groups, eps)
+        if x.dtype == torch.float32:
+            mean, deviation = (v[:, :, None, None] for v in _statistics(x.permute(0, 2, 3, 1), groups, eps))
+            y = torch.addcmul(-mean * deviation, x, deviation)
+            deviation = deviation[:, :: x.shape[1] // groups, 0, 0]
+        else:
+            y, _, deviation = torch.native_group_norm(x, None, None, len(x), x.shape[1], x[0, 0].numel(), groups, eps)
         ctx.save_for_backward(y, deviation)
         return y
 
@@ -100,6 +111,19 @@ def _group_norm_gradient(gradient: Tensor, y: Tensor, deviation: Tensor, out: Te
     out.addcmul_(gradient, per_channel(deviation))
 
 
+def _statistics(pixels: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean of the group, and one over its deviation, for each channel: (B, C) float32. pixels: (B, H, W, C)."""
+    values = pixels.float()
+    count = values[0].numel() // groups
+    # Rows first, both sums in one pass: the form of which the compiler makes vector code.
+    total, squares = values.sum(2).sum(1), values.square().sum(2).sum(1)  # (B, C)
+    mean = total.unflatten(1, (groups, -1)).sum(2, keepdim=True) / count  # (B, G, 1)
+    variance = squares.unflatten(1, (groups, -1)).sum(2, keepdim=True) / count - mean.square()
+    deviation = torch.rsqrt(variance.clamp(min=0.0) + eps)
+    shape = (len(pixels), groups, pixels.shape[3] // groups)
+    return mean.expand(shape).flatten(1), deviation.expand(shape).flatten(1)
+
+
 def fused_norm_silu(x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
     """``norm_silu``, quicker on a CPU, where it can be: no gradients, channels last, whole cells.
 
@@ -111,7 +135,7 @@ def fused_norm_silu(x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: f
         return norm_silu(x, groups, scale, shift, eps)
     _, rows, columns = scale.shape[1:]
     cells = pixels.unflatten(2, (columns, -1)).unflatten(1, (rows, -1))  # (B, h, H/h, w, W/w, C)
-    mean, deviation = _channel_statistics(pixels, groups, eps)
+    mean, deviation = _compiled_statistics(pixels, groups, eps)
     out = _normalize(cells, mean, deviation, scale.permute(0, 2, 3, 1), shift.permute(0, 2, 3, 1))
     return out.view(pixels.shape).permute(0, 3, 1, 2)
 
@@ -121,18 +145,7 @@ def _compiled(function: Callable[P, R]) -> Callable[P, R]:
     return torch.compile(function, dynamic=True)
 
 
-@_compiled
-def _channel_statistics(pixels: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean of the group, and one over its deviation, for each channel: (B, C) float32. pixels: (B, H, W, C)."""
-    values = pixels.float()
-    count = values[0].numel() // groups
-    # Rows first, both sums in one pass: the form of which the compiler makes vector code.
-    total, squares = values.sum(2).sum(1), values.square().sum(2).sum(1)  # (B, C)
-    mean = total.unflatten(1, (groups, -1)).sum(2, keepdim=True) / count  # (B, G, 1)
-    variance = squares.unflatten(1, (groups, -1)).sum(2, keepdim=True) / count - mean.square()
-    deviation = torch.rsqrt(variance.clamp(min=0.0) + eps)
-    shape = (len(pixels), groups, pixels.shape[3] // groups)
-    return mean.expand(shape).flatten(1), deviation.expand(shape).flatten(1)
+_compiled_statistics = _compiled(_statistics)
 
 
 @_compiled

@@ -28,29 +28,18 @@ def norm_silu(x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: float) 
 
 def affine_group_norm(x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
     """``norm(x) * scale + shift``; arguments as for ``norm_silu``."""
-    if _weakly_supported(x):
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not has_torch_function_unary(x):
+        # With channels last PyTorch's own is exact to 1e-4 there, and its gradient slow. (Under a torch function mode
+        # it is left alone: NormStatistics looks for it.)
         if torch.is_grad_enabled() and x.requires_grad:
-            return modulate(_ChannelsLastGroupNorm.apply(x, groups, eps), scale, shift)
-        if x.dtype == torch.float32:
+            return modulate(_GroupNorm.apply(x, groups, eps), scale, shift)
+        if x.dtype == torch.float32 and not x.is_contiguous():
             mean, deviation = (v[:, :, None, None] for v in _statistics(x.permute(0, 2, 3, 1), groups, eps))
             factor = deviation * scale
             return modulate(x, factor, shift - mean * factor)
     if scale.numel() == scale.shape[1]:  # the same everywhere: weights of the norm
         return F.group_norm(x, groups, scale.flatten(), shift.flatten(), eps)
     return modulate(F.group_norm(x, groups, eps=eps), scale, shift)
-
-
-def _weakly_supported(x: Tensor) -> bool:
-    """Channels-last on a CPU: there PyTorch's group norm is exact to 1e-4 in float32, and its gradient slow.
-
-    False under a torch function mode, so that ``NormStatistics`` finds its ``F.group_norm``.
-    """
-    return (
-        x.device.type == "cpu"
-        and not x.is_contiguous()
-        and not torch.compiler.is_compiling()
-        and not has_torch_function_unary(x)
-    )
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -71,12 +60,12 @@ def silu(x: Tensor) -> Tensor:
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
-class _ChannelsLastGroupNorm(torch.autograd.Function):
-    """Keeps the result for the gradient, not the input: what follows keeps it as well."""
+class _GroupNorm(torch.autograd.Function):
+    """Group norm on a CPU. Keeps the result for the gradient, not the input: what follows keeps it as well."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, groups: int, eps: float) -> Tensor:
-        if x.dtype == torch.float32:
+        if x.dtype == torch.float32 and not x.is_contiguous():
             mean, deviation = (v[:, :, None, None] for v in _statistics(x.permute(0, 2, 3, 1), groups, eps))
             y = torch.addcmul(-mean * deviation, x, deviation)
             deviation = deviation[:, :: x.shape[1] // groups, 0, 0]

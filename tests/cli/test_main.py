@@ -27,6 +27,7 @@ OPTIONS = {
     "decode": ("--out", "--steps", "--overwrite", "--model", "--device", "--dtype"),
     "convert": ("--out", "--steps"),
     "evaluate": ("--data", "--protocol", "--steps", "--lpips", "--extractors", "--out", "--device"),
+    "export": ("--model", "--out", "--dtype", "--opset", "--no-check", "--overwrite"),
     "statistics": ("--data", "--protocol", "--limit", "--save", "--out", "--overwrite", "--device", "--dtype"),
     "tokenize": ("verify", "--out", "--model", "--size", "--crop", "--flips", "--only", "--labels", "--store"),
     "bench": ("generation",),

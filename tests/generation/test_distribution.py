@@ -31,14 +31,22 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "latents"
 
 
+@pytest.fixture(scope="module")
+def by_one(latents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that one process makes."""
+    run = tmp_path_factory.mktemp("one") / "run"
+    ended = in_processes(["generate", "train", str(latents), "--out", str(run), *OPTIONS], 1)
+    assert ended.statuses == [0], ended.output
+    return run
+
+
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_are_one(latents: Path, tmp_path: Path, parallel: str) -> None:
+def test_two_processes_are_one(latents: Path, by_one: Path, tmp_path: Path, parallel: str) -> None:
     """They see other latents, noise or hidden labels, or do not average their gradients."""
-    for count, out in ((1, "one"), (2, "two")):
-        options = [*OPTIONS, "--parallel", parallel] if count == 2 else OPTIONS
-        ended = in_processes(["generate", "train", str(latents), "--out", str(tmp_path / out), *options], count)
-        assert ended.statuses == [0] * count, ended.output
-    compare(tmp_path / "one", tmp_path / "two", 1e-5)
+    arguments = ["generate", "train", str(latents), "--out", str(tmp_path / "run"), *OPTIONS, "--parallel", parallel]
+    ended = in_processes(arguments, 2)
+    assert ended.statuses == [0, 0], ended.output
+    compare(by_one, tmp_path / "run", 1e-5)
 
 
 def test_killed_processes_go_on(latents: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class Colours(Extractor):
 
 
 def test_from_pictures_to_samples(ssdd: Ssdd, latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "measured_peak", lambda device, dtype: 1e12)
+    monkeypatch.setattr(loop, "peak_flops", lambda *_, **__: 1e12)
     small = ("--total-images", 16, "--batch-size", 4, "--workers", 0, "--log.sample-images", 0)
     trained = ssdd("generate", "train", latents, "--out", "run", *small)
     assert trained.status == 0, trained.err

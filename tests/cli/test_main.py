@@ -30,7 +30,7 @@ OPTIONS = {
     "export": ("--model", "--out", "--dtype", "--opset", "--no-check", "--overwrite"),
     "statistics": ("--data", "--protocol", "--limit", "--save", "--out", "--overwrite", "--device", "--dtype"),
     "tokenize": ("verify", "--out", "--model", "--size", "--crop", "--flips", "--only", "--labels", "--store"),
-    "bench": ("generation",),
+    "bench": ("decode", "encode", "train", "memory", "generation"),
     "generate": ("train LATENTS", "sample RUN", "evaluate RUN", "--decoder", "--recipe", "DiT-XL/2"),
     "train": ("tiny-encoder", "demo-decoder", "LATENT-SIZE-pretraining"),
     "data": ("check", "--out", "--workers"),

@@ -31,7 +31,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from ssdd.training import export, loop
 
     monkeypatch.setattr(export, "STATISTICS_IMAGES", 16)
-    monkeypatch.setattr(loop, "measured_peak", lambda device, dtype: 1e12)
+    monkeypatch.setattr(loop, "peak_flops", lambda *_, **__: 1e12)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

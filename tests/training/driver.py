@@ -15,7 +15,7 @@ from ssdd.training import export, loop  # noqa: E402
 from ssdd.training.optimizers import Update  # noqa: E402
 
 export.STATISTICS_IMAGES = 16
-loop.measured_peak = lambda device, dtype: 1e12  # type: ignore[assignment]
+loop.peak_flops = lambda *_, **__: 1e12  # type: ignore[assignment]
 
 if os.environ.get("DRIVER_FULL_DISK") == "1":
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))

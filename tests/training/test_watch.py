@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from ssdd.peak import peak_flops
 from ssdd.processes import Processes
 from ssdd.training.config import TrainConfig
 from ssdd.training.environment import describe_environment, git_revision
-from ssdd.training.flops import measured_peak, training_flops
+from ssdd.training.flops import training_flops
 from ssdd.training.log import RunLog, forget_after
 from ssdd.training.preview import grid
 from ssdd.training.random import seed_global_generators
@@ -125,7 +126,7 @@ def test_one_convolution_is_counted_exactly() -> None:
 
 
 def test_peak_is_a_plausible_rate() -> None:
-    assert 1e9 < measured_peak(torch.device("cpu"), torch.float32, seconds=0.05) < 1e15
+    assert 1e9 < peak_flops(torch.device("cpu"), torch.float32, budget=0.05) < 1e15
 
 
 def test_environment_names_what_ran() -> None:

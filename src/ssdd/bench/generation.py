@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..autoencoder import AutoencoderSSDD
 from ..dtypes import DTYPES
@@ -21,6 +19,8 @@ from ..generation.model import build_dit, dit_size
 from ..generation.sampling import Sampling, guided_velocity, integrate
 from ..nn.presets import decoder_size, encoder_size
 from .config import GenerationBench
+from .networks import stable_diffusion_vae
+from .throughput import count_flops
 from .timing import Times, take_turns
 
 CLASSES = 1000
@@ -109,14 +109,7 @@ def _autoencoder(kind: str, encoder: str, settings: GenerationBench) -> Any:
     """The KL-VAE of Stable Diffusion's shape, or ours with one decoding step."""
     if kind != "KL-VAE":
         return AutoencoderSSDD.from_preset(encoder, settings.decoder, num_inference_steps=1, has_encoder=False)
-    channels = (128, 256, 512, 512)
-    vae = AutoencoderKL(
-        block_out_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * len(channels),
-        up_block_types=("UpDecoderBlock2D",) * len(channels),
-        layers_per_block=2,
-        latent_channels=4,
-    )
+    vae = stable_diffusion_vae()
     del vae.encoder
     return vae
 
@@ -124,11 +117,7 @@ def _autoencoder(kind: str, encoder: str, settings: GenerationBench) -> Any:
 def _speed(contender: _Contender, times: list[Times], settings: GenerationBench) -> GenerationSpeed:
     patch = dit_size(settings.dit).patch
     calls = {"dit": contender.step, "decode": contender.decode}
-    flops = {}
-    for name, call in calls.items():
-        with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
-            call()
-        flops[name] = counter.get_total_flops() / settings.batch_size / 1e9
+    flops = {name: count_flops(call) / settings.batch_size / 1e9 for name, call in calls.items()}
     tokens = (contender.latent[1] // patch) ** 2
     dit, decode = times
     work = flops["dit"] * settings.steps

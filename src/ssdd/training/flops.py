@@ -1,10 +1,8 @@
 """How much a training step computes, and what share of the machine's peak that is."""
 
 import sys
-import time
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..objectives.adversarial import hinge_discriminator_loss
@@ -39,25 +37,3 @@ def training_flops(stage: Objective, config: RunConfig, device: torch.device) ->
         module.gradient_checkpointing = True  # type: ignore[assignment]
     stage.model.zero_grad(set_to_none=True)
     return counter.get_total_flops()
-
-
-def measured_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
-    """Operations per second of a large square matrix product, the best of several: what this machine can do."""
-    side = 8192 if device.type == "cuda" else 2048
-    a = torch.randn(side, side, device=device).to(dtype)
-    best, begin = 0.0, time.perf_counter()
-    for repeat in range(50):
-        elapsed = _timed_product(a)
-        if repeat:  # the first one warms up
-            best = max(best, 2 * side**3 / elapsed)
-        if repeat and time.perf_counter() - begin > seconds:
-            break
-    return best
-
-
-def _timed_product(a: Tensor) -> float:
-    begin = time.perf_counter()
-    torch.mm(a, a)
-    if a.is_cuda:
-        torch.cuda.synchronize(a.device)
-    return time.perf_counter() - begin

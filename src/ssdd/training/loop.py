@@ -15,11 +15,12 @@ import torch
 
 from ..dtypes import DTYPES
 from ..files import LOCK, atomic_path, only_one
+from ..peak import peak_flops
 from ..processes import Processes, join_processes, sum_over_processes
 from .config import RunConfig, TrainConfig, check, differences, nonfinite_limit, to_json
 from .environment import describe_environment
 from .export import report_nonfinite
-from .flops import measured_peak, training_flops
+from .flops import training_flops
 from .log import RunLog
 from .preview import save_preview
 from .state import TrainingState, place
@@ -69,7 +70,7 @@ def train_task(
                 _check_run(config, run)
             processes.wait()
             with stop_requests(processes) as stop:
-                _choose_tf32(config, processes.device)
+                choose_tf32(config, processes.device)
                 torch.manual_seed(config.seed)  # of random weights
                 return _train(make_task(config), run, processes, stop)
 
@@ -143,7 +144,7 @@ def _passed(interval: int, before: int, seen: int) -> bool:
     return bool(interval) and before // interval != seen // interval
 
 
-def _choose_tf32(config: RunConfig, device: torch.device) -> None:
+def choose_tf32(config: RunConfig, device: torch.device) -> None:
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = config.tf32
@@ -178,7 +179,7 @@ def _announce(task: Task, processes: Processes, autocast: Autocast) -> float:
         flops = training_flops(stage, config, processes.device)
     if not processes.main:
         return 0.0
-    peak = measured_peak(processes.device, DTYPES[config.precision])
+    peak = peak_flops(processes.device, DTYPES[config.precision], budget=0.3)
     trained = sum(p.numel() for p in stage.model.parameters())
     frozen = sum(p.numel() for module in stage.frozen.values() for p in module.parameters())
     share = flops / (peak * processes.count)

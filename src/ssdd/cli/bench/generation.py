@@ -1,70 +1,43 @@
-"""``ssdd bench``: speed, compared in one run."""
+"""``ssdd bench generation``: from noise to images."""
 
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
-from ..bench.config import GenerationBench
-from ..text import aligned
-from .common import ModelOptions, parse_options
+from ...bench.config import GenerationBench
+from ...text import aligned
+from ..common import parse_options
+from .output import FileOptions
 
 if TYPE_CHECKING:
-    from ..bench.generation import GenerationSpeed
-
-_USAGE = """usage: ssdd bench WHAT [OPTIONS]
-
-Measure speed; every figure is a comparison in one run.
-
-  generation  end-to-end images/s of a DiT with a KL-VAE's and with our tokenizer
-
-ssdd bench WHAT --help lists the options."""
+    from ...bench.generation import GenerationSpeed
 
 
 @dataclass(frozen=True)
-class Generation(GenerationBench):
+class Generation(FileOptions, GenerationBench):
     """From noise to images: DiT and decoder, KL-VAE f8c4 against SSDD f16c4 and f8c4, with random weights."""
-
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda, ..."""
-    out: Path | None = None
-    """JSON file for all of it."""
-    overwrite: bool = False
-    """Replace an existing file."""
 
 
 def parse(arguments: Sequence[str]) -> Generation:
-    """``generation [OPTIONS]``."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_USAGE)
-        raise SystemExit(0 if arguments else 2)
-    if arguments[0] != "generation":
-        print(f"ssdd bench: error: expected generation, found {arguments[0]!r}", file=sys.stderr)
-        raise SystemExit(2)
-    return parse_options(Generation, "bench generation", arguments[1:])
+    """``[OPTIONS]``."""
+    return parse_options(Generation, "bench generation", arguments)
 
 
 def run(options: Generation) -> int:
-    from ..bench.generation import bench_generation
-    from ..files import atomic_path
+    from ...bench.generation import bench_generation
 
     if min(options.batch_size, options.steps, options.rounds, options.image_size) < 1 or options.guidance < 0:
         raise ValueError("expected an image size, batch size, steps and rounds of at least 1, and a guidance from 0")
-    if options.out is not None and options.out.exists() and not options.overwrite:
-        raise ValueError(f"{options.out} exists already; pass --overwrite to replace it")
-    device = ModelOptions(device=options.device).torch_device()
+    options.check_files()
+    device = options.torch_device()
     with tqdm(total=3 * (options.rounds + 1), desc="rounds", leave=False) as bar:
         found = bench_generation(options, device, bar.update)
     print(_table(found, options.batch_size))
     print(f"\n{_setting(options, device)}")
-    if options.out is not None:
-        with atomic_path(options.out, options.overwrite) as path:
-            path.write_text(json.dumps(_as_dict(found, options, device), indent=1) + "\n")
+    options.write(_as_dict(found, options, device))
     return 0
 
 

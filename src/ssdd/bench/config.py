@@ -47,7 +47,8 @@ class NetworkBench:
     mode: Mode = "optimized"
     """optimized: ours by AutoencoderSSDD.optimize, peers in channels-last. eager: all as they are made."""
     compile: bool = False
-    """torch.compile, all contenders but ``plain``; ours fuses its norms on a CPU. Anew for each size and batch."""
+    """torch.compile, all contenders but ``plain``, anew for each size and batch. (On a CPU ours is not compiled as a
+    whole, but its norms are fused by ``optimize`` in any case.)"""
     dtype: Dtype = "bf16"
 
 

@@ -19,7 +19,7 @@ from ..generation.model import build_dit, dit_size
 from ..generation.sampling import Sampling, guided_velocity, integrate
 from ..nn.presets import decoder_size, encoder_size
 from .config import GenerationBench
-from .networks import stable_diffusion_vae
+from .networks import Preparation, stable_diffusion_vae
 from .throughput import count_flops
 from .timing import Times, take_turns
 
@@ -80,11 +80,11 @@ def _contender(kind: str, encoder: str, settings: GenerationBench, device: torch
     size = encoder_size(encoder)
     grid, dtype = settings.image_size // size.factor, DTYPES[settings.dtype]
     latent = (size.latent_channels, grid, grid)
-    dit = build_dit(settings.dit, latent, CLASSES).to(device, dtype).eval().requires_grad_(False)
-    vae = _autoencoder(kind, encoder, settings).to(device, dtype).eval().requires_grad_(False)
+    how = Preparation(device, settings.dtype, "optimized", settings.compile)
+    dit = how.plain(build_dit(settings.dit, latent, CLASSES))
+    vae = _autoencoder(kind, encoder, settings, how)
     if settings.compile:
         dit.compile()
-        vae.decoder.compile()
     labels = torch.arange(settings.batch_size, device=device) % CLASSES
     noise = torch.randn(settings.batch_size, *latent, device=device)
     velocity = guided_velocity(dit, labels, Sampling(steps=settings.steps, guidance=settings.guidance))
@@ -105,13 +105,14 @@ def _contender(kind: str, encoder: str, settings: GenerationBench, device: torch
     return _Contender(f"{kind} {encoder}", latent, generate, decode, once)
 
 
-def _autoencoder(kind: str, encoder: str, settings: GenerationBench) -> Any:
+def _autoencoder(kind: str, encoder: str, settings: GenerationBench, how: Preparation) -> Any:
     """The KL-VAE of Stable Diffusion's shape, or ours with one decoding step."""
     if kind != "KL-VAE":
-        return AutoencoderSSDD.from_preset(encoder, settings.decoder, num_inference_steps=1, has_encoder=False)
+        vae = AutoencoderSSDD.from_preset(encoder, settings.decoder, num_inference_steps=1, has_encoder=False)
+        return how.ours(vae)
     vae = stable_diffusion_vae()
     del vae.encoder
-    return vae
+    return how.peer(vae, vae.decoder)
 
 
 def _speed(contender: _Contender, times: list[Times], settings: GenerationBench) -> GenerationSpeed:

@@ -43,10 +43,10 @@ class Preparation:
     compile: bool
 
     def ours(self, autoencoder: AutoencoderSSDD) -> AutoencoderSSDD:
-        """On the device, by ``optimize`` if the mode is that."""
+        """On the device, by ``optimize`` if the mode is that: on a CPU with its fused norms in any case."""
         if self.mode == "eager":
             return self.plain(autoencoder)
-        return autoencoder.to(self.device).optimize(DTYPES[self.dtype], self.compile)
+        return autoencoder.to(self.device).optimize(DTYPES[self.dtype], self.compile or self.device.type == "cpu")
 
     def peer(self, network: Any, *parts: nn.Module) -> Any:
         """On the device, in channels-last if the mode is optimized; ``parts`` are what is compiled."""

@@ -92,3 +92,16 @@ def test_advice_to_the_c_library_is_taken_or_refused() -> None:
     assert keep_freed_memory() in (True, False)
     image = torch.ones(1, 3, 2048, 2048)  # a block that the setting is about
     assert float(image.sum()) == image.numel()
+
+
+def test_norms_are_unfused_for_a_while(plain: AutoencoderSSDD) -> None:
+    def fused(ae: AutoencoderSSDD) -> set[bool]:
+        return {m.fused for m in ae.modules() if isinstance(m, (AdaptiveGroupNorm, GroupNormSilu))}
+
+    ae = copy.deepcopy(plain).optimize(dtype=torch.float32)
+    with optimization.unfused_norms(ae):
+        assert fused(ae) == {False}
+    assert fused(ae) == {True}
+    with optimization.unfused_norms(plain):
+        pass
+    assert fused(plain) == {False}

@@ -7,6 +7,8 @@ On a GPU: bfloat16, and encoder and decoder by torch.compile.
 
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -58,3 +60,16 @@ def use_fused_norms(network: nn.Module, use: bool = True) -> None:
     for module in network.modules():
         if isinstance(module, (AdaptiveGroupNorm, GroupNormSilu)):
             module.fused = use
+
+
+@contextmanager
+def unfused_norms(network: nn.Module) -> Iterator[None]:
+    """Inside, norms run as they are written, for those who look at every operation."""
+    fused = [m for m in network.modules() if isinstance(m, (AdaptiveGroupNorm, GroupNormSilu)) and m.fused]
+    for module in fused:
+        module.fused = False
+    try:
+        yield
+    finally:
+        for module in fused:
+            module.fused = True

@@ -4,6 +4,7 @@ Weights are random: speed does not depend on them.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..dtypes import DTYPES
 from ..memory import keep_freed_memory
 from ..nn.presets import decoder_size, encoder_size
+from ..optimization import unfused_norms
 from ..peak import finish, peak_flops
 from .config import DecodeBench, EncodeBench, NetworkBench
 from .networks import PEER_FACTOR, Contender, Work, decode_contenders, encode_contenders
@@ -166,7 +168,8 @@ def _cell(
         name = contender.name
         try:
             if name not in gflop:
-                gflop[name] = count_flops(contender.work(size, 1)) / 1e9
+                with nullcontext() if contender.autoencoder is None else unfused_norms(contender.autoencoder):
+                    gflop[name] = count_flops(contender.work(size, 1)) / 1e9
             work = contender.work(size, batch)
             memory[name] = peak_memory(work, device)
             works[name] = work

@@ -81,11 +81,18 @@ class UpLevel(nn.Module):
         )
         self.upsample = None if last else Upsample(cout)
 
-    def forward(self, x: Tensor, skips: list[Tensor], context: Tensor, time: Tensor, recompute: bool) -> Tensor:
-        """Takes its skips from the end of the list."""
+    def forward(self, stack: list[Tensor], context: Tensor, time: Tensor, recompute: bool) -> None:
+        """Takes its input and then its skips from the end of the list, and puts its result there.
+
+        So that nobody else holds them: they are most of the memory of a decoding.
+        """
         for block in self.blocks:
-            x = run(block, torch.cat([x, skips.pop()], dim=1), context, time, recompute=recompute)
-        return x if self.upsample is None else self.upsample(x, skips[-1].shape[-2:])
+            joined = torch.cat([stack.pop(), stack.pop()], dim=1)
+            stack.append(run(block, joined, context, time, recompute=recompute))
+            del joined
+        if self.upsample is not None:
+            x = stack.pop()
+            stack.append(self.upsample(x, stack[-1].shape[-2:]))
 
 
 class Middle(nn.Module):
@@ -200,7 +207,9 @@ class Decoder(nn.Module):
         grid = (x.shape[-2], x.shape[-1])
         x, features = self.middle(x, context, feature_block, recompute)
 
+        skips.append(x)
+        del x
         for level in self.up:
-            x = level(x, skips, context, time, recompute)
-        velocity = self.conv_out(self.norm_out(x))
+            level(skips, context, time, recompute)
+        velocity = self.conv_out(self.norm_out(skips.pop()))
         return velocity if features is None else VelocityFeatures(velocity, features, grid)

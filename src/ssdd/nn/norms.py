@@ -31,7 +31,7 @@ def affine_group_norm(x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps:
     if x.device.type == "cpu" and not torch.compiler.is_compiling() and not has_torch_function_unary(x):
         # With channels last PyTorch's own is exact to 1e-4 there, and its gradient slow. (Under a torch function mode
         # it is left alone: NormStatistics looks for it.)
-        if torch.is_grad_enabled() and x.requires_grad:
+        if wants_gradient(x):
             return modulate(_GroupNorm.apply(x, groups, eps), scale, shift)
         if x.dtype == torch.float32 and not x.is_contiguous():
             mean, deviation = (v[:, :, None, None] for v in _statistics(x.permute(0, 2, 3, 1), groups, eps))
@@ -47,7 +47,7 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     size, grid = x.shape[-2:], scale.shape[-2:]
     if grid == (1, 1) or grid == size:
         return torch.addcmul(shift, x, scale)
-    if torch.is_grad_enabled() or size[0] % grid[0] or size[1] % grid[1]:
+    if wants_gradient(x, scale, shift) or size[0] % grid[0] or size[1] % grid[1]:
         # The gradient of a repeated map is quicker this way.
         return torch.addcmul(F.interpolate(shift, size), x, F.interpolate(scale, size))
     cells = x.unflatten(3, (grid[1], -1)).unflatten(2, (grid[0], -1))  # (B, C, h, H/h, w, W/w)
@@ -57,7 +57,12 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 def silu(x: Tensor) -> Tensor:
     """``F.silu`` of a result that nobody else holds: in place, but where gradients need it."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
+    return F.silu(x, inplace=not wants_gradient(x))
+
+
+def wants_gradient(*tensors: Tensor) -> bool:
+    """Whether a graph is being made of what is done to them."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 class _GroupNorm(torch.autograd.Function):
@@ -120,7 +125,8 @@ def fused_norm_silu(x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: f
     """
     whole = x.shape[2] % scale.shape[2] == 0 and x.shape[3] % scale.shape[3] == 0
     pixels = x.permute(0, 2, 3, 1)  # (B, H, W, C)
-    if torch.is_grad_enabled() or not whole or not pixels.is_contiguous() or has_torch_function_unary(x):
+    gradient = wants_gradient(x, scale, shift)
+    if gradient or not whole or not pixels.is_contiguous() or has_torch_function_unary(x):
         return norm_silu(x, groups, scale, shift, eps)
     _, rows, columns = scale.shape[1:]
     cells = pixels.unflatten(2, (columns, -1)).unflatten(1, (rows, -1))  # (B, h, H/h, w, W/w, C)

@@ -1,5 +1,8 @@
 """Group norm, modulation and SiLU: plain, fused, and their gradients, against the definition."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -135,3 +138,9 @@ def test_upsampling_convolution(size: tuple[int, int], cut: tuple[int, int]) -> 
     torch.testing.assert_close(own, plain)
     for a, b in zip(*(torch.autograd.grad(y.square().sum(), (x, conv.weight)) for y in (own, plain)), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_the_compiler_is_not_imported_with_the_networks() -> None:
+    """It takes seconds, and every command and every worker begins with this import."""
+    code = "import sys, ssdd.nn.decoder; sys.exit('torch._inductor' in sys.modules or 'torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

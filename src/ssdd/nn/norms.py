@@ -6,6 +6,7 @@ Shapes: B batch, C channels, G groups, H x W pixels of a level, h x w cells of t
 passes over memory, made by torch.compile, instead of five. Both give the same but for rounding.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -136,8 +137,17 @@ def fused_norm_silu(x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: f
 
 
 def _compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """By Inductor, for all sizes at once."""
-    return torch.compile(function, dynamic=True)
+    """By Inductor, for all sizes at once; made at the first call, for the compiler takes seconds to import."""
+
+    @functools.cache
+    def made() -> Callable[P, R]:
+        return torch.compile(function, dynamic=True)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return made()(*args, **kwargs)
+
+    return call
 
 
 _compiled_statistics = _compiled(_statistics)

@@ -7,7 +7,7 @@ import torch
 
 from ssdd import AutoencoderSSDD, optimization
 from ssdd.memory import keep_freed_memory
-from ssdd.nn.blocks import AdaptiveGroupNorm, GroupNormSilu
+from ssdd.nn.blocks import AdaptiveGroupNormSilu, GroupNormSilu
 from ssdd.optimization import fastest_dtype, optimize
 
 
@@ -30,7 +30,7 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
 @torch.no_grad()
 def test_float32_is_equal_to_rounding(plain: AutoencoderSSDD) -> None:
     fast = copy.deepcopy(plain).optimize(dtype=torch.float32)
-    assert all(m.fused for m in fast.modules() if isinstance(m, (AdaptiveGroupNorm, GroupNormSilu)))
+    assert all(m.fused for m in fast.modules() if isinstance(m, (AdaptiveGroupNormSilu, GroupNormSilu)))
     x = torch.rand(2, 3, 40, 72) * 2 - 1
     z = plain.encode(x).latent_dist.mode()
     torch.testing.assert_close(fast.encode(x).latent_dist.mode(), z, atol=1e-5, rtol=1e-5)
@@ -54,7 +54,7 @@ def test_returns_itself_ready_for_inference(plain: AutoencoderSSDD) -> None:
     assert not ae.training
     assert not any(p.requires_grad for p in ae.parameters())
     assert ae.dtype == fastest_dtype(torch.device("cpu"))
-    assert not any(m.fused for m in ae.modules() if isinstance(m, (AdaptiveGroupNorm, GroupNormSilu)))
+    assert not any(m.fused for m in ae.modules() if isinstance(m, (AdaptiveGroupNormSilu, GroupNormSilu)))
     weight = ae.decoder.conv_in.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
@@ -70,7 +70,7 @@ def test_without_a_compiler_it_says_so(plain: AutoencoderSSDD, monkeypatch: pyte
     with pytest.warns(UserWarning, match="found no C\\+\\+ compiler") as warned:
         ae.optimize()
     assert warned[0].filename == __file__
-    assert not any(m.fused for m in ae.modules() if isinstance(m, (AdaptiveGroupNorm, GroupNormSilu)))
+    assert not any(m.fused for m in ae.modules() if isinstance(m, (AdaptiveGroupNormSilu, GroupNormSilu)))
 
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
@@ -96,7 +96,7 @@ def test_advice_to_the_c_library_is_taken_or_refused() -> None:
 
 def test_norms_are_unfused_for_a_while(plain: AutoencoderSSDD) -> None:
     def fused(ae: AutoencoderSSDD) -> set[bool]:
-        return {m.fused for m in ae.modules() if isinstance(m, (AdaptiveGroupNorm, GroupNormSilu))}
+        return {m.fused for m in ae.modules() if isinstance(m, (AdaptiveGroupNormSilu, GroupNormSilu))}
 
     ae = copy.deepcopy(plain).optimize(dtype=torch.float32)
     with optimization.unfused_norms(ae):

@@ -285,7 +285,7 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
         """Ready for inference at full speed, on the device where it is now; returns itself.
 
         Weights become ``dtype`` (bfloat16 by default where the device computes in it) and constant, the memory layout
-        channels last. On a CPU norms are fused and freed memory is kept (``optimization.keep_freed_memory``), on a GPU
+        channels last. On a CPU norms are fused and freed memory is kept (``memory.keep_freed_memory``), on a GPU
         both networks are compiled; the first call takes its time then. The images are the same but for rounding.
 
         Args:

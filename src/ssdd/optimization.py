@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .memory import keep_freed_memory
-from .nn.blocks import AdaptiveGroupNorm, GroupNormSilu
+from .nn.blocks import AdaptiveGroupNormSilu, GroupNormSilu
 
 if TYPE_CHECKING:
     from .autoencoder import AutoencoderSSDD
@@ -57,19 +57,22 @@ def can_compile(device: torch.device) -> bool:
 
 def use_fused_norms(network: nn.Module, use: bool = True) -> None:
     """Switches ``fused_norm_silu`` on or off in all of a network's norms."""
-    for module in network.modules():
-        if isinstance(module, (AdaptiveGroupNorm, GroupNormSilu)):
-            module.fused = use
+    for norm in _norms(network):
+        norm.fused = use
 
 
 @contextmanager
 def unfused_norms(network: nn.Module) -> Iterator[None]:
     """Inside, norms run as they are written, for those who look at every operation."""
-    fused = [m for m in network.modules() if isinstance(m, (AdaptiveGroupNorm, GroupNormSilu)) and m.fused]
-    for module in fused:
-        module.fused = False
+    fused = [norm for norm in _norms(network) if norm.fused]
+    use_fused_norms(network, False)
     try:
         yield
     finally:
-        for module in fused:
-            module.fused = True
+        for norm in fused:
+            norm.fused = True
+
+
+def _norms(network: nn.Module) -> list[AdaptiveGroupNormSilu | GroupNormSilu]:
+    """Those that have a fused version."""
+    return [m for m in network.modules() if isinstance(m, (AdaptiveGroupNormSilu, GroupNormSilu))]

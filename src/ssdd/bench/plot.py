@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from ..evaluation.report.canvas import new_figure, plain_numbers, saved, style_of, styled
 from ..files import atomic_path
@@ -34,7 +34,7 @@ def _figure(found: Speeds) -> "Figure":
     axes = figure.subplots()
     several = len({row.batch for row in found.rows}) > 1
     for line, rows in lines.items():
-        style = style_of(cast(Any, line))
+        style = style_of(line)
         rows = sorted(rows, key=lambda row: row.size)
         axes.plot(
             [row.size for row in rows],

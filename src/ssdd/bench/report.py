@@ -29,7 +29,7 @@ def speed_table(found: Speeds, of: str = "images") -> str:
             cells.append(_NONE if row.memory is None else f"{row.memory / _MIB:,.0f}")
         lines.append([*cells, _NONE if first is None else f"{row.times.ratio(first.times):.2f}x"])
     skipped = [f"skipped: {line}" for line in found.skipped]
-    peak = f"largest matrix product in this precision: {found.peak / 1e9:,.0f} GFLOP/s (peak)"
+    peak = f"quickest matrix product or convolution in this precision: {found.peak / 1e9:,.0f} GFLOP/s (peak)"
     notes = f"GFLOP of one image; ratios are to {found.first}"
     return "\n".join([*aligned(lines), *skipped, "", f"{peak}; {notes}", found.setting.line()])
 

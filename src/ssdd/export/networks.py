@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..nn.blocks import AdaptiveGroupNorm, Downsample, GroupNormSilu, Upsample
+from ..nn.blocks import AdaptiveGroupNormSilu, Downsample, GroupNormSilu, Upsample
 from ..nn.decoder import Decoder, Middle
 from ..nn.encoder import Encoder
 from ..nn.transformer import WINDOW, AdaptiveLayerNorm, TransformerBlock
@@ -62,7 +62,7 @@ class ExportDecoder(nn.Module):
         levels = list(zip(network.down, reversed(network.up), strict=True))  # from the finest on
         for i, (down, up) in enumerate(levels):
             for level in (down, up):
-                _replace(level, AdaptiveGroupNorm, partial(_GroupNorm, pixels=_pixels(factor, i)))
+                _replace(level, AdaptiveGroupNormSilu, partial(_GroupNorm, pixels=_pixels(factor, i)))
             even = factor % 2 ** (i + 1) == 0
             if even:
                 _replace(down, Downsample, _EvenDownsample)
@@ -156,9 +156,9 @@ def _normalized(x: Tensor, groups: int, eps: float) -> Tensor:
 
 
 class _GroupNorm(nn.Module):
-    """``AdaptiveGroupNorm`` on a level with ``pixels`` per cell (0: no whole number)."""
+    """``AdaptiveGroupNormSilu`` on a level with ``pixels`` per cell (0: no whole number)."""
 
-    def __init__(self, source: AdaptiveGroupNorm, pixels: int) -> None:
+    def __init__(self, source: AdaptiveGroupNormSilu, pixels: int) -> None:
         super().__init__()
         self.groups, self.modulation, self.pixels = source.groups, source.modulation, pixels
 
@@ -178,7 +178,7 @@ class _Middle(nn.Module):
     def __init__(self, source: Middle, pixels: int) -> None:
         super().__init__()
         self.norm, self.proj_in, self.proj_out = source.norm, source.proj_in, source.proj_out
-        self.blocks = nn.ModuleList(_TransformerBlock(block, pixels) for block in source.blocks)  # type: ignore
+        self.blocks = nn.ModuleList(_TransformerBlock(block, pixels) for block in source.blocks)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, context: Tensor, feature_block: None, recompute: bool) -> tuple[Tensor, None]:
         """x: (B, D, R, S); returns the same, and nothing for the features that nobody asks for."""

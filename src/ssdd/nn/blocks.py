@@ -20,7 +20,7 @@ def run(block: nn.Module, *inputs: Any, recompute: bool) -> Tensor:
     return block(*inputs)
 
 
-class AdaptiveGroupNorm(nn.Module):
+class AdaptiveGroupNormSilu(nn.Module):
     """GroupNorm without weights, then ``x * (1 + scale) + shift`` with both predicted from the context map; SiLU.
 
     The 1x1 convolution runs on the latent grid, and its result is repeated onto the level: the same values as
@@ -72,7 +72,7 @@ class ResNetBlock(nn.Module):
         self, in_channels: int, out_channels: int, context_channels: int, time_features: int, groups: int
     ) -> None:
         super().__init__()
-        self.norm1 = AdaptiveGroupNorm(in_channels, context_channels, groups)
+        self.norm1 = AdaptiveGroupNormSilu(in_channels, context_channels, groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time = nn.Linear(time_features, 2 * out_channels)  # scale, shift
         self.norm2 = GroupNormSilu(groups, out_channels, eps=1e-5)

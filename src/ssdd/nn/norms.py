@@ -35,7 +35,7 @@ def affine_group_norm(x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps:
         if wants_gradient(x):
             return modulate(_GroupNorm.apply(x, groups, eps), scale, shift)
         if x.dtype == torch.float32 and not x.is_contiguous():
-            mean, deviation = (v[:, :, None, None] for v in _statistics(x.permute(0, 2, 3, 1), groups, eps))
+            mean, deviation = _exact_statistics(x, groups, eps)
             factor = deviation * scale
             return modulate(x, factor, shift - mean * factor)
     if scale.numel() == scale.shape[1]:  # the same everywhere: weights of the norm
@@ -72,7 +72,7 @@ class _GroupNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, groups: int, eps: float) -> Tensor:
         if x.dtype == torch.float32 and not x.is_contiguous():
-            mean, deviation = (v[:, :, None, None] for v in _statistics(x.permute(0, 2, 3, 1), groups, eps))
+            mean, deviation = _exact_statistics(x, groups, eps)
             y = torch.addcmul(-mean * deviation, x, deviation)
             deviation = deviation[:, :: x.shape[1] // groups, 0, 0]
         else:
@@ -104,6 +104,12 @@ def _group_norm_gradient(gradient: Tensor, y: Tensor, deviation: Tensor, out: Te
     offset, slope = -deviation * mean(gradient), -deviation * mean(gradient * y)
     torch.addcmul(per_channel(offset), y, per_channel(slope), out=out)
     out.addcmul_(gradient, per_channel(deviation))
+
+
+def _exact_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """``_statistics`` of (B, C, H, W), each (B, C, 1, 1)."""
+    mean, deviation = _statistics(x.permute(0, 2, 3, 1), groups, eps)
+    return mean[:, :, None, None], deviation[:, :, None, None]
 
 
 def _statistics(pixels: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:

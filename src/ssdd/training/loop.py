@@ -185,7 +185,7 @@ def _announce(task: Task, processes: Processes, autocast: Autocast) -> float:
     share = flops / (peak * processes.count)
     tf32 = (", TF32 on" if config.tf32 else ", TF32 off") if processes.device.type == "cuda" else ""
     logger.info(
-        "%s: %s trained and %s frozen parameters, %.4g GFLOP a training image; %s%s on %d x %s, whose largest matrix "
+        "%s: %s trained and %s frozen parameters, %.4g GFLOP a training image; %s%s on %d x %s, whose quickest "
         "product runs at %.3g TFLOP/s: %.4g images/s would be its peak",
         task.name, f"{trained:,}", f"{frozen:,}", flops / 1e9, config.precision, tf32, processes.count,
         processes.device.type, peak / 1e12, 1 / share,

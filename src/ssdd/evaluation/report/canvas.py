@@ -8,11 +8,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-
-from .view import RowView
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +56,17 @@ class Style:
     dashes: Any
 
 
-def style_of(view: RowView) -> Style:
+class Numbered(Protocol):
+    """What a style depends on: the number of a model, and that of its row among the model's."""
+
+    @property
+    def model(self) -> int: ...
+
+    @property
+    def nth(self) -> int: ...
+
+
+def style_of(view: Numbered) -> Style:
     """Colours repeat after seven models, with other markers."""
     turn = view.model // len(_PALETTE)
     return Style(

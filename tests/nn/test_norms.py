@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssdd.nn import norms
+from ssdd.nn import norm_autograd, norms
 from ssdd.nn.blocks import GroupNormSilu, ResNetBlock, UpsampleConv2d
 from ssdd.nn.norms import affine_group_norm, fused_norm_silu, modulate, norm_silu
 from ssdd.norm_statistics import NormStatistics
 
 EPS = 1e-5
+FORMATS = torch.channels_last, torch.contiguous_format
 GRIDS = [(1, 1), (4, 3), (8, 6), (16, 12), (32, 24)]
 """Latent grids against a level of 16 x 12: one value, cells of 4 x 4 and 2 x 2, the level's own, a finer one."""
 
@@ -77,10 +78,12 @@ def test_gradients(grid: tuple[int, int]) -> None:
         torch.testing.assert_close(a.double(), b.double(), atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("form", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("piece", [1, 1 << 20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_own_gradient_is_that_of_pytorch(dtype: torch.dtype, form: torch.memory_format) -> None:
-    x = inputs((1, 1))[0].to(dtype).contiguous(memory_format=form).requires_grad_()
+def test_own_gradient_is_that_of_pytorch(dtype: torch.dtype, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worked through image by image, and all at once."""
+    monkeypatch.setattr(norm_autograd, "PIECE", piece)
+    x = inputs((1, 1))[0].to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
     one, zero = torch.ones(1, 24, 1, 1), torch.zeros(1, 24, 1, 1)
     direction = torch.randn(x.shape, dtype=dtype)
     own = affine_group_norm(x, 8, one.to(dtype), zero.to(dtype), EPS)
@@ -89,6 +92,22 @@ def test_own_gradient_is_that_of_pytorch(dtype: torch.dtype, form: torch.memory_
     torch.testing.assert_close(own, plain, atol=1e-5, rtol=1e-5)
     (a,), (b,) = (torch.autograd.grad(y, x, direction) for y in (own, plain))
     torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-5)  # the sums are float32
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (4, 3), (16, 12)])
+def test_gradients_in_half_precision_are_as_near_as_plain(grid: tuple[int, int]) -> None:
+    """Those of one function for norm, modulation and SiLU, against those of PyTorch's three, and both to float64's."""
+    tensors = inputs(grid, dtype=torch.bfloat16)
+    direction = torch.randn(tensors[0].shape)
+    channels_last, contiguous = ([v.detach().clone(memory_format=f).requires_grad_() for v in tensors] for f in FORMATS)
+    exact = torch.autograd.grad(definition(contiguous[0], 8, *contiguous[1:]), contiguous, direction.double())
+    errors = []
+    for x, scale, shift in (channels_last, contiguous):
+        out = norm_silu(x, 8, scale, shift, EPS)
+        assert ("_NormSilu" in str(out.grad_fn)) == (x is channels_last[0])
+        found = torch.autograd.grad(out, (x, scale, shift), direction.to(torch.bfloat16))
+        errors.append([(a.double() - b.double()).norm() / b.double().norm() for a, b in zip(found, exact, strict=True)])
+    assert all(own <= 1.2 * plain + 1e-3 for own, plain in zip(*errors, strict=True)), errors
 
 
 @torch.no_grad()

@@ -63,6 +63,22 @@ def demo_finetuning() -> TrainConfig:
     )
 
 
+def demo_joint() -> TrainConfig:
+    """Encoder and decoder of ``demo-finetuning`` together at 64 px; half of the images where a single step begins."""
+    return TrainConfig(
+        stage="flow",
+        model=ModelConfig(start_from="runs/demo-finetuning"),
+        data=DataConfig(resolution=64, scale=3.0, workers=1),
+        loss=LossConfig(lpips_network="squeeze"),
+        one_step_share=0.5,
+        optimizer=OptimizerConfig(learning_rate=5e-4, warmup_images=1600, decay_images=16_000),
+        total_images=64_000,
+        batch_size=32,
+        average=AverageConfig(halflife_images=1500),
+        log=LogConfig(sample_images=3200, checkpoint_images=3200),
+    )
+
+
 def demo_distillation() -> TrainConfig:
     """The decoder of ``demo-finetuning`` to one step, at 128 px."""
     config = demo_finetuning()

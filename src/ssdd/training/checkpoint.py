@@ -18,6 +18,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
 
+_FILE = r"\w+\.safetensors"
+
 
 class DamagedCheckpoint(ValueError):
     """A checkpoint that is incomplete or has changed since it was written; one line with what is wrong."""
@@ -47,7 +50,7 @@ def checkpoint_folder(run: Path, images_seen: int) -> Path:
 
 def list_checkpoints(run: Path) -> list[Path]:
     """Checkpoints of a run with their final name, oldest first."""
-    return sorted(p for p in (run / "checkpoints").glob("[0-9]*") if p.name.isdigit())
+    return sorted(p for p in (run / "checkpoints").glob("[0-9]*") if p.name.isdecimal() and p.name.isascii())
 
 
 def write_checkpoint(folder: Path, tensors: Mapping[str, Tensors], state: Mapping[str, Any]) -> None:
@@ -81,13 +84,17 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
     try:
         state = json.loads((folder / "state.json").read_text())
         checksums = dict(state.pop("checksums"))
+        if state["images_seen"] != int(folder.name):
+            raise DamagedCheckpoint(f"{folder / 'state.json'} is of {state['images_seen']!r:.60} images")
         for name, expected in checksums.items():
+            if not re.fullmatch(_FILE, name):
+                raise DamagedCheckpoint(f"{folder / 'state.json'} names {name!r:.60}, which is no file of a checkpoint")
             if _checksum(folder / name) != expected:
                 raise DamagedCheckpoint(f"{folder / name} is not what was written")
         return {name.removesuffix(".safetensors"): load_file(folder / name) for name in checksums}, state
     except DamagedCheckpoint:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise DamagedCheckpoint(f"{folder}: {' '.join(str(error).split())}") from error
 
 

@@ -163,6 +163,9 @@ class TrainConfig(RunConfig):
     loss: LossConfig = field(default_factory=LossConfig)
     teacher_steps: int = TEACHER_STEPS
     """Euler steps of the teacher (stage distillation)."""
+    one_step_share: float = 0.0
+    """Share of the images that are trained at t = 1, from where a single step decodes; the others at
+    sigmoid(N(0, 1)), which comes close to 1 rarely (stage flow)."""
 
     def resumable(self) -> tuple[str, ...]:
         names = (*RESUMABLE, "data.paths", "data.validation", "data.workers", "data.broken_limit")
@@ -223,6 +226,8 @@ def check(config: TrainConfig, processes: int = 1) -> None:
     if not config.data.paths:
         raise ValueError("expected photographs to train on: pass --data.paths FOLDER_OR_TAR ...")
     check_finite({f"loss.{name}": value for name, value in vars(config.loss).items() if isinstance(value, float)})
+    if not 0 <= config.one_step_share <= 1:
+        raise ValueError(f"expected a one_step_share from 0 to 1, found {config.one_step_share}")
     if config.data.workers < 0 or config.data.broken_limit < 0:
         raise ValueError("expected data.workers and data.broken_limit of at least 0")
     if config.data.scale < 1 or config.data.resolution < 8:

@@ -155,7 +155,10 @@ def _check_run(config: RunConfig, run: Path) -> None:
     saved = run / "config.json"
     if saved.is_file():
         started = any((run / "checkpoints").glob("*")) or (run / "model").exists()
-        changed = differences(config, saved.read_text())
+        try:
+            changed = differences(config, saved.read_text())
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{saved}: expected the settings of a run, found something else ({error})") from error
         if changed and started:  # a run that never came to its first checkpoint has nothing to lose
             raise ValueError(
                 f"{run} holds a run with other settings ({'; '.join(changed)}): choose another --out folder"

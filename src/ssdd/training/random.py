@@ -25,7 +25,13 @@ class BatchRandom:
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal draws, (images of this part, *shape)."""
-        draws = torch.randn(self.batch_size, *shape, generator=self.generator, device=self.device)
+        return self._part_of(torch.randn(self.batch_size, *shape, generator=self.generator, device=self.device))
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Draws from [0, 1), (images of this part, *shape)."""
+        return self._part_of(torch.rand(self.batch_size, *shape, generator=self.generator, device=self.device))
+
+    def _part_of(self, draws: Tensor) -> Tensor:
         part = draws[self.part]
         return draws if len(part) == self.batch_size else part.clone()  # a view would keep the whole batch alive
 

@@ -79,9 +79,9 @@ class TrainingState:
         if not all_agree(True):
             raise checkpoint.DamagedCheckpoint(f"{folder}: another process could not read it")
         unit = self.task.unit
-        if numbers[unit] != self.task.items:
+        if numbers.get(unit) != self.task.items:
             raise ValueError(
-                f"{self.run}: expected the {numbers[unit]} {unit} that this run began with, found "
+                f"{self.run}: expected the {numbers.get(unit)} {unit} that this run began with, found "
                 f"{self.task.items}: the order of all of them would change; choose another --out folder"
             )
         return tensors, numbers

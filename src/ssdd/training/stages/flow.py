@@ -76,7 +76,8 @@ class FlowStage:
     """Diffusion decoder, with or without its encoder (arXiv 2510.04961).
 
     L = mean (v - v_hat)^2 + w_lpips LPIPS(x, x_t + t v_hat) + w_repa (1 - cos(MLP(features), DINOv2(x)))
-    + w_kl KL while the encoder is trained (+ w_adversarial, an ablation), at t = sigmoid(N(0, 1)).
+    + w_kl KL while the encoder is trained (+ w_adversarial, an ablation), at t = sigmoid(N(0, 1)), or at t = 1 for a
+    share of the images where the config wants that (not of the paper).
     """
 
     preview_steps: tuple[int, ...] = (1, STEPS)
@@ -137,12 +138,12 @@ class FlowStage:
 
     def draw(self, images: Tensor, moments: Tensor | None, random: BatchRandom) -> Draw:
         """The training point: a random time on the way to the image, a random sample of the posterior."""
-        return Draw(
-            target=images,
-            t=flow.logit_normal_time(random.normal()),
-            noise=random.normal(*images.shape[1:]),
-            posterior_noise=random.normal(*self.latent_shape(images)),
-        )
+        t = flow.logit_normal_time(random.normal())
+        noise = random.normal(*images.shape[1:])
+        posterior_noise = random.normal(*self.latent_shape(images))
+        if self.config.one_step_share:
+            t = torch.where(random.uniform() < self.config.one_step_share, 1.0, t)
+        return Draw(images, t, noise, posterior_noise)
 
     def latent_shape(self, images: Tensor) -> tuple[int, int, int]:
         """(c, h, w) of the latent of images (B, 3, H, W)."""

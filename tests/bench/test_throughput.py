@@ -66,6 +66,24 @@ def test_work_is_counted_as_it_runs() -> None:
     assert [row.gflop for row in thrice] == pytest.approx([3 * row.gflop for row in once])
 
 
+def test_onnx_runtime_takes_part() -> None:
+    pytest.importorskip("onnxruntime", reason="pip install 'ssdd[onnx]'")
+    pytest.importorskip("onnxscript", reason="pip install 'ssdd[onnx]'")
+    onnx, ours = bench_networks(replace(TINY, peers=("onnx",), mode="eager"), CPU).rows
+    assert (onnx.name, ours.name) == ("ONNX-XXS f8c4", "SSDD-XXS f8c4")
+    assert onnx.gflop == ours.gflop > 0
+    contender = decode_contenders(replace(TINY, peers=("onnx",)), CPU)[0]
+    assert contender.work(32, 2)().shape == (2, 3, 32, 32), "other sizes and batches than it was exported with"
+
+
+@pytest.mark.parametrize("setting", [{"dtype": "bf16"}, {"steps": 2}])
+def test_onnx_runtime_is_not_compared_with_unlike_work(setting: dict[str, Any]) -> None:
+    pytest.importorskip("onnxruntime", reason="pip install 'ssdd[onnx]'")
+    pytest.importorskip("onnxscript", reason="pip install 'ssdd[onnx]'")
+    with pytest.raises(ValueError, match="--steps 1 --dtype fp32"):
+        bench_networks(replace(TINY, peers=("onnx",), **setting), CPU)
+
+
 @pytest.mark.parametrize("mode", ["optimized", "eager"])
 def test_contenders_decode(mode: str) -> None:
     """A contender that makes other images than the others is measured."""

@@ -7,7 +7,7 @@ from ..dtypes import Dtype
 from ..objectives.perceptual import LPIPSNetwork
 
 Mode = Literal["optimized", "eager"]
-Peer = Literal["kl", "tiny", "plain"]
+Peer = Literal["kl", "tiny", "plain", "onnx"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class DecodeBench(NetworkBench):
     """Sizes of our decoder, XXS to H."""
     peers: tuple[Peer, ...] = ("kl", "tiny")
     """kl: AutoencoderKL in Stable Diffusion's shape. tiny: AutoencoderTiny. plain: our own network written down
-    straightforwardly, in NCHW and never compiled, once for each size. Speeds are against the first."""
+    straightforwardly, in NCHW and never compiled, once for each size. onnx: ours as ssdd export writes it, in ONNX
+    Runtime, once for each size; on a CPU in float32. Speeds are against the first."""
     steps: int = 1
     """Decoding steps of ours and of ``plain``."""
 
@@ -103,7 +104,7 @@ class MemoryBench:
     latent: str = "f8c4"
     decoders: tuple[str, ...] = ("S",)
     """Sizes of our decoder, XXS to H."""
-    peers: tuple[Peer, ...] = ("kl",)
+    peers: tuple[Literal["kl", "tiny", "plain"], ...] = ("kl",)
     """As for ``ssdd bench decode``; ``plain`` knows no tiles."""
     sizes: tuple[int, ...] = (512, 1024)
     """Sides of the images in pixels."""

@@ -20,17 +20,23 @@ from .plain import PlainDecoder
 PEER_FACTOR, PEER_CHANNELS = 8, 4
 _SD_CHANNELS = (128, 256, 512, 512)
 _SD_SIZE = 512
+OUR_SIZES = "plain", "onnx"
+"""Peers that are our own network, in each of its sizes."""
 
 Work = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
 class Contender:
-    """work: of the side of an image and a batch, the call to measure. autoencoder: None where it knows no tiles."""
+    """work: of the side of an image and a batch, the call to measure. autoencoder: None where it knows no tiles.
+
+    counted: the same work where its operations can be counted, if that is another call.
+    """
 
     name: str
     work: Callable[[int, int], Work]
     autoencoder: Any
+    counted: Callable[[int, int], Work] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,11 +81,12 @@ def decode_contenders(settings: DecodeBench | MemoryBench, device: torch.device)
 
 
 def decoder_kinds(settings: DecodeBench | MemoryBench) -> list[tuple[Peer | None, str]]:
-    """Peer (None for ours) and size of each contender; ``plain`` comes in each of our sizes."""
+    """Peer (None for ours) and size of each contender; ``plain`` and ``onnx`` come in each of our sizes."""
     found: list[tuple[Peer | None, str]] = []
+    sizes = tuple(dict.fromkeys(settings.decoders))
     for peer in dict.fromkeys(settings.peers):
-        found += [(peer, size) for size in settings.decoders] if peer == "plain" else [(peer, "")]
-    return found + [(None, size) for size in dict.fromkeys(settings.decoders)]
+        found += [(peer, size) for size in sizes] if peer in OUR_SIZES else [(peer, "")]
+    return found + [(None, size) for size in sizes]
 
 
 def decode_contender(
@@ -91,6 +98,10 @@ def decode_contender(
         return _plain(size, settings, how)
     if kind is None:
         return _ours(size, settings, how)
+    if kind == "onnx":
+        from .onnx import onnx_contender
+
+        return onnx_contender(size, settings.latent, how)
     vae = stable_diffusion_vae() if kind == "kl" else AutoencoderTiny()
     del vae.encoder
     how.peer(vae, vae.decoder)

@@ -16,7 +16,8 @@ from ..nn.presets import decoder_size, encoder_size
 from ..optimization import unfused_norms
 from ..peak import finish, peak_flops
 from .config import DecodeBench, EncodeBench, NetworkBench
-from .networks import PEER_FACTOR, Contender, Work, decode_contenders, encode_contenders
+from .networks import PEER_FACTOR, Contender, Work, decode_contenders, decoder_kinds, encode_contenders
+from .onnx import check_onnx
 from .setting import Setting, this_setting
 from .timing import Times, take_turns
 
@@ -115,11 +116,9 @@ def network_setting(settings: NetworkBench, device: torch.device) -> Setting:
 
 def contender_count(settings: DecodeBench | EncodeBench) -> int:
     """Rows of each size and batch."""
-    peers = set(settings.peers)
     if isinstance(settings, EncodeBench):
-        return len(peers) + 1
-    sizes = len(set(settings.decoders))
-    return len(peers - {"plain"}) + sizes * (2 if "plain" in peers else 1)
+        return len(set(settings.peers)) + 1
+    return len(decoder_kinds(settings))
 
 
 def bench_networks(
@@ -133,6 +132,8 @@ def bench_networks(
     step: called ``rounds + 1`` times for each contender, size and batch. report: called after each size and batch.
     """
     check_network_bench(settings)
+    if isinstance(settings, DecodeBench) and "onnx" in settings.peers:
+        check_onnx(settings, device)
     setting = network_setting(settings, device)
     if isinstance(settings, DecodeBench):
         contenders = decode_contenders(settings, device)
@@ -169,7 +170,7 @@ def _cell(
         try:
             if name not in gflop:
                 with nullcontext() if contender.autoencoder is None else unfused_norms(contender.autoencoder):
-                    gflop[name] = count_flops(contender.work(size, 1)) / 1e9
+                    gflop[name] = count_flops((contender.counted or contender.work)(size, 1)) / 1e9
             work = contender.work(size, batch)
             memory[name] = peak_memory(work, device)
             works[name] = work

@@ -57,7 +57,7 @@ def check_files(autoencoder: AutoencoderSSDD, folder: Path, dtype: str) -> list[
 
 
 def _check_encoder(autoencoder: AutoencoderSSDD, path: Path) -> list[Difference]:
-    session, found = _session(path), []
+    session, found = open_session(path), []
     for shape in _pixel_shapes(autoencoder):
         image = 2 * torch.rand(shape, generator=torch.Generator().manual_seed(0)) - 1
         with torch.inference_mode():
@@ -69,7 +69,7 @@ def _check_encoder(autoencoder: AutoencoderSSDD, path: Path) -> list[Difference]
 
 
 def _check_decoder(autoencoder: AutoencoderSSDD, path: Path) -> list[Difference]:
-    session, found, factor = _session(path), [], autoencoder.spatial_factor
+    session, found, factor = open_session(path), [], autoencoder.spatial_factor
     for shape in _pixel_shapes(autoencoder):
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(shape, generator=generator)
@@ -82,7 +82,8 @@ def _check_decoder(autoencoder: AutoencoderSSDD, path: Path) -> list[Difference]
     return [max(found, key=_size)]
 
 
-def _session(path: Path) -> Any:
+def open_session(path: Path) -> Any:
+    """An ``onnxruntime.InferenceSession`` on the CPU with as many threads as PyTorch has."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..training.config import TrainConfig
-from . import demo, paper, tiny
+from . import demo, paper, reproduction, tiny
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,14 @@ def _recipes() -> dict[str, Recipe]:
                 large[f"{name}-{side}"] = Recipe(fine, "LATENT-SIZE-RESOLUTION")
                 large[f"{name}-{side}-distillation"] = Recipe(distilled, "LATENT-SIZE-RESOLUTION-distillation")
         large[f"{latent}-kl-vae"] = Recipe(partial(paper.kl_vae, latent), "LATENT-kl-vae")
-    return small | large
+    reproduced = {
+        reproduction.recipe_name(scale, name): Recipe(
+            partial(reproduction.run, scale, name), reproduction.recipe_name("SCALE", "RUN")
+        )
+        for scale, settings in reproduction.SCALES.items()
+        for name in reproduction.runs(settings)
+    }
+    return small | large | reproduced
 
 
 RECIPES: dict[str, Recipe] = _recipes()

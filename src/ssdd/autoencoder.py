@@ -19,9 +19,11 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import is_accelerate_available
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from diffusers.utils.torch_utils import randn_tensor
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from . import flow
+from .checkpoints.own_model import check_config, check_finite, check_folder
 from .files import share
 from .nn.decoder import Decoder
 from .nn.encoder import Encoder
@@ -77,6 +79,7 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
     ) -> None:
         super().__init__()
         check_convention(latents_convention)
+        check_config(self.config)
         size = EncoderSize(tuple(block_out_channels), latent_channels, encoder_groups)
         self.spatial_factor = size.factor
         self.encoder: Encoder | None = Encoder(size) if has_encoder else None
@@ -109,17 +112,25 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
     def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> "AutoencoderSSDD":
         """An embedded name (``ssdd-f8c4-demo``), a folder of ``save_pretrained``, or a hub id.
 
-        Takes the arguments of diffusers' ``ModelMixin.from_pretrained``. Weights are read from safetensors only.
-        Raises ValueError if ``use_safetensors=False`` is asked for, OSError if there is no such model.
+        Takes the arguments of diffusers' ``ModelMixin.from_pretrained``. Weights are read from safetensors only; those
+        of a folder are compared with its config before any is read.
+
+        Raises ValueError if ``use_safetensors=False`` is asked for, CheckpointError for weights that do not fit or are
+        not finite, OSError if there is no such model.
         """
         from .checkpoints.embedded import embedded_folder
 
         if kwargs.pop("use_safetensors", True) is False:
             raise ValueError("expected safetensors weights: pickled weights can run code and are never loaded")
         folder = None if Path(name_or_path).exists() else embedded_folder(str(name_or_path))
+        place = folder or Path(name_or_path)
+        elsewhere = ("subfolder", "variant", "ignore_mismatched_sizes")  # then diffusers' own checks have to do
+        if place.is_dir() and not any(kwargs.get(name) for name in elsewhere):
+            check_folder(place, cls)
         kwargs.setdefault("low_cpu_mem_usage", is_accelerate_available())
         loaded = super().from_pretrained(str(folder or name_or_path), use_safetensors=True, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        check_finite(str(name_or_path), model.state_dict())
         model.to(memory_format=torch.channels_last)
         return loaded
 
@@ -133,11 +144,15 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
     ) -> None:
         """``config.json`` and safetensors weights in a folder. Raises ValueError if pickle is asked for.
 
-        The arguments are those of diffusers' ``ModelMixin``; pipelines pass the ones that they find by name.
+        The arguments are those of diffusers' ``ModelMixin``; pipelines pass the ones that they find by name. Raises
+        OSError if the disk is full.
         """
         if not safe_serialization:
             raise ValueError("expected safetensors weights: this model is never saved as a pickle")
-        super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size, **kwargs)
+        try:
+            super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size, **kwargs)
+        except SafetensorError as error:  # no OSError, although it is one
+            raise OSError(f"could not write the model {save_directory} ({error})") from error
         for weights in Path(save_directory).glob("*.safetensors"):
             share(weights)
 
@@ -153,6 +168,7 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
         from .checkpoints.original import read_original
 
         checkpoint = read_original(source)
+        check_finite("state dict" if isinstance(source, Mapping) else str(source), checkpoint.state)
         steps = {} if num_inference_steps is None else {"num_inference_steps": num_inference_steps}
         model = cls(**{**checkpoint.config, **steps})
         model.load_state_dict(checkpoint.state)

@@ -16,8 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from .data.images import MAX_PIXELS
 from .data.pixels import image_to_tensor, tensor_to_image
 from .files import atomic_path
+from .text import one_safe_line
 
 if TYPE_CHECKING:
     from .autoencoder import AutoencoderSSDD
@@ -28,6 +30,9 @@ _FORMAT = "ssdd-latent-1"
 
 class LatentFileError(ValueError):
     """A latent file that cannot be decoded; one line with what was expected and what was found."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_safe_line(message))
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,11 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 @torch.inference_mode()
 def encode_image(autoencoder: "AutoencoderSSDD", image: np.ndarray, model: str = "") -> EncodedImage:
-    """Posterior of a photograph, uint8 (H, W, 3), any size from 1 x 1."""
+    """Posterior of a photograph, uint8 (H, W, 3), any size from 1 x 1. Raises ValueError for too many padded pixels."""
+    factor = autoencoder.spatial_factor
+    height, width = (n + -n % factor for n in image.shape[:2])
+    if height * width > MAX_PIXELS:  # a line of one pixel's height becomes f times as large
+        raise ValueError(f"expected at most {MAX_PIXELS} pixels with those that pad it, found {width} x {height}")
     x = image_to_tensor(image)[None].to(autoencoder.device)
     posterior = autoencoder.encode(pad_to_multiple(x, autoencoder.spatial_factor)).latent_dist
     mean, logvar = posterior.mean[0].float().cpu(), posterior.logvar[0].float().cpu()

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+_LONGEST = 1500
+
 
 def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     """A line for each row of a table: the first ``left`` columns flush left, the others flush right.
@@ -15,3 +17,9 @@ def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
 def _cells(row: Sequence[str], widths: Sequence[int], left: int) -> list[str]:
     pairs = enumerate(zip(row, widths, strict=True))
     return [cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width) in pairs]
+
+
+def one_safe_line(message: str) -> str:
+    """A message with words of somebody else's file: on one line, without what a terminal would obey, not endless."""
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

@@ -24,7 +24,8 @@ def photos(tmp_path: Path, picture: Callable[..., np.ndarray]) -> Path:
 
 @pytest.fixture
 def options(tiny_model: Path) -> tuple[object, ...]:
-    return ("photos", "--model", tiny_model, "--size", "32", "--out", "latents", "--workers", "0", "--device", "cpu")
+    here = ("--processes", "1", "--workers", "0", "--device", "cpu")
+    return ("photos", "--model", tiny_model, "--size", "32", "--out", "latents", *here)
 
 
 def test_tokenize_again_and_verify(ssdd: Ssdd, photos: Path, options: tuple[object, ...], tmp_path: Path) -> None:

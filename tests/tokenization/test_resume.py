@@ -14,7 +14,7 @@ import pytest
 from ssdd import AutoencoderSSDD
 from ssdd.files import LOCK, only_one
 from ssdd.tokenization import tokenize
-from ssdd.tokenization.local import Tokenized
+from ssdd.tokenization.run import Tokenized
 from tests.tokenization.conftest import SIZE, Job
 
 Tree = Callable[[Path], dict[str, bytes]]
@@ -34,19 +34,22 @@ def test_kill_9_in_the_middle(job: Job, whole: Path, tmp_path: Path, tree: Tree)
     out = tmp_path / "latents"
     code = f"""
 import os, signal
+from contextlib import nullcontext
 from pathlib import Path
 import torch
 from ssdd.tokenization import TokenizeJob, CropProtocol, tokenize
 
 torch.set_num_threads(1)
 
-def die(images, total):
-    for image in images:
-        if image.image == 6:
-            os.kill(os.getpid(), signal.SIGKILL)
-        yield image
+class Die:
+    seen = 0
 
-tokenize({job(flips=True)!r}, Path({str(out)!r}), workers=0, progress=die)
+    def update(self, images):
+        self.seen += images
+        if self.seen > 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+tokenize({job(flips=True)!r}, Path({str(out)!r}), workers=0, progress=lambda images: nullcontext(Die()))
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
     left = sorted(p.name for p in out.iterdir())

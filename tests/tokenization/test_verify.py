@@ -79,12 +79,12 @@ def forge(folder: Path, change: Callable[[Members], Any]) -> None:
             offsets += [tar.offset] * name.endswith(".safetensors")
             tar.addfile(info, io.BytesIO(content))
     index = json.loads((folder / "shard-000000.json").read_text())
-    index |= {"offsets": offsets, "tar_bytes": path.stat().st_size}
+    index |= {"offsets": offsets, "file_bytes": path.stat().st_size}
     index["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     content = ShardIndex.decode(json.dumps(index).encode(), "forged").encode()
     (folder / "shard-000000.json").write_bytes(content)
     entry = {
-        "bytes": index["tar_bytes"],
+        "bytes": index["file_bytes"],
         "sha256": index["sha256"],
         "index_sha256": hashlib.sha256(content).hexdigest(),
     }

@@ -50,7 +50,10 @@ _WEIGHTS = (
     "diffusion_pytorch_model.safetensors.index.fp16.json",
 )
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_MOST_LEVELS, _MOST_CHANNELS, _MOST_JSON_BYTES = 7, 2**14, 2**24
+MOST_CHANNELS = 2**14
+"""Of a layer in a file that somebody else wrote."""
+
+_MOST_LEVELS, _MOST_JSON_BYTES = 7, 2**24
 _INSTEAD = "take another encoder, or wrap this one in a class of yours with encode() and name it MODULE:CLASS"
 
 _OLD_ATTENTION: Rules = [
@@ -198,9 +201,9 @@ def _size(source: str, config: Mapping[str, Any], groups: Any) -> EncoderSize:
         raise CheckpointError(
             f"{source}: expected block_out_channels of 2 to {_MOST_LEVELS} levels, found {short(channels)}"
         )
-    if any(type(n) is not int or not 1 <= n <= _MOST_CHANNELS for n in (*channels, latent, groups)):
+    if any(type(n) is not int or not 1 <= n <= MOST_CHANNELS for n in (*channels, latent, groups)):
         raise CheckpointError(
-            f"{source}: expected channels and norm groups as integers from 1 to {_MOST_CHANNELS}, found "
+            f"{source}: expected channels and norm groups as integers from 1 to {MOST_CHANNELS}, found "
             f"block_out_channels {short(channels)}, latent_channels {short(latent)}, groups {short(groups)}"
         )
     if any(c % groups for c in channels):
@@ -259,7 +262,7 @@ def _read_state(layout: EncoderLayout, files: list[Path]) -> dict[str, Tensor]:
                 file = stack.enter_context(safe_open(path, "pt"))
                 names = [name for name in sorted(file.keys()) if name.startswith(_prefixes(layout))]
                 where |= {rename(name, _OLD_ATTENTION): (file, name) for name in names}
-            headers = {name: _header(layout.source, file, key) for name, (file, key) in where.items()}
+            headers = {name: weight_header(layout.source, file, key) for name, (file, key) in where.items()}
             take(layout.source, headers | _identity(layout, "meta"), expected)
             tensors = {name: file.get_tensor(key) for name, (file, key) in where.items()}
         except (SafetensorError, OSError) as error:
@@ -278,10 +281,10 @@ def _prefixes(layout: EncoderLayout) -> tuple[str, ...]:
     return ("encoder.", "quant_conv.") if layout.quant_conv else ("encoder.",)
 
 
-def _header(source: str, file: Any, name: str) -> Tensor:
-    """A tensor of the file's shape and dtype, without memory."""
+def weight_header(source: str, file: Any, name: str) -> Tensor:
+    """A tensor of the shape and dtype in an open safetensors file, without memory. Raises CheckpointError."""
     shape, dtype = file.get_slice(name).get_shape(), file.get_slice(name).get_dtype()
-    if dtype not in _DTYPES or max(shape, default=0) > _MOST_CHANNELS:
+    if dtype not in _DTYPES or max(shape, default=0) > MOST_CHANNELS:
         raise CheckpointError(f"{source}: expected {name} as {', '.join(_DTYPES)}, found {dtype} of {short(shape)}")
     return torch.empty(shape, dtype=_DTYPES[dtype], device="meta")
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ..text import one_safe_line
 from .names import Rules, rename
 
 _SHOWN = 3
@@ -12,6 +13,9 @@ _SHOWN = 3
 
 class CheckpointError(ValueError):
     """A checkpoint that is not what it should be; one line with what was expected, and the first differences."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_safe_line(message))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 import tyro
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..dtypes import DTYPES, Dtype
 from ..files import OutputExists
@@ -130,7 +131,8 @@ def run_training(command: str, train: Callable[[], Path]) -> int:
     logging.basicConfig(level=logging.INFO if main else logging.WARNING, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        model = train()
+        with logging_redirect_tqdm():  # lines of their own, above the progress bar
+            model = train()
     except TrainingStopped as stopped:
         if main:
             print(f"ssdd {command}: {stopped}", file=sys.stderr)
@@ -149,14 +151,21 @@ def require(items: Sequence[T], what: str, paths: Sequence[Path]) -> Sequence[T]
     return items
 
 
+def _at(there: Path, out: Path) -> str:
+    return "" if there == out else f" at {there}"
+
+
 def check_outputs(out: Path, names: Sequence[str], new: Sequence[str] = ()) -> None:
     """Refuses, before the work, results that could not all be written to the folder ``out``.
 
-    Raises NotADirectoryError if ``out`` is a file, ValueError if two results have one of the ``names``, OutputExists
-    if one of the names in ``new`` exists.
+    Raises NotADirectoryError if ``out`` or a folder above it is a file, PermissionError if nothing can be written
+    there, ValueError if two results have one of the ``names``, OutputExists if one of the names in ``new`` exists.
     """
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"{out}: expected a folder for the results, found a file")
+    there = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise NotADirectoryError(f"{out}: expected a folder for the results, found a file{_at(there, out)}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{out}: expected a folder to write to, found one that is read-only{_at(there, out)}")
     count = Counter(name.casefold() for name in names)  # as on a file system where case does not count
     for name in names:
         if count[name.casefold()] > 1:

@@ -1,30 +1,53 @@
-"""``ssdd decode``: latent files -> images."""
+"""``ssdd decode``: latent files, or the folder of ``ssdd tokenize`` -> images."""
 
+import fnmatch
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
-from ..codec import LATENT_SUFFIX, decode_image, load_encoded
+from ..codec import LATENT_SUFFIX, EncodedImage, decode_image, load_encoded
 from ..data.images import save_image
-from .common import ModelOptions, check_outputs, for_each, parse_options, require, tile_if_large
+from .common import DEFAULT_MODEL, ModelOptions, check_outputs, for_each, parse_options, require, tile_if_large
+
+if TYPE_CHECKING:
+    from ..autoencoder import AutoencoderSSDD
+    from ..tokenization import LatentDataset
+
+
+@dataclass(frozen=True)
+class DecoderOptions(ModelOptions):
+    """Which autoencoder, and how it runs."""
+
+    model: str = ""
+    """Embedded name, folder, or Hugging Face id; by default the one that tokenized data are of, for latent files
+    ssdd-f8c4-demo."""
+
+    def or_else(self, model: str) -> ModelOptions:
+        """With this model, if none was given."""
+        return ModelOptions(self.model or model, self.device, self.dtype)
 
 
 @dataclass(frozen=True)
 class Decode:
-    """Decode latent files of ssdd encode: writes OUT/NAME.png."""
+    """Decode latent files of ssdd encode, or the folder of ssdd tokenize: writes OUT/NAME.png, or OUT/KEY.png for
+    each latent. The images of a folder that are there already are kept, so that the same command goes on."""
 
     paths: tyro.conf.Positional[tuple[Path, ...]]
-    """Latent files, or folders of them."""
+    """Latent files, or folders of them; or one folder of ssdd tokenize."""
     out: Path
     """Folder for the images."""
     steps: int | None = None
     """Decoding steps; the model's default if not given."""
+    only: str | None = None
+    """Of tokenized data, only the keys that fit a pattern like '00000000?-*'."""
     overwrite: bool = False
     """Replace existing files."""
-    model: ModelOptions = field(default_factory=ModelOptions)
+    model: DecoderOptions = field(default_factory=DecoderOptions)
 
 
 def parse(arguments: Sequence[str]) -> Decode:
@@ -32,18 +55,109 @@ def parse(arguments: Sequence[str]) -> Decode:
 
 
 def run(options: Decode) -> int:
+    from ..tokenization.format import MANIFEST
+
+    tokenized = [path for path in options.paths if (path / MANIFEST).is_file()]
+    if tokenized and len(options.paths) > 1:
+        raise ValueError(f"expected one folder of ssdd tokenize alone, found {len(options.paths)} paths")
+    if tokenized:
+        return _decode_set(options, tokenized[0])
+    if options.only is not None:
+        raise ValueError("expected a folder of ssdd tokenize for --only, found latent files")
+    return _decode_files(options)
+
+
+def _decode_files(options: Decode) -> int:
     files = require(find_latents(options.paths), "latent files", options.paths)
     check_outputs(options.out, [f"{stem}.png" for _, stem in files])
-    autoencoder = options.model.load()
+    autoencoder = options.model.or_else(DEFAULT_MODEL).load()
 
     def decode(item: tuple[Path, str]) -> None:
         path, stem = item
-        encoded = load_encoded(path)
-        tile_if_large(autoencoder, encoded.height, encoded.width)
-        image = decode_image(autoencoder, encoded, options.steps)
-        save_image(options.out / f"{stem}.png", image, overwrite=options.overwrite)
+        _save(autoencoder, load_encoded(path), options, stem)
 
     return for_each(files, lambda item: str(item[0]), decode, "decoded")
+
+
+def _decode_set(options: Decode, folder: Path) -> int:
+    from ..tokenization import LatentDataset
+
+    data = LatentDataset(folder)
+    check_outputs(options.out, [])
+    latents: Sequence[int] = range(len(data))
+    if options.only is not None:
+        latents = [i for i in latents if fnmatch.fnmatchcase(data.key(i), options.only)]
+        if not latents:
+            raise ValueError(f"expected keys like {options.only!r} (--only), found none; the first is {data.key(0)!r}")
+    made_by = _encoder_of(data)
+    autoencoder = _load_for(options, made_by)
+    kept = 0
+
+    def decode(index: int) -> None:
+        nonlocal kept
+        key = data.key(index)
+        if not options.overwrite and (options.out / f"{key}.png").exists():
+            kept += 1
+            return
+        item, (_, height, width) = data[index], data.latent_shape
+        factor = made_by.factor
+        encoded = EncodedImage(item.mean, item.logvar, height * factor, width * factor, factor, made_by.name)
+        _save(autoencoder, encoded, options, key)
+
+    status = for_each(latents, lambda index: f"{folder}, latent {index}", decode, "decoded")
+    if kept:
+        print(f"{kept:,} images were there before", file=sys.stderr)
+    return status
+
+
+def _save(autoencoder: "AutoencoderSSDD", encoded: EncodedImage, options: Decode, stem: str) -> None:
+    tile_if_large(autoencoder, encoded.height, encoded.width)
+    image = decode_image(autoencoder, encoded, options.steps)
+    save_image(options.out / f"{stem}.png", image, overwrite=options.overwrite)
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """Whose latents a set has: name of the model, sha256 of its encoder, spatial factor."""
+
+    name: str
+    sha256: str
+    factor: int
+
+
+def _encoder_of(data: "LatentDataset") -> _Encoder:
+    """By the manifest. Raises TokenizedDataError if it does not say."""
+    from ..tokenization.format import MANIFEST, SHA256, TokenizedDataError, text, whole
+
+    label, model = str(data.folder / MANIFEST), data.manifest.get("model")
+    if not isinstance(model, dict):
+        raise TokenizedDataError(f"{label}: expected the model that the latents are of, found none")
+    return _Encoder(
+        text(model, "name", label),
+        text(model, "encoder_sha256", label, SHA256),
+        whole(model, "spatial_factor", label, 1, 1024),
+    )
+
+
+def _load_for(options: Decode, made_by: _Encoder) -> "AutoencoderSSDD":
+    """The model that was asked for, or else the one that made the latents, if it is still that one."""
+    if options.model.model:
+        return options.model.or_else("").load()
+    from ..tokenization.model import LatentEncoder
+
+    try:
+        autoencoder = options.model.or_else(made_by.name).load()
+        found = LatentEncoder(made_by.name).sha256
+    except (OSError, ValueError) as error:
+        line = " ".join(str(error).split())
+        raise ValueError(
+            f"the latents are of {made_by.name}, which cannot decode them here ({line}): pass --model"
+        ) from error
+    if found != made_by.sha256:
+        raise ValueError(
+            f"expected {made_by.name} with the encoder that the latents are of, found another one: pass --model"
+        )
+    return autoencoder
 
 
 def find_latents(paths: Sequence[Path]) -> list[tuple[Path, str]]:

@@ -1,20 +1,28 @@
 """``ssdd COMMAND``: finds the command's module, reads its options, turns errors into one line and a status.
 
-Exit status: 0 all done; 1 an error, or some of the inputs failed; 2 wrong usage; 130 interrupted.
+Exit status: 0 all done; 1 an error, or some of the inputs failed; 2 wrong usage; 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
+import gc
 import importlib
 import os
+import signal
 import sys
+import warnings
 from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+from safetensors import SafetensorError
 
 from ..memory import keep_freed_memory
+from ..text import one_safe_line
 
 COMMANDS = {
     "demo": "reconstruct sample photographs with the embedded model: a comparison sheet and a table",
     "reconstruct": "images or folders -> reconstructions, side-by-side sheets, metrics",
     "encode": "images -> latent files",
-    "decode": "latent files -> images",
+    "decode": "latent files, or a tokenized data set -> images",
     "bench": "speed, compared in one run",
     "convert": "a checkpoint in the authors' released layout -> a model folder",
     "data": "check a data set: counts, sizes, broken files, a contact sheet",
@@ -27,9 +35,17 @@ COMMANDS = {
 }
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which then ends a command as Ctrl-C does: what is half written is removed."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and exits with its status. ``arguments`` are ``sys.argv[1:]`` by default."""
     keep_freed_memory()  # the process is ours alone
+    if "RANK" not in os.environ:  # one of several may be waiting for the others, where no handler of Python's runs
+        signal.signal(signal.SIGTERM, _terminate)
+    # Damaged photographs are named by us, in one line.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
 
 
@@ -50,19 +66,26 @@ def run(arguments: list[str]) -> int:
     return _run_command(name, arguments[1:])
 
 
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # once is enough: the second would end the tidying up
+    raise Terminated
+
+
 def _run_command(name: str, arguments: list[str]) -> int:
     try:
         command = importlib.import_module(f".{name}", __package__)
         return int(command.run(command.parse(arguments)))
+    except Terminated:
+        status, line = 128 + signal.SIGTERM, "ssdd: stopped by SIGTERM"
     except KeyboardInterrupt:
-        print("ssdd: interrupted", file=sys.stderr)
-        return 130
-    except (OSError, ValueError, RuntimeError, ImportError, ArithmeticError) as error:
+        status, line = 128 + signal.SIGINT, "ssdd: interrupted"
+    except (OSError, ValueError, RuntimeError, ImportError, ArithmeticError, MemoryError, SafetensorError) as error:
         if os.environ.get("SSDD_TRACEBACK"):
             raise
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"ssdd: error: {message}", file=sys.stderr)
-        return 1
+        status, line = 1, f"ssdd: error: {one_safe_line(str(error)) or type(error).__name__}"
+    gc.collect()  # what the error held goes with it, such as a progress bar, and this line is one of its own
+    print(line, file=sys.stderr)
+    return status
 
 
 def _usage() -> str:

@@ -1,11 +1,12 @@
 """``ssdd tokenize DATA... --out DIR``: a data set -> shards of latents; ``ssdd tokenize verify DIR`` checks them."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+import torch
 import tyro
 from tqdm import tqdm
 
@@ -21,7 +22,9 @@ _SHOWN = 20
 @dataclass(frozen=True)
 class Tokenize:
     """Encode a data set once: shards of raw latents for the training of generative models, with a manifest. Run again,
-    the same command makes what is missing. ssdd tokenize verify DIR checks a finished folder."""
+    the same command makes what is missing. ssdd tokenize verify DIR checks a finished folder.
+
+    Exit status: 0 finished; 1 an error, or images were skipped; 143 stopped by SIGTERM or 130 by Ctrl-C."""
 
     data: tyro.conf.Positional[tuple[str, ...]]
     """Folders, uncompressed tar files, hf:OWNER/NAME[:SPLIT]; or the word verify and a finished folder."""
@@ -48,12 +51,20 @@ class Tokenize:
     least two classes."""
     store: Literal["fp16", "bf16"] = "fp16"
     """Type of the stored mean and log-variance."""
+    format: Literal["tar", "parquet"] = "tar"
+    """tar: for webdataset. parquet: columns, the latents as bytes."""
     shard_images: int = 1024
     """Images a shard."""
     batch_size: int = 16
     """Crops encoded together; the last digits of latents depend on it."""
-    workers: int = 2
-    """Processes that read and crop."""
+    engine: Literal["local", "ray"] = "local"
+    """local: processes of this machine. ray: a Ray cluster (RAY_ADDRESS names it) whose machines share the folders."""
+    processes: int | None = None
+    """Processes that encode; by default one on each GPU, or for each core."""
+    threads: int = 1
+    """Of the network in each process on a CPU; the last digits of latents depend on it."""
+    workers: int | None = None
+    """For each process, others that read and crop ahead of it; by default 4 on a GPU and 1 on a CPU."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
     dtype: Dtype = "fp32"
@@ -71,9 +82,11 @@ class Tokenize:
             only=self.only,
             labels=self.labels,
             store=self.store,
+            container=self.format,
             dtype=self.dtype,
             shard_images=self.shard_images,
             batch_size=self.batch_size,
+            threads=self.threads,
         )
 
 
@@ -97,16 +110,25 @@ def run(options: Tokenize | Verify) -> int:
 
 
 def _tokenize(options: Tokenize) -> int:
-    from ..tokenization import tokenize
+    from ..tokenization import TokenizeStopped, tokenize
 
     if not options.data:
         raise ValueError("expected images to tokenize: pass folders, tar files or hf:OWNER/NAME")
-
-    def progress(images: Iterable[Any], total: int) -> Iterable[Any]:
-        return tqdm(images, total=total, unit="img")
-
-    device = ModelOptions(device=options.device).torch_device()
-    done = tokenize(options.job(), options.out, workers=options.workers, device=device, progress=progress)
+    elsewhere = options.engine == "ray" and options.device != "auto"  # this machine may have no such device
+    device = torch.device(options.device) if elsewhere else ModelOptions(device=options.device).torch_device()
+    try:
+        done = tokenize(
+            options.job(),
+            options.out,
+            engine=options.engine,
+            processes=options.processes,
+            workers=(1 if device.type == "cpu" else 4) if options.workers is None else options.workers,
+            device=device,
+            progress=lambda images: tqdm(total=images, unit="img"),
+        )
+    except TokenizeStopped as stopped:
+        print(f"ssdd tokenize: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal_number
     manifest = done.manifest
     for skipped in manifest["skipped"]:
         print(f"skipped {skipped['reason']}", file=sys.stderr)

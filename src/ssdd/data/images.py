@@ -116,8 +116,10 @@ def save_image(path: str | os.PathLike[str], image: Pixels, *, overwrite: bool =
     kind, options, longest = _WRITERS[suffix]
     if max(image.shape) > longest:
         raise ImageError(f"{label}: expected sides up to {longest} for {kind}, found {max(image.shape)}")
+    encoded = io.BytesIO()  # a file of Pillow's own would be cut off without an error where the disk is full
+    Image.fromarray(image).save(encoded, format=kind, **options)
     with atomic_path(path, overwrite) as temporary:
-        Image.fromarray(image).save(temporary, format=kind, **options)
+        temporary.write_bytes(encoded.getvalue())
 
 
 @dataclass(frozen=True)

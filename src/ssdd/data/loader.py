@@ -230,11 +230,14 @@ def start_worker(_: int) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=_end_when_parent_says_so, args=(parent.pid,), daemon=True).start()
     if parent is not None:  # after the mask, which a thread takes over
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    # A worker whose parent was killed would wait for ever for somebody to read what it has ready.
+def end_with_parent() -> None:
+    """Waits for the end of the process that started this one, and ends it: for a thread of a worker.
+
+    A worker whose parent was killed would wait for ever for somebody to read what it has ready.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

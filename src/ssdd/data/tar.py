@@ -10,7 +10,7 @@ import io
 import os
 import tarfile
 from array import array
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,9 +90,9 @@ class OpenedFile:
     def __init__(self, path: str) -> None:
         self.descriptor = os.open(path, os.O_RDONLY)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at the very end `os` is gone
         if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
+            close(self.descriptor)
 
 
 @functools.lru_cache(maxsize=_OPEN_FILES)
@@ -191,7 +191,7 @@ class _Headers:
                 self._tarfile = tarfile.TarFile(fileobj=self._file, mode="r")
             self._file.seek(at)
             found = tarfile.TarInfo.fromtarfile(self._tarfile)
-        except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        except (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError, RecursionError) as error:
             raise (self._no_tar(header, error) if at == self._begin else self._damaged(at)) from error
         name = found.name if found.isreg() and not found.issparse() else None
         return _Member(name, found.offset_data, found.size if name else 0, self._tarfile.offset)

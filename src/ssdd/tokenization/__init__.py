@@ -2,10 +2,11 @@
 
 from .crops import CropProtocol
 from .format import TokenizedDataError
-from .local import Tokenized, tokenize
 from .plan import OpenJob, ShardTask, TokenizeJob, settle_plan
 from .reader import LatentDataset, LatentItem
+from .run import Tokenized, tokenize
 from .shard import write_shard
+from .stop import TokenizeStopped
 from .verify import verify
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "OpenJob",
     "ShardTask",
     "TokenizeJob",
+    "TokenizeStopped",
     "Tokenized",
     "TokenizedDataError",
     "settle_plan",

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -23,9 +23,14 @@ PLAN, MANIFEST = "plan.json", "manifest.json"
 STORED = {"fp16": torch.float16, "bf16": torch.bfloat16}
 """Types that mean and log-variance are stored in."""
 
+Container = Literal["tar", "parquet"]
+CONTAINERS: tuple[Container, ...] = ("tar", "parquet")
+Shape = tuple[int, int, int]
+"""(c, h, w)."""
+
 BLOCK = 512
 """Bytes of a tar header, which the content follows."""
-SHARD = re.compile(r"shard-[0-9]{6}\.tar")
+SHARD = re.compile(rf"shard-[0-9]{{6}}\.({'|'.join(CONTAINERS)})")
 KEY = re.compile(r"[0-9]{9}-c[0-9]{1,4}f?-[A-Za-z0-9_]{1,48}")
 """Number of the image, of its crop, f if mirrored, what is left of its name: no dots, which end a webdataset key."""
 LATENT, META = ".safetensors", ".json"
@@ -38,8 +43,8 @@ class TokenizedDataError(ValueError):
     """Tokenized data that cannot be used; one line with the file, what was expected and what was found."""
 
 
-def shard_name(number: int) -> str:
-    return f"shard-{number:06d}.tar"
+def shard_name(number: int, container: Container) -> str:
+    return f"shard-{number:06d}.{container}"
 
 
 def index_name(number: int) -> str:
@@ -124,7 +129,7 @@ def latent_bytes(mean: Tensor, logvar: Tensor) -> bytes:
     return save({"mean": mean.contiguous(), "logvar": logvar.contiguous()})
 
 
-def parse_latent(content: bytes, shape: tuple[int, int, int], dtype: torch.dtype, label: str) -> tuple[Tensor, Tensor]:
+def parse_latent(content: bytes, shape: Shape, dtype: torch.dtype, label: str) -> tuple[Tensor, Tensor]:
     """Mean and log-variance as they are stored. Raises TokenizedDataError for other names, types or shapes."""
     try:
         tensors = load(content)
@@ -138,7 +143,7 @@ def parse_latent(content: bytes, shape: tuple[int, int, int], dtype: torch.dtype
     return tensors["mean"], tensors["logvar"]
 
 
-def read_shape(content: Mapping[str, Any], label: str) -> tuple[int, int, int]:
+def read_shape(content: Mapping[str, Any], label: str) -> Shape:
     """(c, h, w). Raises TokenizedDataError."""
     values = listed(content, "latent_shape", label, int)
     if len(values) != 3 or min(values) < 1 or max(values) > 2**16 or values[0] * values[1] * values[2] > _MOST_VALUES:
@@ -162,16 +167,17 @@ class SkippedImage:
 class ShardIndex:
     """What is in a shard, and where.
 
-    plan: digest of the plan that it was made by. first, last: its images are [first, last). tar_bytes, sha256: of the
-    tar file. member_bytes: of each safetensors member; offsets: of their tar headers. labels: of each latent.
-    statistics: of the stored means (``LatentStatistics.state``); None for an empty shard.
+    plan: digest of the plan that it was made by. first, last: its images are [first, last). file_bytes, sha256: of the
+    shard's file. member_bytes: of each safetensors member of a tar file; offsets: of their headers; 0 and none for
+    Parquet, which has its own. labels: of each latent. statistics: of the stored means (``LatentStatistics.state``);
+    None for an empty shard.
     """
 
     plan: str
     number: int
     first: int
     last: int
-    tar_bytes: int
+    file_bytes: int
     sha256: str
     member_bytes: int
     offsets: list[int]
@@ -183,6 +189,10 @@ class ShardIndex:
     def images(self) -> int:
         """Those that have latents."""
         return self.last - self.first - len(self.skipped)
+
+    @property
+    def latents(self) -> int:
+        return len(self.labels)
 
     def encode(self) -> bytes:
         content = {"format": FORMAT, **asdict(self)}
@@ -201,7 +211,7 @@ class ShardIndex:
             number=whole(found, "number", label, 0, MOST_SHARDS),
             first=first,
             last=whole(found, "last", label, first + 1, MOST_IMAGES),
-            tar_bytes=whole(found, "tar_bytes", label, BLOCK, 1 << 50),
+            file_bytes=whole(found, "file_bytes", label, 1, 1 << 50),
             sha256=text(found, "sha256", label, SHA256),
             member_bytes=whole(found, "member_bytes", label, 0, 1 << 31),
             offsets=listed(found, "offsets", label, int),
@@ -210,12 +220,15 @@ class ShardIndex:
             statistics=_statistics(found, label),
         )
         ends = [offset + BLOCK + index.member_bytes for offset in index.offsets]
-        starts = [*index.offsets, index.tar_bytes]
+        starts = [*index.offsets, index.file_bytes]
         if index.offsets and (starts[0] < 0 or any(e > s for e, s in zip(ends, starts[1:], strict=True))):
-            raise TokenizedDataError(f"{label}: expected offsets in order within {index.tar_bytes} bytes, found others")
+            raise TokenizedDataError(
+                f"{label}: expected offsets in order within {index.file_bytes} bytes, found others"
+            )
         skipped = [s.image for s in index.skipped]
         inside = all(first <= i < index.last for i in skipped) and len(set(skipped)) == len(skipped)
-        if len(index.labels) != len(index.offsets) or not inside or bool(index.offsets) != bool(index.statistics):
+        placed = len(index.offsets) in (0, index.latents)
+        if not placed or not inside or bool(index.latents) != bool(index.statistics):
             raise TokenizedDataError(f"{label}: expected as many labels as latents, and skipped images of the shard")
         return index
 

@@ -1,7 +1,8 @@
 """The manifest: what a finished set is, by the plan and the indices of its shards. It is written last."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,17 @@ from typing import Any
 from ..files import atomic_path
 from ..statistics import LatentStatistics
 from .format import (
+    CONTAINERS,
     FORMAT,
     MANIFEST,
     MOST_IMAGES,
     MOST_SHARDS,
     SHA256,
     STORED,
+    Container,
+    Shape,
     ShardIndex,
+    SkippedImage,
     TokenizedDataError,
     decode_json,
     encode_json,
@@ -30,30 +35,36 @@ from .format import (
 from .plan import plan_digest
 
 
-def make_manifest(plan: Mapping[str, Any], shards: Sequence[ShardIndex]) -> dict[str, Any]:
-    """What all shards of a plan, in order, come to. Raises ValueError if no image is in them."""
-    statistics = merged_statistics(shards)
-    skipped = [image for shard in shards for image in shard.skipped]
+def make_manifest(plan: Mapping[str, Any], shards: Iterable[ShardIndex]) -> dict[str, Any]:
+    """What all shards of a plan, in order, come to; one of them at a time is in memory.
+
+    Raises ValueError if no image is in them.
+    """
+    statistics, entries = LatentStatistics(), list[dict[str, Any]]()
+    skipped: list[SkippedImage] = []
+    for shard in shards:
+        _merge(statistics, shard)
+        skipped += shard.skipped
+        entries.append(
+            {
+                "name": shard_name(shard.number, plan["container"]),
+                "images": shard.images,
+                "latents": shard.latents,
+                "bytes": shard.file_bytes,
+                "sha256": shard.sha256,
+                "index_sha256": hashlib.sha256(shard.encode()).hexdigest(),
+            }
+        )
     if not statistics.count:
         reason = skipped[0].reason if skipped else "the data are empty"
         raise ValueError(f"expected usable images, found none: {len(skipped)} skipped; {reason}")
     return {
         **plan,
-        "images": sum(shard.images for shard in shards),
-        "latents": sum(len(shard.offsets) for shard in shards),
+        "images": sum(entry["images"] for entry in entries),
+        "latents": sum(entry["latents"] for entry in entries),
         "skipped": [asdict(image) for image in skipped],
         "statistics": describe_statistics(statistics),
-        "shards": [
-            {
-                "name": shard_name(shard.number),
-                "images": shard.images,
-                "latents": len(shard.offsets),
-                "bytes": shard.tar_bytes,
-                "sha256": shard.sha256,
-                "index_sha256": hashlib.sha256(shard.encode()).hexdigest(),
-            }
-            for shard in shards
-        ],
+        "shards": entries,
     }
 
 
@@ -65,13 +76,17 @@ def write_manifest(out: Path, manifest: Mapping[str, Any]) -> None:
             temporary.write_bytes(content)
 
 
-def merged_statistics(shards: Sequence[ShardIndex]) -> LatentStatistics:
+def merged_statistics(shards: Iterable[ShardIndex]) -> LatentStatistics:
     """Of all shards, in order. Raises ValueError for damaged ones or another number of channels."""
     statistics = LatentStatistics()
     for shard in shards:
-        if shard.statistics is not None:
-            statistics.merge(LatentStatistics.from_state(shard.statistics))
+        _merge(statistics, shard)
     return statistics
+
+
+def _merge(statistics: LatentStatistics, shard: ShardIndex) -> None:
+    if shard.statistics is not None:
+        statistics.merge(LatentStatistics.from_state(shard.statistics))
 
 
 def describe_statistics(statistics: LatentStatistics) -> dict[str, Any]:
@@ -107,8 +122,9 @@ class Manifest:
 
     content: dict[str, Any]
     plan: str
-    latent_shape: tuple[int, int, int]
+    latent_shape: Shape
     store: str
+    container: Container
     classes: list[str]
     latents: int
     images: int
@@ -128,7 +144,9 @@ def read_manifest(folder: Path) -> Manifest:
     label = str(path)
     found = decode_json(read_bytes(path), label)
     text(found, "format", label, FORMAT)
-    shards = [_entry(entry, number, label) for number, entry in enumerate(listed(found, "shards", label, dict))]
+    container = read_container(found, label)
+    entries = listed(found, "shards", label, dict)
+    shards = [_entry(entry, number, container, label) for number, entry in enumerate(entries)]
     latents = whole(found, "latents", label, 1, MOST_IMAGES * 2000)
     if sum(shard.latents for shard in shards) != latents or len(shards) > MOST_SHARDS:
         raise TokenizedDataError(
@@ -140,6 +158,7 @@ def read_manifest(folder: Path) -> Manifest:
         plan=plan_digest(plan),
         latent_shape=read_shape(found, label),
         store=text(found, "store", label, "|".join(STORED)),
+        container=container,
         classes=listed(found, "classes", label, str),
         latents=latents,
         images=whole(found, "images", label, 1, MOST_IMAGES),
@@ -162,16 +181,24 @@ def read_index(folder: Path, shard: ShardEntry, manifest: Manifest) -> ShardInde
     if hashlib.sha256(content).hexdigest() != shard.index_sha256:
         raise TokenizedDataError(f"{path}: expected the bytes that {MANIFEST} has the sha256 of, found others")
     stated = (shard.number, shard.images, shard.latents, shard.bytes, shard.sha256)
-    if stated != (index.number, index.images, len(index.offsets), index.tar_bytes, index.sha256):
+    if stated != (index.number, index.images, index.latents, index.file_bytes, index.sha256):
         raise TokenizedDataError(f"{path}: expected the counts and sizes of {MANIFEST}, found others")
+    if len(index.offsets) != (index.latents if manifest.container == "tar" else 0):
+        raise TokenizedDataError(f"{path}: expected the places in a {manifest.container} file, found others")
     if any(label is not None and not 0 <= label < len(manifest.classes) for label in index.labels):
         raise TokenizedDataError(f"{path}: expected labels of {len(manifest.classes)} classes, found others")
     return index
 
 
-def _entry(entry: dict[str, Any], number: int, label: str) -> ShardEntry:
+def read_container(content: Mapping[str, Any], label: str) -> Container:
+    """Raises TokenizedDataError."""
+    name = text(content, "container", label, "|".join(CONTAINERS))
+    return next(container for container in CONTAINERS if container == name)
+
+
+def _entry(entry: dict[str, Any], number: int, container: Container, label: str) -> ShardEntry:
     label = f"{label}, shard {number}"
-    text(entry, "name", label, shard_name(number))
+    text(entry, "name", label, re.escape(shard_name(number, container)))
     return ShardEntry(
         number,
         whole(entry, "images", label, 0, MOST_IMAGES),

@@ -5,6 +5,7 @@ Shapes: B crops of S x S pixels, f spatial factor, c latent channels, h = w = S 
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -47,9 +48,7 @@ class LatentEncoder:
         self.name, self.sha256 = name, _digest(read)
         self.latent_channels, self.spatial_factor = read.size.latent_channels, read.size.factor
         self.device = torch.device(device)
-        module = Encoder(read.size)
-        module.load_state_dict(read.state)
-        self._module = module.to(self.device, DTYPES[dtype]).eval().requires_grad_(False)
+        self._read, self._dtype = read, DTYPES[dtype]
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -59,10 +58,17 @@ class LatentEncoder:
             "latent_channels": self.latent_channels,
         }
 
+    @cached_property
+    def _module(self) -> Encoder:
+        """On the device when it is first used: who only plans needs none."""
+        module = Encoder(self._read.size)
+        module.load_state_dict(self._read.state)
+        return module.to(self.device, self._dtype).eval().requires_grad_(False)
+
     @torch.inference_mode()
     def encode(self, x: Tensor) -> Posterior:
         """(B, 3, S, S) in [-1, 1] on its device -> what ``AutoencoderSSDD.encode(x).latent_dist`` has."""
-        mean, logvar = self._module(x.to(next(self._module.parameters()).dtype)).chunk(2, dim=1)
+        mean, logvar = self._module(x.to(self._dtype)).chunk(2, dim=1)
         return Posterior(mean, logvar.clamp(*_LOGVAR))
 
 

@@ -9,8 +9,20 @@ import torch
 
 from ..dtypes import Dtype
 from ..files import atomic_path
+from .containers import container_version
 from .crops import CropProtocol
-from .format import FORMAT, MOST_IMAGES, MOST_SHARDS, PLAN, decode_json, encode_json, read_bytes, sha256_of, text
+from .format import (
+    FORMAT,
+    MOST_IMAGES,
+    MOST_SHARDS,
+    PLAN,
+    Container,
+    decode_json,
+    encode_json,
+    read_bytes,
+    sha256_of,
+    text,
+)
 from .model import LatentEncoder
 from .source import LabelledSource, LabelRule
 
@@ -26,9 +38,11 @@ class TokenizeJob:
         paths: data, as ``open_source`` takes them. only, labels: see ``LabelledSource``.
         model: see ``LatentEncoder``. dtype: of its network.
         protocol: the crops.
-        store: fp16 or bf16, of mean and log-variance.
+        store: fp16 or bf16, of mean and log-variance. container: what shards are written as.
         shard_images: images a shard, broken ones counted. batch_size: crops that are encoded together; both decide
             the bytes, the second by the rounding of the network.
+        threads: of the network on a CPU, in each process that encodes; they decide its rounding too, so that they
+            are no matter of the machine.
     """
 
     paths: tuple[str, ...]
@@ -37,9 +51,11 @@ class TokenizeJob:
     only: str | None = None
     labels: LabelRule = "auto"
     store: Literal["fp16", "bf16"] = "fp16"
+    container: Container = "tar"
     dtype: Dtype = "fp32"
     shard_images: int = 1024
     batch_size: int = 16
+    threads: int = 1
 
     def __post_init__(self) -> None:
         if not (1 <= self.shard_images <= 10**6 and 1 <= self.batch_size <= 10**4):
@@ -47,6 +63,8 @@ class TokenizeJob:
                 "expected 1 to 1000000 images a shard and a batch of 1 to 10000 crops, found "
                 f"{self.shard_images} and {self.batch_size}"
             )
+        if not 1 <= self.threads <= 1024:
+            raise ValueError(f"expected 1 to 1024 threads, found {self.threads}")
 
 
 @dataclass(frozen=True)
@@ -81,6 +99,10 @@ class OpenJob:
         self.plan = self._plan()
         self.digest = plan_digest(self.plan)
 
+    @property
+    def on_cpu(self) -> bool:
+        return self.encoder.device.type == "cpu"
+
     def shards(self) -> Iterator[ShardTask]:
         """All shards, in order."""
         step, images = self.job.shard_images, len(self.source)
@@ -96,13 +118,16 @@ class OpenJob:
             "protocol": self.job.protocol.describe(),
             "latent_shape": list(self.latent_shape),
             "store": self.job.store,
+            "container": self.job.container,
             "shard_images": self.job.shard_images,
             # What the last digits hang on.
             "rounding": {
                 "dtype": self.job.dtype,
                 "batch_size": self.job.batch_size,
                 "device": self.encoder.device.type,
+                **({"threads": self.job.threads} if self.on_cpu else {}),
                 "torch": torch.__version__,
+                **container_version(self.job.container),
             },
         }
 

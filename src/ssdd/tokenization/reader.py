@@ -3,8 +3,6 @@
 Shapes: c latent channels, h x w latent grid.
 """
 
-import os
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data.tar import opened_file
-from .format import BLOCK, KEY, LATENT, STORED, TokenizedDataError, parse_latent, shard_name
+from .containers import ShardFile, ShardReader, StoredLatent, open_reader
+from .format import STORED, ShardIndex, TokenizedDataError, shard_name
 from .manifest import Manifest, read_index, read_manifest
 from .source import NO_LABEL
 
@@ -39,7 +37,7 @@ class LatentItem:
 class LatentDataset(Dataset[LatentItem]):
     """The latents in a finished folder of ``ssdd tokenize``.
 
-    ``data[i]`` reads one member of a shard from its place: 16 bytes of memory a latent, and no more. It can be sent to
+    ``data[i]`` reads one latent from its place in a shard: 16 bytes of memory a latent, and no more. It can be sent to
     worker processes, forked or spawned. Nothing in the folder is trusted: sizes, types, shapes and names are checked,
     and the checksums by ``verify``.
 
@@ -55,68 +53,64 @@ class LatentDataset(Dataset[LatentItem]):
         self.classes = self._manifest.classes
         self.latent_shape = self._manifest.latent_shape
         self.statistics = _statistics(self.manifest, self.latent_shape[0], str(self.folder))
-        self._dtype = STORED[self._manifest.store]
-        offsets, labels, self._sizes, self._versions = [], [], [], []
-        for shard in self._manifest.shards:
-            index = read_index(self.folder, shard, self._manifest)
-            self._versions.append(_check_size(self.folder / shard_name(shard.number), index.tar_bytes))
-            offsets.append(np.array(index.offsets, np.int64))
+        self._shards: list[ShardReader] = []
+        labels = []
+        for entry in self._manifest.shards:
+            index = read_index(self.folder, entry, self._manifest)
+            self._shards.append(open_shard(self.folder, index, self._manifest))
             labels.append(np.array([NO_LABEL if v is None else v for v in index.labels], np.int64))
-            self._sizes.append(index.member_bytes)
-        self._ends = np.cumsum([len(part) for part in offsets])
-        self._offsets, self._labels = np.concatenate(offsets), np.concatenate(labels)
+        self._ends = np.cumsum([len(part) for part in labels])
+        self._labels = np.concatenate(labels)
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._labels)
 
     def __getitem__(self, index: int) -> LatentItem:
         """Raises IndexError, ValueError for a damaged shard, OSError for one that cannot be read."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"expected an index from 0 to {len(self) - 1}, found {index}")
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        path, offset, size = self._path(shard), int(self._offsets[index]), self._sizes[shard]
-        descriptor = opened_file(str(path), self._versions[shard]).descriptor
-        return self._item(os.pread(descriptor, BLOCK + size, offset), size, int(self._labels[index]), path)
+        shard, row = self._locate(index)
+        return _item(self._shards[shard].read(row), int(self._labels[index]))
 
     def label(self, index: int) -> int | None:
         """Of a latent, without reading it."""
         label = int(self._labels[index])
         return None if label == NO_LABEL else label
 
+    def key(self, index: int) -> str:
+        """Of a latent, without reading it. Raises as ``data[index]``."""
+        shard, row = self._locate(index)
+        return self._shards[shard].key(row)
+
     def stream(self) -> Iterator[LatentItem]:
         """All latents in order, each shard read from its begin to its end. Raises ValueError, OSError."""
-        at = 0
-        for shard, end in enumerate(self._ends.tolist()):
-            path, size = self._path(shard), self._sizes[shard]
-            with path.open("rb", buffering=1 << 20) as file:
-                for i in range(at, end):
-                    file.seek(int(self._offsets[i]))
-                    yield self._item(file.read(BLOCK + size), size, int(self._labels[i]), path)
-            at = end
+        latents = (latent for shard in self._shards for latent in shard.stream())
+        for latent, label in zip(latents, self._labels, strict=True):
+            yield _item(latent, int(label))
 
-    def _path(self, shard: int) -> Path:
-        return self.folder / shard_name(shard)
-
-    def _item(self, member: bytes, size: int, label: int, path: Path) -> LatentItem:
-        key = _key(member, size, str(path))
-        place = f"{path}:{key}"
-        mean, logvar = parse_latent(member[BLOCK:], self.latent_shape, self._dtype, place)
-        return LatentItem(mean.float(), logvar.float(), None if label == NO_LABEL else label, key)
+    def _locate(self, index: int) -> tuple[int, int]:
+        """The number of the shard, and the row in it."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"expected an index from 0 to {len(self) - 1}, found {index}")
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        return shard, index - int(self._ends[shard - 1] if shard else 0)
 
 
-def _key(member: bytes, size: int, label: str) -> str:
-    """The key of a member by its tar header. Raises TokenizedDataError if it is another one, or cut off."""
-    try:
-        header = tarfile.TarInfo.frombuf(member[:BLOCK], "ascii", "strict")
-    except (tarfile.TarError, ValueError) as error:
-        raise TokenizedDataError(f"{label}: expected a latent where the index has one, found {error}") from error
-    key = header.name.removesuffix(LATENT)
-    if not header.isreg() or header.size != size or len(member) != BLOCK + size or not KEY.fullmatch(key):
-        raise TokenizedDataError(
-            f"{label}: expected a latent of {size} bytes where the index has one, found {header.name[:80]!r} with "
-            f"{header.size}"
-        )
-    return key
+def _item(latent: StoredLatent, label: int) -> LatentItem:
+    return LatentItem(latent.mean.float(), latent.logvar.float(), None if label == NO_LABEL else label, latent.key)
+
+
+def open_shard(folder: Path, index: ShardIndex, manifest: Manifest) -> ShardReader:
+    """A shard of a finished set. Raises FileNotFoundError, or TokenizedDataError for one of another size."""
+    path = folder / shard_name(index.number, manifest.container)
+    file = ShardFile(
+        path=path,
+        version=_check_size(path, index.file_bytes),
+        latents=index.latents,
+        shape=manifest.latent_shape,
+        dtype=STORED[manifest.store],
+        offsets=np.array(index.offsets, np.int64),
+        member_bytes=index.member_bytes,
+    )
+    return open_reader(manifest.container, file)
 
 
 def _check_size(path: Path, size: int) -> tuple[int, int, int]:

@@ -2,6 +2,7 @@
 
 import fnmatch
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -76,6 +77,19 @@ class LabelledSource:
     def read(self, index: int) -> np.ndarray:
         """uint8 (H, W, 3). Raises ImageError."""
         return self._source.read(int(self._chosen[index]))
+
+    def is_gone(self, index: int) -> bool:
+        """Whether the file of an image, or the tar file that it is in, is there no more: not unreadable, but lost."""
+        at = int(self._chosen[index])
+        for source in self._source.sources:
+            if at < len(source):
+                break
+            at -= len(source)
+        else:
+            raise IndexError(f"expected an index below {len(self)}, found {index}")
+        if isinstance(source, FolderSource):
+            return not os.path.lexists(source.name(at))
+        return isinstance(source, TarSource) and not source.path.exists()
 
     def full_name(self, index: int) -> str:
         """With the path that holds it, as in errors."""

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,26 +10,21 @@ import torch
 
 from ..statistics import LatentStatistics
 from .format import (
-    KEY,
-    LATENT,
     MANIFEST,
-    META,
     PLAN,
     SHARD,
-    STORED,
     ShardIndex,
     TokenizedDataError,
     decode_json,
-    parse_latent,
     read_bytes,
     shard_name,
 )
 from .manifest import Manifest, ShardEntry, describe_statistics, merged_statistics, read_index, read_manifest
 from .plan import plan_digest
+from .reader import open_shard
 
 _CLOSE = 1e-9
 """Relative: sums of float64 in another order differ by less."""
-_MOST_META_BYTES = 1 << 16
 
 
 def verify(folder: Path, progress: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> list[str]:
@@ -49,9 +43,9 @@ def verify(folder: Path, progress: Callable[[Iterable[Any]], Iterable[Any]] = it
             index = read_index(folder, shard, manifest)
             faults += _shard_faults(folder, shard, index, manifest)
             indices.append(index)
-        except (ValueError, OSError, tarfile.TarError) as error:
+        except (ValueError, OSError) as error:
             faults.append(" ".join(str(error).split()))
-    names = {shard_name(shard.number) for shard in manifest.shards}
+    names = {shard_name(shard.number, manifest.container) for shard in manifest.shards}
     strangers = sorted(p.name for p in folder.iterdir() if SHARD.fullmatch(p.name) and p.name not in names)
     faults += [f"{folder / name}: expected the shards of {MANIFEST} alone, found one more" for name in strangers]
     if len(indices) == len(manifest.shards):
@@ -72,7 +66,7 @@ def _plan_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def _shard_faults(folder: Path, shard: ShardEntry, index: ShardIndex, manifest: Manifest) -> Iterator[str]:
-    path = folder / shard_name(shard.number)
+    path = folder / shard_name(shard.number, manifest.container)
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if path.stat().st_size != shard.bytes:
@@ -81,52 +75,26 @@ def _shard_faults(folder: Path, shard: ShardEntry, index: ShardIndex, manifest: 
         yield f"{path}: expected sha256 {shard.sha256[:12]}..., found {found[:12]}...: delete it and tokenize again"
         return  # what follows would be consequences
     statistics, keys, images = LatentStatistics(), set(), set()
-    for i, (offset, latent, meta) in enumerate(_pairs(path, index.member_bytes)):
-        label = f"{path}:{latent[0]}"
-        if i >= len(index.offsets) or offset != index.offsets[i] or len(latent[1]) != index.member_bytes:
-            yield f"{label}: expected the places and sizes of the index, found others"
+    for row, audited in enumerate(open_shard(folder, index, manifest).audit()):
+        latent, label = audited.latent, index.labels[row]
+        place, image = f"{path}:{latent.key}", int(latent.key[:9])
+        if not bool(latent.mean.isfinite().all() and latent.logvar.isfinite().all()):
+            yield f"{place}: expected finite numbers, found NaN or infinity"
             return
-        mean, logvar = parse_latent(latent[1], manifest.latent_shape, STORED[manifest.store], label)
-        if not bool(mean.isfinite().all() and logvar.isfinite().all()):
-            yield f"{label}: expected finite numbers, found NaN or infinity"
-            return
-        statistics.update(mean[None])
-        fields = decode_json(meta[1], f"{path}:{meta[0]}")
-        key = latent[0].removesuffix(LATENT)
-        stated = fields.get("key"), fields.get("label"), fields.get("image")
-        if stated != (key, index.labels[i], int(key[:9])) or not index.first <= int(key[:9]) < index.last:
-            yield f"{path}:{meta[0]}: expected key, label and image as the index has them, found {stated}"
-        keys.add(key)
-        images.add(int(key[:9]))
-    if len(keys) != len(index.offsets) or len(images) != index.images:
-        counts = f"{index.images} images, {len(index.offsets)} latents"
+        statistics.update(latent.mean[None])
+        stated = audited.key, audited.label, audited.image
+        if stated != (latent.key, label, image) or not index.first <= image < index.last:
+            yield f"{place}: expected key, label and image as the index has them, found {stated}"
+        keys.add(latent.key)
+        images.add(image)
+    if len(keys) != index.latents or len(images) != index.images:
+        counts = f"{index.images} images, {index.latents} latents"
         yield f"{path}: expected {counts}, found {len(images)} and {len(keys)}"
     elif images & {skipped.image for skipped in index.skipped}:
         yield f"{path}: expected no latent of a skipped image, found one"
     stated_statistics = LatentStatistics.from_state(index.statistics) if index.statistics else LatentStatistics()
     if not _alike(stated_statistics, statistics):
         yield f"{path}: expected the statistics of its index, found others"
-
-
-def _pairs(path: Path, latent_bytes: int) -> Iterator[tuple[int, tuple[str, bytes], tuple[str, bytes]]]:
-    """Place of each latent, name and content of it and of its metadata. Raises TokenizedDataError, tarfile.TarError."""
-    with tarfile.open(path, "r:") as tar:
-        before: tuple[int, str, bytes] | None = None
-        for member in tar:
-            file = tar.extractfile(member) if member.isreg() else None
-            suffix = LATENT if before is None else META
-            name = member.name.removesuffix(suffix)
-            small = member.size <= (latent_bytes if before is None else _MOST_META_BYTES) and not member.issparse()
-            fits = before is None or before[1] == name + LATENT
-            if file is None or member.name != name + suffix or not KEY.fullmatch(name) or not (small and fits):
-                raise TokenizedDataError(f"{path}: expected KEY{LATENT} and KEY{META} in turn, found {member.name!r}")
-            if before is None:
-                before = member.offset, member.name, file.read()
-            else:
-                yield before[0], before[1:], (member.name, file.read())
-                before = None
-        if before is not None:
-            raise TokenizedDataError(f"{path}: expected {META} after {before[1]!r}, found the end")
 
 
 def _total_faults(path: Path, manifest: Manifest, indices: list[ShardIndex]) -> Iterator[str]:

@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..files import share
+from ..text import one_safe_line
 from .distribution import like, whole
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,9 @@ _FILE = r"\w+\.safetensors"
 
 class DamagedCheckpoint(ValueError):
     """A checkpoint that is incomplete or has changed since it was written; one line with what is wrong."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_safe_line(message))
 
 
 def checkpoint_folder(run: Path, images_seen: int) -> Path:

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 
 from ..dtypes import DTYPES
-from ..files import LOCK, atomic_path, only_one
+from ..files import atomic_path, only_one
 from ..peak import peak_flops
 from ..processes import Processes, join_processes, sum_over_processes
 from .config import RunConfig, TrainConfig, check, differences, nonfinite_limit, to_json
@@ -163,7 +163,7 @@ def _check_run(config: RunConfig, run: Path) -> None:
             raise ValueError(
                 f"{run} holds a run with other settings ({'; '.join(changed)}): choose another --out folder"
             )
-    elif run.is_dir() and any(p.name != LOCK for p in run.iterdir()):
+    elif run.is_dir() and any(not p.name.startswith(".") for p in run.iterdir()):  # hidden: ours, of a killed process
         raise ValueError(f"{run}: expected a new folder or a run's, found other files: choose another --out folder")
 
 

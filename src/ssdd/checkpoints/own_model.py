@@ -1,0 +1,120 @@
+"""Our own model's ``config.json`` and weights, checked before anything of their size is built or read.
+
+A model folder may come from anywhere: its numbers decide how much memory the networks take, and its weights whether a
+picture comes out at all.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from .kl_vae import MOST_CHANNELS, find_weights, read_config, read_statistics, short, weight_header
+from .layout import CheckpointError, Expectation, take
+
+MOST_LEVELS, MOST_LAYERS, MOST_STEPS, MOST_PIXELS = 7, 64, 1000, 2**20
+"""Of a model: levels of a network, transformer blocks, default decoding steps, side of its training images."""
+
+_SEEDS = range(-(2**63), 2**64)  # what torch's generators take
+
+
+@dataclass(frozen=True)
+class _Checker:
+    values: Mapping[str, Any]
+
+    def integer(self, name: str, least: int, most: int) -> int:
+        value = self.values[name]
+        if type(value) is not int or not least <= value <= most:
+            raise ValueError(f"expected {name} as an integer from {least} to {most}, found {short(value)}")
+        return value
+
+    def flag(self, name: str) -> bool:
+        value = self.values[name]
+        if type(value) is not bool:
+            raise ValueError(f"expected {name} as true or false, found {short(value)}")
+        return value
+
+    def levels(self, name: str) -> tuple[int, ...]:
+        value = self.values[name]
+        fits = isinstance(value, list | tuple) and 1 <= len(value) <= MOST_LEVELS
+        if not fits or any(type(n) is not int or not 1 <= n <= MOST_CHANNELS for n in value):
+            raise ValueError(
+                f"expected {name} as 1 to {MOST_LEVELS} integers from 1 to {MOST_CHANNELS}, found {short(value)}"
+            )
+        return tuple(value)
+
+    def divides(self, name: str, channels: Iterable[int]) -> None:
+        number = self.integer(name, 1, MOST_CHANNELS)
+        if wrong := [n for n in channels if n % number]:
+            raise ValueError(f"expected channels in multiples of {name} {number}, found {wrong[0]}")
+
+
+def check_config(values: Mapping[str, Any]) -> None:
+    """Raises ValueError with one line unless these arguments of ``AutoencoderSSDD``, all of them, make a model."""
+    check = _Checker(values)
+    encoder, decoder = check.levels("block_out_channels"), check.levels("decoder_channels")
+    latent_channels = check.integer("latent_channels", 1, MOST_CHANNELS)
+    check.integer("decoder_layers", 1, MOST_LAYERS)
+    check.integer("num_inference_steps", 1, MOST_STEPS)
+    check.integer("noise_seed", _SEEDS[0], _SEEDS[-1])
+    check.integer("sample_size", 1, MOST_PIXELS)
+    check.flag("force_upcast")
+    if check.flag("has_encoder"):
+        check.divides("encoder_groups", encoder)
+    check.divides("decoder_groups", decoder)
+    check.divides("decoder_heads", decoder[-1:])
+    read_statistics("config", values, latent_channels)
+
+
+def check_folder(folder: Path, model: Callable[..., nn.Module]) -> None:
+    """Raises CheckpointError with one line unless the weights in a folder are those that its config.json describes.
+
+    Names, shapes and types are compared, by the headers alone. ``model``: the class; entries of the config that its
+    constructor does not know are passed over. Raises FileNotFoundError where there is no config or are no weights.
+    """
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder}: expected a model folder, found no config.json in it")
+    config = read_config(folder)
+    found = config.get("_class_name", model.__name__)
+    if found != model.__name__:
+        raise CheckpointError(f"{folder}: expected an {model.__name__}, found {short(found)}")
+    known = inspect.signature(model).parameters
+    try:
+        with torch.device("meta"):
+            expected = Expectation(model(**{name: value for name, value in config.items() if name in known}), [])
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+    if not any(folder.glob("*.safetensors*")):
+        raise FileNotFoundError(
+            f"{folder}: expected weights in safetensors, found none; pickled weights (.bin, .pt) can run code and are "
+            "never loaded"
+        )
+    files = find_weights(str(folder), lambda name: path if (path := folder / name).is_file() else None)
+    with ExitStack() as stack:
+        try:
+            opened = [stack.enter_context(safe_open(path, "pt")) for path in files]
+            headers = {name: weight_header(str(folder), file, name) for file in opened for name in sorted(file.keys())}
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{folder}: expected complete safetensors files, found something else or a part of one ({error})"
+            ) from error
+    take(str(folder), headers, expected)
+
+
+def check_finite(source: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError if a weight is NaN or infinite, which would be every pixel's. Costs one sum of each."""
+    for name, tensor in tensors.items():
+        if tensor.is_meta or not tensor.is_floating_point():
+            continue
+        # A finite sum has finite terms; one that is not may have overflowed.
+        if not tensor.sum().isfinite() and not tensor.isfinite().all():
+            raise CheckpointError(
+                f"{source}: expected finite weights, found NaN or infinity in {name} ({tensor.dtype}): "
+                "the training diverged, the file is damaged, or the numbers are too large for this precision"
+            )

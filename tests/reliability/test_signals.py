@@ -1,0 +1,163 @@
+"""Ctrl-C and SIGTERM in the middle of long commands: one line, the status that a scheduler knows, no half result."""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ssdd.generation.model import build_dit
+from ssdd.generation.result import Generator, LatentFacts, save_generator
+from ssdd.training.checkpoint import list_checkpoints, read_checkpoint
+from tests.reliability.commands import Inputs, arguments
+from tests.reliability.process import ssdd, start
+from tests.training.runs import SMALL
+
+Tree = Callable[[Path], dict[str, bytes]]
+
+LINES = {signal.SIGINT: (130, "ssdd: interrupted"), signal.SIGTERM: (143, "ssdd: stopped by SIGTERM")}
+MANY = 3000
+"""Photographs, or samples: far more than a command gets done before it is stopped."""
+
+
+@pytest.fixture(scope="module")
+def many(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of many links to one picture: minutes of work."""
+    folder = tmp_path_factory.mktemp("many")
+    for i in range(MANY):
+        os.link(photographs / "0.png", folder / f"{i:04d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A latent DiT with random weights, for the tiny model's latents."""
+    statistics = {"scaling_factor": 0.5, "shift_factor": 1.0, "latents_mean": None, "latents_std": None}
+    facts = LatentFacts((4, 2, 2), ("one", "two"), statistics, {"spatial_factor": 8})
+    folder = tmp_path_factory.mktemp("generator")
+    save_generator(Generator(build_dit("tiny/2", (4, 2, 2), 2), facts), folder)
+    return folder
+
+
+def typed(command: str, inputs: Inputs, many: Path, generator: Path, out: Path) -> list[object]:
+    """A command that takes minutes."""
+    if command == "generate":
+        options = ("--decoder", inputs.model, "--count", MANY, "--batch-size", 1, "--device", "cpu", "--out", out)
+        return ["generate", "sample", generator, *options]
+    return [many if argument == inputs.photographs else argument for argument in arguments(command, inputs, out)]
+
+
+@pytest.mark.parametrize("number", LINES, ids=lambda n: n.name)
+@pytest.mark.parametrize("command", ["encode", "reconstruct", "generate"])
+def test_commands_that_write_as_they_go(
+    command: str, number: signal.Signals, inputs: Inputs, many: Path, generator: Path, tmp_path: Path
+) -> None:
+    """What is done stays, nothing half done does."""
+    out = tmp_path / "out"
+    running = start(*typed(command, inputs, many, generator, out))
+    running.until(lambda: out.is_dir() and len(list(out.iterdir())) > 2)
+    running.send(number)
+    status, line = LINES[number]
+    assert running.wait(30).one_line(status) == line
+    files = [p for p in out.rglob("*") if p.is_file()]
+    assert not [p for p in files if p.name.startswith(".")], "a temporary was left"
+    assert len(files) < MANY, "it was not stopped at all"
+    for path in files:
+        assert path.stat().st_size > 50, f"half of {path} was left"
+
+
+@pytest.mark.parametrize("number", LINES, ids=lambda n: n.name)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_evaluation(
+    number: signal.Signals, workers: int, inputs: Inputs, many: Path, generator: Path, tmp_path: Path, tree: Tree
+) -> None:
+    """Its results come at the end: none, and those of yesterday are as they were. Its workers end with it."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "evaluation.json").write_bytes(b"yesterday")
+    options = typed("evaluate", inputs, many, generator, out)
+    options[options.index("--workers") + 1] = workers
+    running = start(*options)
+    running.until(lambda: b"".join(running.streams.values()).count(b"img/s") > 2)  # the bar moves
+    running.send(number)
+    status, line = LINES[number]
+    assert running.wait(30).one_line(status) == line
+    assert tree(out) == {"evaluation.json": b"yesterday"}
+    with pytest.raises(ProcessLookupError):  # the last of the group is gone
+        os.killpg(running.pid, 0)
+
+
+def test_ctrl_c_in_a_training(inputs: Inputs, tmp_path: Path) -> None:
+    """SIGTERM has its tests beside those of resuming. A checkpoint is saved, and the same command goes on from it."""
+    run = tmp_path / "run"
+    options = [*arguments("train", inputs, run), "--total-images", 4 * MANY]
+    running = start(*options)
+    running.until(lambda: len(list_checkpoints(run)) > 0)
+    running.send(signal.SIGINT)
+    ended = running.wait(30)
+    assert (ended.status, "Traceback" in ended.err) == (130, False), ended.err
+    assert "ssdd train: stopped by SIGINT at" in ended.lines()[-1]
+    last = list_checkpoints(run)[-1]
+    read_checkpoint(last)
+    assert f"at {int(last.name)} images" in ended.lines()[-1], "the last moment was not saved"
+    assert not (run / "model").exists(), "an unfinished run has a result"
+
+
+def test_sigterm_before_the_work(inputs: Inputs, tmp_path: Path) -> None:
+    """While photographs are counted and the model is loaded: the same line, and not even a folder."""
+
+    def at_once() -> None:
+        from ssdd.cli import reconstruct
+
+        reconstruct.find_images = lambda paths: os.kill(os.getpid(), signal.SIGTERM)  # type: ignore[assignment]
+
+    ended = ssdd(*arguments("reconstruct", inputs, tmp_path / "out"), prepare=at_once)
+    assert ended.one_line(143) == "ssdd: stopped by SIGTERM"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_input_that_is_gone_when_its_turn_comes(inputs: Inputs, tmp_path: Path, tree: Tree) -> None:
+    """Between listing and reading: named, skipped and counted, like one that cannot be read."""
+    folder = tmp_path / "in"
+    shutil.copytree(inputs.photographs, folder)
+
+    def vanish() -> None:
+        from ssdd.cli import data, encode, evaluate
+
+        def loaded(self: object) -> object:
+            (folder / "1.png").unlink()
+            return load(self)
+
+        load = encode.ModelOptions.load
+        encode.ModelOptions.load = loaded  # type: ignore[assignment]  (after the files are listed, before they are read)
+        for module, name in ((evaluate, "_entries"), (data, "Summary")):
+            real = getattr(module, name)
+            setattr(module, name, lambda *a, real=real: ((folder / "1.png").unlink(), real(*a))[1])
+
+    for command in ("encode", "evaluate", "data"):
+        shutil.copy(inputs.photographs / "1.png", folder / "1.png")
+        options = [folder if a == inputs.photographs else a for a in arguments(command, inputs, tmp_path / command)]
+        ended = ssdd(*options, prepare=vanish)
+        assert (ended.status, "Traceback" in ended.err) == (1, False), ended.err
+        named = [line for line in ended.lines() if str(folder / "1.png") in line]
+        assert len(named) == 1, f"{command}: not named once: {ended.err}"
+        assert "found nothing at this path" in named[0] or "found none" in named[0], named[0]
+    assert sorted(tree(tmp_path / "encode")) == ["0.safetensors"], "the other photograph was not done"
+
+
+def test_an_input_that_is_gone_in_training(inputs: Inputs, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    shutil.copytree(inputs.photographs, folder)
+
+    def vanish() -> None:
+        from ssdd.training import loop
+
+        real = loop._record_start
+        loop._record_start = lambda *a: ((folder / "1.png").unlink(), real(*a))[1]  # type: ignore[assignment]
+
+    options = ["train", "tiny-encoder", "--out", tmp_path / "run", "--data.paths", folder, *SMALL]
+    ended = ssdd(*options, prepare=vanish)
+    assert ended.status == 0, ended.err
+    assert any(line.startswith("skipped: ") and "1.png" in line for line in ended.lines()), ended.err

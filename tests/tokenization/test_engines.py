@@ -1,0 +1,265 @@
+"""Whoever makes the shards, and whatever happens to them: the same bytes, nobody left behind, one line for an error."""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssdd.tokenization import TokenizeStopped, processes, tokenize, verify
+from ssdd.tokenization.processes import encoder_devices
+from ssdd.tokenization.worker import Order
+from tests.tokenization.conftest import Job
+
+Tree = Callable[[Path], dict[str, bytes]]
+
+TEMPORARY = re.compile(r"\.([0-9]+)-[0-9a-f]{12}-shard-.*")
+
+
+class Bar:
+    """A progress bar that does something when images are done."""
+
+    def __init__(self, act: Callable[[int], object]) -> None:
+        self.act, self.done = act, 0
+
+    def update(self, images: int) -> None:
+        self.done += images
+        self.act(self.done)
+
+    def __call__(self, total: int) -> contextlib.AbstractContextManager["Bar"]:
+        self.total = total
+        return contextlib.nullcontext(self)
+
+
+@pytest.fixture(scope="module")
+def single(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven shards made by one process."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("single") / "latents"
+    tokenize(job(shard_images=1), out, workers=0)
+    return out
+
+
+def test_a_process_that_is_killed_loses_nothing(
+    job: Job, single: Path, tmp_path: Path, tree: Tree, caplog: pytest.LogCaptureFixture
+) -> None:
+    killed: list[int] = []
+
+    def kill_one(done: int) -> None:
+        if not killed:
+            victim = multiprocessing.active_children()[0]
+            assert victim.pid is not None
+            killed.append(victim.pid)
+            os.kill(victim.pid, signal.SIGKILL)
+
+    bar = Bar(kill_one)
+    with caplog.at_level(logging.WARNING):
+        done = tokenize(job(shard_images=1), tmp_path / "out", processes=2, workers=1, progress=bar)
+    assert done.made == 7
+    assert f"process {killed[0]} on cpu was killed by SIGKILL; its shards: " in caplog.text
+    assert tree(tmp_path / "out") == tree(single)
+    assert bar.done == bar.total == 7
+    assert multiprocessing.active_children() == []
+
+
+def test_processes_that_all_die_are_one_line(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = processes._Worker.__init__
+
+    def start_and_kill(worker: processes._Worker, order: Order) -> None:
+        start(worker, order)
+        worker.process.kill()
+
+    monkeypatch.setattr(processes._Worker, "__init__", start_and_kill)
+    monkeypatch.setattr(processes, "MOST_RESTARTS", 1)
+    with pytest.raises(
+        RuntimeError, match=r"expected processes that live, but .*SIGKILL.*the same command goes on"
+    ) as e:
+        tokenize(job(shard_images=1), tmp_path / "out", processes=2)
+    assert "\n" not in str(e.value)
+
+
+def test_an_error_in_a_process_is_the_error(job: Job, photographs: Path, tmp_path: Path) -> None:
+    shutil.copytree(photographs, tmp_path / "data")
+    changed = job(shard_images=1, paths=(str(tmp_path / "data"),))
+
+    def lose(total: int) -> contextlib.AbstractContextManager[Bar]:
+        (tmp_path / "data" / "cow" / "x.png").unlink()  # planned here, looked for there
+        return contextlib.nullcontext(Bar(lambda done: None))
+
+    with pytest.raises(ValueError, match="expected the data and the model that the command began with"):
+        tokenize(changed, tmp_path / "out", processes=2, progress=lose)
+    assert multiprocessing.active_children() == []
+
+
+def children(pid: int) -> list[int]:
+    """All below a process."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for path in Path(f"/proc/{pid}/task").glob("*/children"):
+            found += [int(word) for word in path.read_text().split()]
+    return found + [below for child in found for below in children(child)]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(what: Callable[[], bool], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not what() and time.monotonic() < end:
+        time.sleep(0.05)
+    return what()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_nobody_outlives_the_command(
+    photographs: Path, tiny_model: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    long = ("--size", "32", "--crop", "random", "--crops", "1000", "--shard-images", "1", "--processes", "2")
+    command = [sys.executable, "-m", "ssdd", "tokenize", str(photographs), "--model", str(tiny_model), *long]
+    run = subprocess.Popen([*command, "--device", "cpu", "--out", str(out)], stderr=subprocess.PIPE, text=True)
+
+    def busy() -> set[str]:
+        return {m[1] for path in out.glob(".*") if (m := TEMPORARY.fullmatch(path.name))} if out.exists() else set()
+
+    assert wait_for(lambda: len(busy()) == 2, 120), "two processes never wrote at the same time"
+    below = children(run.pid)
+    assert {int(pid) for pid in busy()} <= set(below)
+    assert len(below) >= 4, "no readers"
+    run.send_signal(number)
+    _, errors = run.communicate(timeout=30)
+    assert wait_for(lambda: not any(map(is_running, below)), 8), "processes were left behind"
+    if number == signal.SIGTERM:
+        assert run.returncode == 143
+        (line,) = [line for line in errors.splitlines() if line.startswith("ssdd tokenize: ")]
+        assert re.search(r"stopped by SIGTERM: \d of 7 shards are in .*; the same command goes on", line)
+        assert "Traceback" not in errors
+        assert not busy(), "half-written files were left"
+
+
+def test_ctrl_c_in_a_single_process(job: Job, single: Path, tmp_path: Path, tree: Tree) -> None:
+    def interrupt(done: int) -> None:
+        if done == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(TokenizeStopped, match=r"stopped by SIGINT: \d of 7 shards are in") as caught:
+        tokenize(job(shard_images=1), tmp_path / "out", workers=0, progress=Bar(interrupt))
+    assert caught.value.signal_number == signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not any(TEMPORARY.fullmatch(path.name) for path in (tmp_path / "out").iterdir())
+    tokenize(job(shard_images=1), tmp_path / "out", workers=0)
+    assert tree(tmp_path / "out") == tree(single)
+
+
+@pytest.mark.parametrize("container", ["tar", "parquet"])
+def test_a_full_disk(job: Job, tmp_path: Path, container: str) -> None:
+    if container == "parquet":
+        pytest.importorskip("pyarrow", reason="needs the extra: pip install 'ssdd[parquet]'")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+    try:
+        with pytest.raises(
+            OSError, match=r"shard-000000\.\w+: expected to write this shard, found: File too large"
+        ) as e:
+            tokenize(job(container=container), tmp_path / "out", workers=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(e.value)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "plan.json"]
+    tokenize(job(container=container), tmp_path / "out", workers=0)
+    assert verify(tmp_path / "out") == []
+
+
+def test_data_that_disappear_are_not_broken_images(job: Job, photographs: Path, tmp_path: Path, tree: Tree) -> None:
+    """They would be skipped for ever."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(photographs, data)
+
+    def lose(done: int) -> None:
+        if data.exists():
+            data.rename(tmp_path / "unmounted")
+
+    with pytest.raises(FileNotFoundError, match=r"expected the image that was listed, found none: put the data back"):
+        tokenize(job(shard_images=1, paths=(str(data),)), out, workers=0, progress=Bar(lose))
+    (tmp_path / "unmounted").rename(data)
+    tokenize(job(shard_images=1, paths=(str(data),)), out, workers=0)
+    assert verify(out) == []
+
+
+def test_how_many_processes(job: Job, tmp_path: Path) -> None:
+    cpu = torch.device("cpu")
+    cores = len(os.sched_getaffinity(0))
+    assert encoder_devices(cpu, None, 1) == ["cpu"] * cores
+    assert encoder_devices(cpu, None, cores + 1) == ["cpu"]
+    assert encoder_devices(cpu, 3, 1) == ["cpu"] * 3
+    assert encoder_devices(torch.device("cuda:1"), None, 1) == ["cuda:1"]
+    for wrong in ({"processes": 0}, {"workers": -1}):
+        with pytest.raises(ValueError, match="expected at least one process and no less than 0 workers"):
+            tokenize(job(), tmp_path / "out", **wrong)
+
+
+# ---- Ray ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A Ray cluster on this machine, with two workers."""
+    ray = pytest.importorskip("ray", reason="needs the extra: pip install 'ssdd[ray]'")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_ray_and_a_killed_actor(job: Job, single: Path, tmp_path: Path, tree: Tree) -> None:
+    out, killed = tmp_path / "out", []
+    over = threading.Event()
+
+    def kill_one() -> None:
+        while not over.is_set() and not killed:
+            for path in out.glob(".*-shard-00000[1-5].tar"):
+                match = TEMPORARY.fullmatch(path.name)
+                assert match
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(match[1]), signal.SIGKILL)
+                    killed.append(int(match[1]))
+                    return
+            time.sleep(0.001)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    try:
+        bar = Bar(lambda done: None)
+        done = tokenize(job(shard_images=1), out, engine="ray", processes=2, workers=0, progress=bar)
+    finally:
+        over.set()
+        killer.join()
+    assert killed, "no actor was killed while it wrote"
+    assert (done.made, bar.done) == (7, 7)
+    assert tree(out) == tree(single)
+
+
+def test_ray_is_an_extra(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=re.escape("pip install 'ssdd[ray]'")):
+        tokenize(job(), tmp_path / "out", engine="ray")
+    assert not (tmp_path / "out").exists()

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from . import flow
-from .checkpoints.own_model import check_config, check_finite, check_folder
+from .checkpoints.own_model import HUB_OPTIONS, check_config, check_finite, check_folder, find_folder
 from .files import share
 from .nn.decoder import Decoder
 from .nn.encoder import Encoder
@@ -112,24 +112,22 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
     def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> "AutoencoderSSDD":
         """An embedded name (``ssdd-f8c4-demo``), a folder of ``save_pretrained``, or a hub id.
 
-        Takes the arguments of diffusers' ``ModelMixin.from_pretrained``. Weights are read from safetensors only; those
-        of a folder are compared with its config before any is read.
+        Takes the arguments of diffusers' ``ModelMixin.from_pretrained``. Weights are read from safetensors only, and
+        compared with the config before any is read.
 
         Raises ValueError if ``use_safetensors=False`` is asked for, CheckpointError for weights that do not fit or are
         not finite, OSError if there is no such model.
         """
-        from .checkpoints.embedded import embedded_folder
-
         if kwargs.pop("use_safetensors", True) is False:
             raise ValueError("expected safetensors weights: pickled weights can run code and are never loaded")
-        folder = None if Path(name_or_path).exists() else embedded_folder(str(name_or_path))
-        place = folder or Path(name_or_path)
-        elsewhere = ("subfolder", "variant", "ignore_mismatched_sizes")  # then diffusers' own checks have to do
-        if place.is_dir() and not any(kwargs.get(name) for name in elsewhere):
-            check_folder(place, cls)
+        hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+        variant = kwargs.get("variant")
+        folder = find_folder(str(name_or_path), cls, kwargs.pop("subfolder", None), variant, hub)
+        check_folder(folder, cls, variant, any_size=kwargs.get("ignore_mismatched_sizes", False))
         kwargs.setdefault("low_cpu_mem_usage", is_accelerate_available())
-        loaded = super().from_pretrained(str(folder or name_or_path), use_safetensors=True, **kwargs)
+        loaded = super().from_pretrained(str(folder), use_safetensors=True, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        model.register_to_config(_name_or_path=str(name_or_path))  # not where the hub's cache lies
         check_finite(str(name_or_path), model.state_dict())
         model.to(memory_format=torch.channels_last)
         return loaded

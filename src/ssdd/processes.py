@@ -1,12 +1,13 @@
-"""Several processes under ``torchrun``: who am I, and how do all agree.
+"""Several processes under ``torchrun``: who am I, and how do all agree; and how many there is room for.
 
 Everything else is written for one process; with one, all of this does nothing.
 """
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -33,6 +34,19 @@ class Processes:
         """Until all processes are here."""
         if self.count > 1:
             dist.barrier()
+
+
+def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores that this process may keep busy, at least 1: those that it may run on, and no more than its quota of time.
+
+    ``quota``: the file in which Linux says, of a container, so many microseconds in so many, or ``max``.
+    """
+    # macOS has no affinity.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError, ZeroDivisionError):  # no such file, or no numbers in it: no quota
+        time, period = quota.read_text().split()
+        cores = min(cores, int(time) // int(period))
+    return max(1, cores)
 
 
 @contextmanager

@@ -88,6 +88,31 @@ def test_which_model(ssdd: Ssdd, latents: Callable[..., Path], model: Path, tiny
     assert ssdd(*decode, "--model", tiny_model).status == 0
 
 
+def test_a_manifest_of_somebody_else(
+    ssdd: Ssdd, latents: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No download for its sake, and no decoder of a model whose encoder is another."""
+    folder, asked = latents(), []
+    monkeypatch.setattr("ssdd.checkpoints.places.hf_hub_download", lambda *a, **_: asked.append(a))
+    monkeypatch.setattr(AutoencoderSSDD, "from_pretrained", lambda *a, **_: asked.append(a))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    decode = ("decode", folder, "--out", "images", "--device", "cpu")
+
+    def line(**changes: str) -> str:
+        changed = manifest | {"model": manifest["model"] | changes}
+        (folder / "manifest.json").write_text(json.dumps(changed))
+        return ssdd(*decode).error_line()
+
+    for name in ("attacker/repo", "attacker/repo/inside"):
+        told = f"the manifest says model {name}, which is not on this machine: pass --model {name} if you trust it"
+        assert line(name=name).endswith(told)
+    assert "found another one: pass --model" in line(name="ssdd-f8c4-demo")
+    assert "which cannot decode them here" in line(name="/dev/zero")
+    assert "which cannot decode them here" in line(name="https://example.org/model")
+    assert not asked
+    assert not (tmp_path / "images").exists()
+
+
 def test_what_is_no_such_folder(ssdd: Ssdd, latents: Callable[..., Path], tmp_path: Path) -> None:
     folder = latents()
     assert "one folder of ssdd tokenize alone" in ssdd("decode", folder, "photos", "--out", "x").error_line()

@@ -29,15 +29,6 @@ def no_weights_of_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.delenv("SSDD_TRACEBACK", raising=False)
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A handful of crops for the latent statistics, and no measurement of the machine's peak."""
-    from ssdd.training import export, loop
-
-    monkeypatch.setattr(export, "STATISTICS_IMAGES", 16)
-    monkeypatch.setattr(loop, "peak_flops", lambda *_, **__: 1e12)
-
-
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory, photographs: Path, tiny_model: Path) -> Inputs:
     folder = tmp_path_factory.mktemp("inputs")

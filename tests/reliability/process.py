@@ -1,6 +1,12 @@
-"""The command line in a process of its own, without the seconds that importing torch takes: a fork of the test's."""
+"""The command line in a process of its own, without the seconds that importing torch takes.
 
+Commands are forks of a server that has imported everything and done nothing. Forks of the tests' own process would hang
+where an earlier test has left threads in it.
+"""
+
+import functools
 import logging
+import multiprocessing
 import os
 import resource
 import select
@@ -10,18 +16,23 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
-from typing import Any
 
+import pytest
 import torch
 
 from ssdd import AutoencoderSSDD  # noqa: F401  (imported here once, not in every child)
+from ssdd.cli import convert, data, decode, encode, evaluate, reconstruct, train  # noqa: F401
 from ssdd.cli.main import main
 
 TIMEOUT = 120.0
 """Seconds after which a command counts as one that hangs."""
 
-Prepare = Callable[[], None]
+Prepare = Callable[[], object]
+"""Called in the command's process before the command: a function of a module, or a ``partial`` of one."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +59,19 @@ class Ended:
 
 @dataclass(frozen=True)
 class Running:
-    """A command that was started; ``wait`` for its end."""
+    """A command that was started; ``wait`` for its end. out, err, peak: pipes; what came from the first two is kept."""
 
-    pid: int
+    process: ForkServerProcess
+    out: Connection
+    err: Connection
+    peak: Connection
     streams: dict[int, bytearray]
     """What came from standard output and standard error, by the descriptor of the pipe."""
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
 
     def wait(self, timeout: float = TIMEOUT) -> Ended:
         """Fails, and ends it with its workers, if it takes longer."""
@@ -60,13 +79,14 @@ class Running:
             self._read_until(time.monotonic() + timeout, lambda: False)
         except TimeoutError:
             os.killpg(self.pid, signal.SIGKILL)
-            os.wait4(self.pid, 0)
+            self.process.join()
             raise AssertionError(f"hangs: {self._text()}") from None
-        finally:
-            for descriptor in self.streams:
-                os.close(descriptor)
-        _, status, usage = os.wait4(self.pid, 0)
-        return Ended(os.waitstatus_to_exitcode(status), *self._text(), usage.ru_maxrss * 1024)
+        self.process.join()
+        peak = os.read(self.peak.fileno(), 64)
+        for pipe in (self.out, self.err, self.peak):
+            pipe.close()
+        assert self.process.exitcode is not None
+        return Ended(self.process.exitcode, *self._text(), int(peak or 0))
 
     def until(self, happened: Callable[[], bool], timeout: float = TIMEOUT) -> None:
         """Waits until something has happened. Raises TimeoutError, also if the command ends before."""
@@ -93,34 +113,51 @@ class Running:
 
 
 def start(*arguments: object, prepare: Prepare | None = None) -> Running:
-    """``ssdd ARGUMENTS`` in a fork with one thread; ``prepare`` is called first."""
+    """``ssdd ARGUMENTS`` in a process with one thread, with the environment and folder of this one."""
+    context = _server()
     typed = [os.fspath(a) if isinstance(a, Path) else str(a) for a in arguments]
-    pipes = [os.pipe(), os.pipe()]  # not files: their size may be limited
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            _be_the_command([write for _, write in pipes], typed, prepare)
-        finally:
-            os._exit(99)  # whatever happens, there is one pytest
-    for _, write in pipes:
-        os.close(write)
-    return Running(pid, {read: bytearray() for read, _ in pipes})
+    pipes = [context.Pipe(duplex=False) for _ in range(3)]  # not files: their size may be limited
+    (out, _), (err, _), (peak, _) = pipes
+    writing = [write for _, write in pipes]
+    process = context.Process(
+        target=_be_the_command, args=(writing, typed, prepare, os.getcwd(), dict(os.environ)), daemon=False
+    )
+    process.start()
+    for write in writing:
+        write.close()
+    return Running(process, out, err, peak, {out.fileno(): bytearray(), err.fileno(): bytearray()})
 
 
-def _be_the_command(streams: list[int], arguments: list[str], prepare: Prepare | None) -> None:
+@functools.cache
+def _server() -> ForkServerContext:
+    """Started once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["preload"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        forkserver.ensure_running()
+    return context
+
+
+def _be_the_command(
+    pipes: list[Connection], arguments: list[str], prepare: Prepare | None, folder: str, environment: dict[str, str]
+) -> None:
     os.setsid()
-    for descriptor, stream in enumerate(streams, start=1):
-        os.dup2(stream, descriptor)
-    os.closerange(3, 256)  # of others' pipes as well, or their readers would wait for us
-    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115  (pytest's are its own)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    out, err, peak = pipes
+    for descriptor, stream in enumerate((out, err), start=1):
+        os.dup2(stream.fileno(), descriptor)
+        stream.close()
+    os.set_inheritable(peak.fileno(), False)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-    logging.root.handlers.clear()  # pytest's
     for handler in logging.getLogger("diffusers").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setStream(sys.stderr)
     torch.set_num_threads(1)
+    _be_quick()
     try:
         if prepare is not None:
             prepare()
@@ -128,38 +165,21 @@ def _be_the_command(streams: list[int], arguments: list[str], prepare: Prepare |
     except SystemExit as stop:
         sys.stdout.flush()
         sys.stderr.flush()
+        os.write(peak.fileno(), str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024).encode())
         os._exit(int(stop.code or 0))
     except BaseException:
         traceback.print_exc()
+    os._exit(99)
+
+
+def _be_quick() -> None:
+    """A handful of crops for the latent statistics, and no measurement of the machine's peak."""
+    from ssdd.training import export, loop
+
+    export.STATISTICS_IMAGES = 16
+    loop.peak_flops = lambda *_, **__: 1e12  # type: ignore[assignment]
 
 
 def ssdd(*arguments: object, prepare: Prepare | None = None) -> Ended:
     """``start`` and ``wait``."""
     return start(*arguments, prepare=prepare).wait()
-
-
-def small_disk(size: int) -> Prepare:
-    """No file can grow beyond so many bytes, as on a disk that is full."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-
-
-def killed_at(count: int) -> Prepare:
-    """``kill -9`` just before the command touches the file system for the ``count``-th time: flushes, links, renames,
-    removes. What it wrote until then lies there."""
-
-    def prepare() -> None:
-        left = [count]
-
-        def counted(act: Callable[..., Any]) -> Callable[..., Any]:
-            def instead(*arguments: Any, **options: Any) -> Any:
-                left[0] -= 1
-                if left[0] == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return act(*arguments, **options)
-
-            return instead
-
-        for name in ("fsync", "link", "replace", "rename", "unlink", "rmdir"):
-            setattr(os, name, counted(getattr(os, name)))
-
-    return prepare

@@ -10,7 +10,8 @@ import pytest
 
 from ssdd.autoencoder import AutoencoderSSDD
 from tests.reliability.commands import COMMANDS, Inputs, arguments, visible
-from tests.reliability.process import small_disk, ssdd, start
+from tests.reliability.interventions import small_disk
+from tests.reliability.process import ssdd, start
 
 Tree = Callable[[Path], dict[str, bytes]]
 

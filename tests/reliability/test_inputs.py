@@ -18,14 +18,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers.utils import logging
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import ssdd as package
 from ssdd.autoencoder import AutoencoderSSDD
+from ssdd.checkpoints.layout import CheckpointError
 from ssdd.codec import encode_image
+from ssdd.tokenization.model import LatentEncoder
 from tests.reliability.commands import Inputs, arguments
+from tests.reliability.interventions import show_warnings_of_diffusers
 from tests.reliability.process import ssdd
 from tests.training.runs import SMALL
 
@@ -158,20 +160,26 @@ def refused(inputs: Inputs, model: Path | str, longest: int = 1000) -> str:
     return line
 
 
-@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "indexed", WEIGHTS, "model.pt", "model.ckpt"])
+INDEX = {"metadata": {}, "weight_map": {"encoder.conv_in.weight": "shard.bin"}}
+"""Of weights of which one is in a pickle."""
+
+
+@pytest.mark.parametrize(
+    "name", ["diffusion_pytorch_model.bin", "indexed", "indexed too", WEIGHTS, "model.pt", "model.ckpt"]
+)
 @pytest.mark.parametrize("archive", [True, False], ids=["torch", "pickle"])
 def test_a_pickle_is_never_opened(name: str, archive: bool, inputs: Inputs, model: Path, tmp_path: Path) -> None:
-    """As the weights of a folder, behind an index, under a false name, and as a file of its own."""
-    sprung = tmp_path / "sprung"
-    path = model / ("shard.bin" if name == "indexed" else name)
-    (model / WEIGHTS).unlink()
+    """As the weights of a folder, behind an index alone or beside good weights, under a false name, as its own file."""
+    sprung, indexed = tmp_path / "sprung", name.startswith("indexed")
+    path = model / ("shard.bin" if indexed else name)
+    if name != "indexed too":
+        (model / WEIGHTS).unlink()
     if archive:
         torch.save({"encoder.conv_in.weight": Canary(sprung)}, path)
     else:
         path.write_bytes(pickle.dumps(Canary(sprung)))
-    if name == "indexed":
-        index = {"metadata": {}, "weight_map": {"encoder.conv_in.weight": "shard.bin"}}
-        (model / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    if indexed:
+        (model / f"{WEIGHTS}.index.json").write_text(json.dumps(INDEX))
     given = path if name.startswith("model.") else model
     assert str(given) in refused(inputs, given)
     typed = ("evaluate", given, "--data", inputs.photographs, "--lpips", "--extractors")
@@ -179,6 +187,71 @@ def test_a_pickle_is_never_opened(name: str, archive: bool, inputs: Inputs, mode
     typed = ("train", "tiny-encoder", "--model.start-from", given, "--data.paths", inputs.photographs)
     assert ssdd(*typed, *SMALL, "--out", tmp_path / "run").status == 1
     assert not sprung.exists(), "code of a pickle was run"
+
+
+@pytest.mark.parametrize(
+    ("options", "index"),
+    [
+        ({}, f"{WEIGHTS}.index.json"),
+        ({"variant": "fp16"}, f"{WEIGHTS}.index.fp16.json"),
+        ({"variant": "fp16"}, "diffusion_pytorch_model.fp16.safetensors.index.json"),  # of early diffusers
+        ({"subfolder": "inside"}, f"{WEIGHTS}.index.json"),
+        ({"ignore_mismatched_sizes": True}, f"{WEIGHTS}.index.json"),
+    ],
+)
+def test_no_option_leads_to_a_pickle(options: dict[str, Any], index: str, model: Path, tmp_path: Path) -> None:
+    """Whatever the arguments of diffusers, an index beside good weights is checked."""
+    folder = Path(shutil.copytree(model, tmp_path / "of" / "inside"))
+    (folder / index).write_text(json.dumps(INDEX))
+    shutil.copy(folder / WEIGHTS, folder / "diffusion_pytorch_model.fp16.safetensors")
+    torch.save({}, folder / "shard.bin")
+    with pytest.raises(CheckpointError, match="expected the names of safetensors files beside it, found"):
+        AutoencoderSSDD.from_pretrained(folder.parent if "subfolder" in options else folder, **options)
+    (folder / index).write_text(json.dumps({"weight_map": {"encoder.conv_in.weight": WEIGHTS}}))
+    with pytest.raises(CheckpointError, match="expected metadata, an object"):
+        AutoencoderSSDD.from_pretrained(folder.parent if "subfolder" in options else folder, **options)
+    (folder / index).unlink()
+    AutoencoderSSDD.from_pretrained(folder.parent if "subfolder" in options else folder, **options)
+
+
+def test_a_pickle_of_the_hub_is_never_fetched(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a repository, the index is read before its weights are downloaded, and both readers see the same weights."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    snapshot, fetched = tmp_path / "cache" / "0123", []
+
+    def download(repository: str, file: str, **options: Any) -> str:
+        assert (repository, options.get("token", "mine")) == ("a/b", "mine")
+        fetched.append(file)
+        if not (model / file).is_file():
+            raise EntryNotFoundError.__new__(EntryNotFoundError)
+        (snapshot / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(model / file, snapshot / file)
+        return str(snapshot / file)
+
+    monkeypatch.setattr("ssdd.checkpoints.places.hf_hub_download", download)
+    loaded = AutoencoderSSDD.from_pretrained("a/b", token="mine", revision="main", torch_dtype=torch.float16)
+    assert (loaded.dtype, loaded.config["_name_or_path"]) == (torch.float16, "a/b")
+    expected = AutoencoderSSDD.from_pretrained(model, torch_dtype=torch.float16).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
+    assert LatentEncoder("a/b").sha256 == LatentEncoder(str(model)).sha256
+
+    torch.save({}, model / "shard.bin")
+    (model / f"{WEIGHTS}.index.json").write_text(json.dumps(INDEX))
+    fetched.clear()
+    for load in (AutoencoderSSDD.from_pretrained, LatentEncoder):
+        with pytest.raises(CheckpointError, match=r"expected the names of safetensors files beside it, found"):
+            load("a/b")
+    assert set(fetched) == {"config.json", f"{WEIGHTS}.index.json"}
+
+    shards = {"encoder.conv_in.weight": "other.safetensors"}
+    (model / f"{WEIGHTS}.index.json").write_text(json.dumps(INDEX | {"weight_map": shards}))
+    shutil.copy(model / WEIGHTS, model / "other.safetensors")
+    other = load_file(model / WEIGHTS)
+    save_file({k: v + 1 for k, v in other.items()}, model / "other.safetensors")
+    assert LatentEncoder("a/b").sha256 == LatentEncoder(str(model)).sha256
+    found = AutoencoderSSDD.from_pretrained("a/b").state_dict()["encoder.conv_in.weight"]
+    torch.testing.assert_close(found, other["encoder.conv_in.weight"] + 1)
 
 
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
@@ -224,7 +297,7 @@ def test_unknown_entries_of_a_config_are_passed_over(inputs: Inputs, model: Path
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"nonsense": {"a": [1] * 1000}}))
     options = ("--out", tmp_path / "out", "--model", model, "--device", "cpu")
-    ended = ssdd("encode", inputs.photographs, *options, prepare=logging.set_verbosity_warning)  # others may change it
+    ended = ssdd("encode", inputs.photographs, *options, prepare=show_warnings_of_diffusers)
     assert (ended.status, "Traceback" in ended.err) == (0, False), ended.err
     assert "nonsense" in ended.err, "nobody is told"
 

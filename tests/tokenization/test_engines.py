@@ -13,14 +13,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from ssdd.tokenization import TokenizeStopped, processes, tokenize, verify
+from ssdd.processes import usable_cores
+from ssdd.tokenization import TokenizeStopped, processes, tokenize, verify, worker
+from ssdd.tokenization.plan import OpenJob, ShardTask
 from ssdd.tokenization.processes import encoder_devices
-from ssdd.tokenization.worker import Order
+from ssdd.tokenization.shard import write_shard
+from ssdd.tokenization.worker import Failed, Order
 from tests.tokenization.conftest import Job
 
 Tree = Callable[[Path], dict[str, bytes]]
@@ -41,6 +46,10 @@ class Bar:
     def __call__(self, total: int) -> contextlib.AbstractContextManager["Bar"]:
         self.total = total
         return contextlib.nullcontext(self)
+
+
+LONG = 100
+"""Crops of an image: some seconds of work."""
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +99,56 @@ def test_processes_that_all_die_are_one_line(job: Job, tmp_path: Path, monkeypat
     assert "\n" not in str(e.value)
 
 
+def test_a_shard_given_back_after_the_others_were_told_that_there_is_none(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They end well, and somebody has to make it all the same, also where none may take the place of the dead."""
+    start, send = processes._Worker.__init__, processes._Worker.send
+    started: list[processes._Worker] = []
+    killed: list[int | None] = []
+
+    def note(worker: processes._Worker, order: Order) -> None:
+        start(worker, order)
+        started.append(worker)
+
+    def kill_the_other(worker: processes._Worker, task: ShardTask | None) -> None:
+        send(worker, task)
+        for other in started:
+            if task is None and other is not worker and other.tasks and not killed:
+                killed.append(other.pid)
+                other.process.kill()
+
+    monkeypatch.setattr(processes._Worker, "__init__", note)
+    monkeypatch.setattr(processes._Worker, "send", kill_the_other)
+    monkeypatch.setattr(processes, "MOST_RESTARTS", 0)
+    with caplog.at_level(logging.WARNING):
+        done = tokenize(job(rule="random", crops=LONG), tmp_path / "out", processes=2)
+    assert done.made == 2
+    assert verify(tmp_path / "out") == []
+    assert f"process {killed[0]} on cpu was killed by SIGKILL; its shards: " in caplog.text
+    assert "; the others go on" in caplog.text
+    assert len(started) == 3
+
+
+def test_a_reader_that_is_killed_is_a_process_that_dies(
+    job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    killed: list[int] = []
+
+    def kill_a_reader(done: int) -> None:
+        if not killed:
+            victims = [reader for process in multiprocessing.active_children() for reader in children(process.pid or 0)]
+            killed.append(victims[0])
+            os.kill(victims[0], signal.SIGKILL)
+
+    with caplog.at_level(logging.WARNING):
+        long = job(shard_images=1, rule="random", crops=LONG)
+        done = tokenize(long, tmp_path / "out", processes=2, workers=1, progress=Bar(kill_a_reader))
+    assert done.made == 7
+    assert verify(tmp_path / "out") == []
+    assert "lost a process that read for it; its shards: " in caplog.text
+
+
 def test_an_error_in_a_process_is_the_error(job: Job, photographs: Path, tmp_path: Path) -> None:
     shutil.copytree(photographs, tmp_path / "data")
     changed = job(shard_images=1, paths=(str(tmp_path / "data"),))
@@ -110,6 +169,13 @@ def children(pid: int) -> list[int]:
         for path in Path(f"/proc/{pid}/task").glob("*/children"):
             found += [int(word) for word in path.read_text().split()]
     return found + [below for child in found for below in children(child)]
+
+
+def command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def is_running(pid: int) -> bool:
@@ -153,6 +219,25 @@ def test_nobody_outlives_the_command(
         assert not busy(), "half-written files were left"
 
 
+def test_ctrl_c_while_processes_start(photographs: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """It reaches them too, in the midst of their imports."""
+    out = tmp_path / "out"
+    small = ("--size", "32", "--shard-images", "1", "--processes", "2", "--device", "cpu", "--out", str(out))
+    command = [sys.executable, "-m", "ssdd", "tokenize", str(photographs), "--model", str(tiny_model), *small]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+    def spawned() -> list[int]:
+        return [pid for pid in children(run.pid) if b"spawn_main" in command_line(pid)]
+
+    assert wait_for(lambda: bool(spawned()), 120)
+    time.sleep(0.5)
+    os.killpg(run.pid, signal.SIGINT)
+    _, errors = run.communicate(timeout=30)
+    assert run.returncode == 130
+    assert "Traceback" not in errors
+    assert re.search(r"stopped by SIGINT: \d of 7 shards", errors)
+
+
 def test_ctrl_c_in_a_single_process(job: Job, single: Path, tmp_path: Path, tree: Tree) -> None:
     def interrupt(done: int) -> None:
         if done == 3:
@@ -187,6 +272,44 @@ def test_a_full_disk(job: Job, tmp_path: Path, container: str) -> None:
     assert verify(tmp_path / "out") == []
 
 
+def test_errors_of_others_are_not_those_of_writing(job: Job, tmp_path: Path) -> None:
+    opened = OpenJob(job())
+    (task, _) = opened.shards()
+
+    def lost() -> Iterator[Any]:
+        raise ConnectionResetError("the file server")
+        yield
+
+    def nobody(images: int) -> None:
+        raise BrokenPipeError("the parent")
+
+    with pytest.raises(ConnectionResetError, match=r"^the file server$"):
+        write_shard(opened, task, tmp_path, lost())
+    with pytest.raises(BrokenPipeError, match=r"^the parent$"):
+        write_shard(opened, task, tmp_path, report=nobody)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_connection_of_the_work_that_breaks_is_an_error(job: Job, tmp_path: Path) -> None:
+    """The parent is there, so it is not the connection to it."""
+    theirs, ours = multiprocessing.Pipe()
+    order = Order(job(), "", "cpu", 0, tmp_path)
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=serve_with_a_lost_server, args=(order, theirs))
+    process.start()
+    assert ours.poll(60)
+    assert ours.recv() == Failed("OSError", "the file server")
+    process.join()
+
+
+def serve_with_a_lost_server(order: Order, connection: Connection) -> None:
+    def lost(*_: object) -> OpenJob:
+        raise ConnectionResetError("the file server")
+
+    worker.open_like = lost
+    worker.serve(order, connection)
+
+
 def test_data_that_disappear_are_not_broken_images(job: Job, photographs: Path, tmp_path: Path, tree: Tree) -> None:
     """They would be skipped for ever."""
     data, out = tmp_path / "data", tmp_path / "out"
@@ -205,7 +328,7 @@ def test_data_that_disappear_are_not_broken_images(job: Job, photographs: Path, 
 
 def test_how_many_processes(job: Job, tmp_path: Path) -> None:
     cpu = torch.device("cpu")
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     assert encoder_devices(cpu, None, 1) == ["cpu"] * cores
     assert encoder_devices(cpu, None, cores + 1) == ["cpu"]
     assert encoder_devices(cpu, 3, 1) == ["cpu"] * 3
@@ -256,6 +379,37 @@ def test_ray_and_a_killed_actor(job: Job, single: Path, tmp_path: Path, tree: Tr
     assert killed, "no actor was killed while it wrote"
     assert (done.made, bar.done) == (7, 7)
     assert tree(out) == tree(single)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_ray_has_less_room_than_is_asked_for(job: Job, single: Path, tmp_path: Path, tree: Tree) -> None:
+    tokenize(job(shard_images=1), tmp_path / "out", engine="ray", processes=5, workers=0)
+    assert tree(tmp_path / "out") == tree(single)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_ray_is_full_of_other_work(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    from ssdd.tokenization import ray_engine
+
+    class Other:
+        def ready(self) -> None:
+            pass
+
+    other = ray.remote(num_cpus=2)(Other).remote()
+    ray.get(other.ready.remote())
+    monkeypatch.setattr(ray_engine, "_READY_SECONDS", 1)
+    with pytest.raises(RuntimeError, match="expected room for an actor in the Ray cluster, found none in 1 s"):
+        tokenize(job(shard_images=1), tmp_path / "out", engine="ray", processes=2, workers=0)
+
+
+def test_room_for_ray_is_that_of_each_machine(job: Job) -> None:
+    from ssdd.tokenization.ray_engine import _room
+
+    nodes = [{"Alive": alive, "Resources": {"CPU": 3.0, "GPU": 4.0}} for alive in (True, True, False)]
+    assert _room(nodes, OpenJob(job(threads=2))) == 2
+    with pytest.raises(ValueError, match="expected 4 cores for an actor on a machine of the Ray cluster, found"):
+        _room(nodes, OpenJob(job(threads=4)))
 
 
 def test_ray_is_an_extra(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,12 +43,7 @@ KL_DEFAULTS: dict[str, Any] = {
 STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 """Config entries that say how raw latents are normalised."""
 
-_WEIGHTS = (
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "diffusion_pytorch_model.safetensors.index.fp16.json",
-)
+_WEIGHTS = ("diffusion_pytorch_model.safetensors.index{}.json", "diffusion_pytorch_model{}.safetensors")
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 MOST_CHANNELS = 2**14
 """Of a layer in a file that somebody else wrote."""
@@ -137,7 +132,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder}: expected a model folder of diffusers, found no config.json there")
-    return _read_json(path)
+    return read_json(path)
 
 
 def read_layout(folder: str | Path) -> EncoderLayout:
@@ -211,7 +206,8 @@ def _size(source: str, config: Mapping[str, Any], groups: Any) -> EncoderSize:
     return EncoderSize(tuple(channels), latent, groups)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file. Raises CheckpointError if it is none, or far too large."""
     try:
         found = json.loads(path.read_text("utf-8") if path.stat().st_size <= _MOST_JSON_BYTES else "")
     except (OSError, ValueError, RecursionError) as error:
@@ -229,27 +225,33 @@ def short(value: Any) -> str:
 # ---- weights -------------------------------------------------------------------------------------------------------
 
 
-def find_weights(source: str, fetch: Callable[[str], Path | None]) -> list[Path]:
-    """The safetensors of a model: one file, or the shards of an index; half precision where there is nothing else.
+def find_weights(source: str, fetch: Callable[[str], Path | None], variant: str | None = None) -> list[Path]:
+    """The safetensors of a model: the shards of an index, or else one file, as diffusers chooses between them.
 
-    ``fetch`` gives the path of a file beside ``config.json``, or None if there is none. Raises CheckpointError.
+    ``fetch``: path of a file beside the config, or None. ``variant``: as in diffusers; without it, half precision where
+    there is nothing else. Raises CheckpointError.
     """
-    found = next((path for path in map(fetch, _WEIGHTS) if path is not None), None)
-    if found is None:
+    order = [name.format(part) for part in ([f".{variant}"] if variant else ["", ".fp16"]) for name in _WEIGHTS]
+    if not (found := next(filter(None, map(fetch, order)), None)):
         raise CheckpointError(
-            f"{source}: expected {_WEIGHTS[0]}, found none; pickled weights (.bin) can run code and are never loaded: "
+            f"{source}: expected {order[1]}, found none; pickled weights (.bin) can run code and are never loaded: "
             "convert them with diffusers' save_pretrained"
         )
     if found.suffix != ".json":
         return [found]
-    shards = _read_json(found).get("weight_map")
-    names = sorted({str(s) for s in shards.values()}) if isinstance(shards, dict) else []
-    if not names or not all(re.fullmatch(r"\w[\w.-]*\.safetensors", name) for name in names):
-        raise CheckpointError(f"{found}: expected the names of safetensors files beside it, found {short(names)}")
-    files = {name: fetch(name) for name in names}
+    files = {name: fetch(name) for name in read_index(found)}
     if missing := [name for name, path in files.items() if path is None]:
-        raise CheckpointError(f"{source}: expected all {len(names)} shards of {found.name}, found no {missing[0]}")
-    return [path for path in files.values() if path is not None]
+        raise CheckpointError(f"{source}: expected all {len(files)} shards of {found.name}, found no {missing[0]}")
+    return list(filter(None, files.values()))
+
+
+def read_index(path: Path) -> list[str]:
+    """The shards that an index names. Raises CheckpointError unless all are safetensors files beside it."""
+    shards = read_json(path).get("weight_map")
+    names = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else []
+    if not names or not all(re.fullmatch(r"\w[\w.-]*\.safetensors", name) for name in names):
+        raise CheckpointError(f"{path}: expected the names of safetensors files beside it, found {short(names)}")
+    return names
 
 
 def _read_state(layout: EncoderLayout, files: list[Path]) -> dict[str, Tensor]:

@@ -9,14 +9,26 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .kl_vae import MOST_CHANNELS, find_weights, read_config, read_statistics, short, weight_header
+from .embedded import embedded_folder
+from .kl_vae import (
+    MOST_CHANNELS,
+    find_weights,
+    read_config,
+    read_index,
+    read_json,
+    read_statistics,
+    short,
+    weight_header,
+)
 from .layout import CheckpointError, Expectation, take
+from .places import download, find_model
 
 MOST_LEVELS, MOST_LAYERS, MOST_STEPS, MOST_PIXELS = 7, 64, 1000, 2**20
 """Of a model: levels of a network, transformer blocks, default decoding steps, side of its training images."""
@@ -72,30 +84,59 @@ def check_config(values: Mapping[str, Any]) -> None:
     read_statistics("config", values, latent_channels)
 
 
-def check_folder(folder: Path, model: Callable[..., nn.Module]) -> None:
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+"""Arguments of diffusers' ``from_pretrained`` that say how the hub is asked."""
+
+
+def find_folder(
+    name: str,
+    model: Callable[..., nn.Module],
+    subfolder: str | None = None,
+    variant: str | None = None,
+    hub: Mapping[str, Any] = MappingProxyType({}),
+) -> Path:
+    """Folder of a model of ours: a local one, an embedded one, or that of a hub id in the hub's cache.
+
+    Of a hub id, config and index are checked before weights are fetched, and nothing but safetensors is. ``model``: the
+    class; ``hub``: values of ``HUB_OPTIONS``. Raises CheckpointError or OSError with one line.
+    """
+
+    def fetch(hub_id: str) -> Path:
+        options = {option: value for option, value in hub.items() if value is not None}
+        inside = f"{hub_id}/{subfolder.strip('/')}" if subfolder else hub_id
+        return download(inside, lambda folder: _expected(folder, model), variant, **options)
+
+    if Path(name).is_dir():
+        place = Path(name)
+    else:
+        place = find_model(name, fetch)
+        if embedded_folder(name) is None:
+            return place
+    return place / subfolder if subfolder else place
+
+
+def check_folder(
+    folder: Path, model: Callable[..., nn.Module], variant: str | None = None, any_size: bool = False
+) -> None:
     """Raises CheckpointError with one line unless the weights in a folder are those that its config.json describes.
 
-    Names, shapes and types are compared, by the headers alone. ``model``: the class; entries of the config that its
-    constructor does not know are passed over. Raises FileNotFoundError where there is no config or are no weights.
+    Names, shapes and types are compared, by the headers alone, of the files that diffusers loads; no index may name
+    anything but safetensors. ``model``: the class; entries of the config that its constructor does not know are passed
+    over. ``any_size``: headers are not compared. Raises FileNotFoundError where there is no config or are no weights.
     """
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder}: expected a model folder, found no config.json in it")
-    config = read_config(folder)
-    found = config.get("_class_name", model.__name__)
-    if found != model.__name__:
-        raise CheckpointError(f"{folder}: expected an {model.__name__}, found {short(found)}")
-    known = inspect.signature(model).parameters
-    try:
-        with torch.device("meta"):
-            expected = Expectation(model(**{name: value for name, value in config.items() if name in known}), [])
-    except ValueError as error:
-        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+    expected = _expected(folder, model)
     if not any(folder.glob("*.safetensors*")):
         raise FileNotFoundError(
             f"{folder}: expected weights in safetensors, found none; pickled weights (.bin, .pt) can run code and are "
             "never loaded"
         )
-    files = find_weights(str(folder), lambda name: path if (path := folder / name).is_file() else None)
+    for index in folder.glob("*.index*.json"):  # of any variant, in any of the ways that diffusers spells its name
+        read_index(index)
+        if not isinstance(read_json(index).get("metadata"), dict):
+            raise CheckpointError(f"{index}: expected metadata, an object, which diffusers reads, found none")
+    files = find_weights(str(folder), lambda name: path if (path := folder / name).is_file() else None, variant)
+    if any_size:
+        return
     with ExitStack() as stack:
         try:
             opened = [stack.enter_context(safe_open(path, "pt")) for path in files]
@@ -105,6 +146,22 @@ def check_folder(folder: Path, model: Callable[..., nn.Module]) -> None:
                 f"{folder}: expected complete safetensors files, found something else or a part of one ({error})"
             ) from error
     take(str(folder), headers, expected)
+
+
+def _expected(folder: Path, model: Callable[..., nn.Module]) -> Expectation:
+    """The weights that a config.json describes. Raises CheckpointError, or FileNotFoundError where there is none."""
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder}: expected a model folder, found no config.json in it")
+    config = read_config(folder)
+    found = config.get("_class_name", model.__name__)
+    if found != model.__name__:
+        raise CheckpointError(f"{folder}: expected an {model.__name__}, found {short(found)}")
+    known = inspect.signature(model).parameters
+    try:
+        with torch.device("meta"):
+            return Expectation(model(**{name: value for name, value in config.items() if name in known}), [])
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
 
 
 def check_finite(source: str, tensors: Mapping[str, Tensor]) -> None:

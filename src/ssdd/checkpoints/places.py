@@ -4,8 +4,8 @@ Everything that takes the name of a model understands it by this.
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +60,23 @@ def _model_folder(folder: Path) -> Path:
     raise CheckpointError(f"{folder}: expected a model folder of diffusers, found no _class_name in its config.json")
 
 
-def download(name: str, accept: Callable[[Path], Any]) -> Path:
+def download(
+    name: str,
+    accept: Callable[[Path], Any],
+    variant: str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    **options: Any,
+) -> Path:
     """Folder of a hub id in the hub's cache, with config and safetensors.
 
     ``accept`` is given the folder when its config is there, and raises where no weights are to be fetched for that.
-    Raises CheckpointError or OSError with one line.
+    ``variant``: see ``find_weights``; ``options``: further arguments of ``hf_hub_download``. Raises CheckpointError or
+    OSError with one line.
     """
     owner, repository, *inside = name.split("/")
-    hub = Repository(name, f"{owner}/{repository}", "".join(f"{part}/" for part in inside))
+    folder = "".join(f"{part}/" for part in inside)
+    hub = Repository(name, f"{owner}/{repository}", folder, revision, local_files_only, options)
     config = hub.fetch("config.json")
     if config is None and not inside:
         hub.folder = "vae/"  # of a pipeline
@@ -76,7 +85,7 @@ def download(name: str, accept: Callable[[Path], Any]) -> Path:
         raise hub.nothing()
     accept(config.parent)
     try:
-        find_weights(name, hub.fetch)
+        find_weights(name, hub.fetch, variant)
     except CheckpointError:
         if hub.offline:
             raise hub.nothing() from None
@@ -94,12 +103,16 @@ class Repository:
     revision: str | None = None
     offline: bool = False
     """The hub was out of reach, and only its cache is asked: another attempt would take its time too."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of ``hf_hub_download``."""
 
     def fetch(self, file: str) -> Path | None:
         """Its path in the cache, or None if there is no such file. Raises OSError."""
         file = self.folder + file
         try:
-            path = Path(hf_hub_download(self.repository, file, revision=self.revision, local_files_only=self.offline))
+            found = hf_hub_download(
+                self.repository, file, revision=self.revision, local_files_only=self.offline, **self.options
+            )
         except LocalEntryNotFoundError:
             self.offline = True
             return None
@@ -112,6 +125,7 @@ class Repository:
             ) from error
         except Exception as error:  # the errors of two HTTP libraries, by the release of the hub's client
             raise OSError(f"{self.name}: cannot download {file} from Hugging Face: {one_line(error)}") from error
+        path = Path(found)
         self.revision = path.parents[file.count("/")].name
         return path
 

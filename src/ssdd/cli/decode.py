@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import tyro
 
@@ -140,24 +140,37 @@ def _encoder_of(data: "LatentDataset") -> _Encoder:
 
 
 def _load_for(options: Decode, made_by: _Encoder) -> "AutoencoderSSDD":
-    """The model that was asked for, or else the one that made the latents, if it is still that one."""
+    """The model that was asked for, or else the one that made the latents, if it is here and still that one.
+
+    The manifest may be anybody's: nothing is downloaded for its sake, and no decoder is loaded before the encoder fits.
+    """
     if options.model.model:
         return options.model.or_else("").load()
+    from ..checkpoints.places import find_model
     from ..tokenization.model import LatentEncoder
 
+    name = made_by.name
     try:
-        autoencoder = options.model.or_else(made_by.name).load()
-        found = LatentEncoder(made_by.name).sha256
+        place = str(find_model(name, _untrusted))
+        found = LatentEncoder(place).sha256
+        if found == made_by.sha256:
+            return options.model.or_else(place).load()
+    except _UntrustedError:
+        raise
     except (OSError, ValueError) as error:
         line = " ".join(str(error).split())
-        raise ValueError(
-            f"the latents are of {made_by.name}, which cannot decode them here ({line}): pass --model"
-        ) from error
-    if found != made_by.sha256:
-        raise ValueError(
-            f"expected {made_by.name} with the encoder that the latents are of, found another one: pass --model"
-        )
-    return autoencoder
+        raise ValueError(f"the latents are of {name}, which cannot decode them here ({line}): pass --model") from error
+    raise ValueError(f"expected {name} with the encoder that the latents are of, found another one: pass --model")
+
+
+class _UntrustedError(ValueError):
+    """A manifest names a model that would have to be downloaded."""
+
+
+def _untrusted(hub_id: str) -> NoReturn:
+    raise _UntrustedError(
+        f"the manifest says model {hub_id}, which is not on this machine: pass --model {hub_id} if you trust it"
+    )
 
 
 def find_latents(paths: Sequence[Path]) -> list[tuple[Path, str]]:

@@ -1,8 +1,8 @@
-"""The embedded demo model, in stages that two CPU cores finish within two hours.
+"""The embedded demo model, in stages that two CPU cores finish within some hours.
 
 First the encoder, as part of a small KL-VAE; then, the encoder frozen, the diffusion decoder on its latents, at 64 px
-and for a short time at 128 px, where the attention window is as large as it will be in any image. With a GPU, all of
-it in one run: ``demo_gpu``.
+and for a short time at 128 px, where the attention window is as large as it will be in any image; then both together,
+at 64 and at 128 px. With a GPU, all of it in one run: ``demo_gpu``.
 """
 
 from dataclasses import replace
@@ -76,6 +76,21 @@ def demo_joint() -> TrainConfig:
         batch_size=32,
         average=AverageConfig(halflife_images=1500),
         log=LogConfig(sample_images=3200, checkpoint_images=3200),
+    )
+
+
+def demo_joint_128() -> TrainConfig:
+    """Encoder and decoder of ``demo-joint`` together at 128 px, as wide as the attention window, for a short time."""
+    config = demo_joint()
+    return replace(
+        config,
+        model=ModelConfig(start_from="runs/demo-joint"),
+        data=replace(config.data, resolution=128, scale=1.5),
+        optimizer=OptimizerConfig(learning_rate=3e-4, warmup_images=400, decay_images=8000),
+        total_images=12_000,
+        batch_size=16,
+        average=AverageConfig(halflife_images=800),
+        log=LogConfig(sample_images=1600, checkpoint_images=800),
     )
 
 

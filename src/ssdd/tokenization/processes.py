@@ -2,20 +2,22 @@
 
 import logging
 import multiprocessing
-import os
 import signal
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
 
+from ..processes import usable_cores
 from .plan import OpenJob, ShardTask
 from .shard import Report
-from .worker import Ask, Encoded, Failed, Finished, Message, Order, reraise, serve
+from .worker import READER_DIED, STOPPING, Ask, Encoded, Failed, Finished, Message, Order, reraise, serve
 
 MOST_RESTARTS = 3
 """Fresh processes in place of dead ones, in one run."""
@@ -39,7 +41,7 @@ def encoder_devices(device: torch.device, processes: int | None, threads: int) -
     if device.type == "cuda" and device.index is None:
         cards = max(1, torch.cuda.device_count())
         return [f"cuda:{k % cards}" for k in range(processes or cards)]
-    usual = max(1, len(os.sched_getaffinity(0)) // threads) if device.type == "cpu" else 1
+    usual = max(1, usable_cores() // threads) if device.type == "cpu" else 1
     return [str(device)] * (processes or usual)
 
 
@@ -65,8 +67,22 @@ def make_in_processes(
         pool.end()
 
 
+@contextmanager
+def _no_signals() -> Iterator[None]:
+    """Those that stop the command wait. A process that is started here waits too, until it has handlers of its own."""
+    resource_tracker.ensure_running()  # started below, it would let the signals through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Worker:
-    """A process, the end of its connection that is ours, and what it has been given and not finished."""
+    """A process, the end of its connection that is ours, and what it has been given and not finished.
+
+    asked: it has begun. told_all: it was told that there is no more.
+    """
 
     def __init__(self, order: Order) -> None:
         context = multiprocessing.get_context("spawn")  # CUDA and threads do not live through a fork
@@ -78,6 +94,7 @@ class _Worker:
         theirs.close()
         self.tasks: deque[ShardTask] = deque()
         self.encoded = 0
+        self.asked = self.told_all = False
 
     @property
     def pid(self) -> int | None:
@@ -102,6 +119,8 @@ class _Worker:
 
     def how_it_ended(self) -> str:
         code = self.process.exitcode or 0
+        if code == READER_DIED:
+            return "lost a process that read for it"
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
 
@@ -114,7 +133,8 @@ class _Pool:
         self._restarts = 0
 
     def start(self, device: str) -> None:
-        self._workers.append(_Worker(replace(self._order, device=device)))
+        with _no_signals():
+            self._workers.append(_Worker(replace(self._order, device=device)))
 
     def run(self) -> Iterator[ShardTask]:
         while self._left:
@@ -135,7 +155,10 @@ class _Pool:
     def _answer(self, worker: _Worker, message: Message) -> None:
         if isinstance(message, Ask):
             task = self._open.popleft() if self._open else None
-            if task is not None:
+            worker.asked = True
+            if task is None:
+                worker.told_all = True
+            else:
                 worker.tasks.append(task)
             worker.send(task)
         elif isinstance(message, Encoded):
@@ -145,21 +168,27 @@ class _Pool:
             reraise(message)
 
     def _bury(self, worker: _Worker) -> None:
-        """Gives back what it had, and starts another one in its place if there is work for it."""
+        """Gives back what it had, and starts another one in its place if there is work for it.
+
+        Raises RuntimeError if none is left, and work is.
+        """
         worker.connection.close()
         self._workers.remove(worker)
-        if not worker.tasks and not worker.process.exitcode:
-            return  # it was told that there is no more
+        if worker.told_all and not worker.tasks and not worker.process.exitcode:
+            if self._open:  # one that died has given it back since
+                self.start(worker.device)
+            return
         self._report(-worker.encoded)
         self._open.extendleft(reversed(worker.tasks))
         shards = ", ".join(str(task.number) for task in worker.tasks) or "none yet"
         what = f"process {worker.pid} on {worker.device} {worker.how_it_ended()}; its shards: {shards}"
-        if self._restarts < MOST_RESTARTS:
+        if not self._open:
+            _LOG.warning("%s; nothing is lost", what)
+        elif self._restarts < MOST_RESTARTS:
             self._restarts += 1
             _LOG.warning("%s; another one takes its place", what)
-            if self._open:
-                self.start(worker.device)
-        elif not self._workers and self._left:
+            self.start(worker.device)
+        elif not self._workers:
             raise RuntimeError(
                 f"expected processes that live, but {what}, the last one left after {MOST_RESTARTS} others in its "
                 "place. If memory ran out, pass a smaller --processes; the same command goes on from here"
@@ -179,7 +208,10 @@ class _Pool:
         """All of them, whatever they are at."""
         for worker in self._workers:
             worker.connection.close()
-            worker.process.terminate()
+            if worker.asked:
+                worker.process.terminate()
+            else:
+                worker.process.kill()  # it listens only when it has begun, and has nothing to clean up
         for worker in self._workers:
             worker.process.join(_END_SECONDS)
             if worker.is_alive():

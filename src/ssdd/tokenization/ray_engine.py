@@ -5,10 +5,12 @@ An actor that dies is started again by Ray, and its shard made again; what it le
 
 import logging
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ..memory import keep_freed_memory
 from .crop_reader import read_images
@@ -16,6 +18,9 @@ from .plan import OpenJob, ShardTask
 from .processes import MOST_RESTARTS
 from .shard import Report, write_shard
 from .worker import Failed, Order, failure, open_like, reraise
+
+_READY_SECONDS = 120
+"""In which the first actor has to start: a cluster may be full of other work."""
 
 
 @contextmanager
@@ -42,41 +47,78 @@ def make_by_ray(
     """Yields each shard when it is finished, in any order; ``report`` is told then.
 
     Args:
-        processes: actors; None for as many as the cluster has GPUs, or cores for the job's threads. On GPUs each has
-            one of its own. workers: processes that read ahead, for each of them.
+        processes: actors, at most, and by default, as many as the machines of the cluster have GPUs, or cores for the
+            job's threads. On GPUs each has one of its own. workers: processes that read ahead, for each of them.
 
-    Raises as ``write_shard``, and RuntimeError with one line if too many actors die.
+    Raises as ``write_shard``, ValueError if the cluster has no room for an actor, and RuntimeError with one line if
+    none starts, or too many of them die. However it ends, the actors end with it.
     """
     if not tasks:
         return
     ray = _package()
-    actors = min(processes or _room(ray.cluster_resources(), job), len(tasks))
+    room = _room(ray.nodes(), job)
     maker = ray.remote(
-        num_cpus=job.job.threads if job.on_cpu else 1,
+        num_cpus=_cores(job),
         num_gpus=0 if job.on_cpu else 1,
         max_restarts=MOST_RESTARTS,
         max_task_retries=MOST_RESTARTS,
     )(ShardMaker)
     order = Order(job.job, job.digest, job.encoder.device.type, workers, out)
-    pool = ray.util.ActorPool([maker.remote(order, os.getcwd()) for _ in range(actors)])
+    actors = [maker.remote(order, os.getcwd()) for _ in range(min(processes or room, room, len(tasks)))]
     try:
-        for answer in pool.map_unordered(lambda actor, task: actor.make.remote(task), list(tasks)):
+        for answer in _answers(ray, actors, tasks):
             if isinstance(answer, Failed):
                 reraise(answer)
-            report(answer.last - answer.first)
-            yield answer
+            else:
+                report(answer.last - answer.first)
+                yield answer
     except ray.exceptions.RayError as error:
         line = " ".join(str(error).split())[:300]
         raise RuntimeError(f"expected actors that live, found: {line}; the same command goes on from here") from error
+    finally:
+        for actor in actors:  # after an error they would go on writing
+            ray.kill(actor, no_restart=True)
 
 
-def _room(resources: dict[str, float], job: OpenJob) -> int:
-    """For how many actors there are GPUs or cores. Raises ValueError for none."""
-    cores = job.job.threads if job.on_cpu else 1
-    room = int(resources.get("CPU", 0) // cores if job.on_cpu else resources.get("GPU", 0))
+def _answers(ray: ModuleType, actors: Sequence[Any], tasks: Sequence[ShardTask]) -> Iterator[ShardTask | Failed]:
+    """Of ``ShardMaker.make`` for each task, in any order, by those actors that have started.
+
+    Raises RuntimeError if none of them does.
+    """
+    waiting = {actor.ready.remote(): actor for actor in actors}  # by what each of them is to answer next
+    left, to_do = len(tasks), deque(tasks)
+    while left:
+        at_work = left > len(to_do)
+        done, _ = ray.wait(list(waiting), num_returns=1, timeout=None if at_work else _READY_SECONDS)
+        if not done:
+            raise RuntimeError(
+                f"expected room for an actor in the Ray cluster, found none in {_READY_SECONDS} s: wait until its "
+                "other work is done, or end it"
+            )
+        actor, answer = waiting.pop(done[0]), ray.get(done[0])
+        if to_do:
+            waiting[actor.make.remote(to_do.popleft())] = actor
+        if answer is not None:
+            left -= 1
+            yield answer
+
+
+def _cores(job: OpenJob) -> int:
+    """Of an actor."""
+    return job.job.threads if job.on_cpu else 1
+
+
+def _room(nodes: Sequence[dict[str, Any]], job: OpenJob) -> int:
+    """For how many actors there are GPUs and cores: each needs those of one machine. Raises ValueError for none."""
+    machines: list[dict[str, float]] = [node["Resources"] for node in nodes if node["Alive"]]
+    room = 0
+    for machine in machines:
+        by_cores = int(machine.get("CPU", 0) // _cores(job))
+        room += by_cores if job.on_cpu else min(by_cores, int(machine.get("GPU", 0)))
     if room < 1:
-        kind = f"{cores} cores" if job.on_cpu else "a GPU"
-        raise ValueError(f"expected {kind} for an actor in the Ray cluster, found {resources}")
+        need = f"{_cores(job)} cores" if job.on_cpu else "a GPU and a core"
+        found = [{kind: machine.get(kind, 0) for kind in ("CPU", "GPU")} for machine in machines]
+        raise ValueError(f"expected {need} for an actor on a machine of the Ray cluster, found {found}")
     return room
 
 
@@ -89,6 +131,9 @@ class ShardMaker:
         keep_freed_memory()
         self._order = order
         self._job: OpenJob | None = None
+
+    def ready(self) -> None:
+        """Answers as soon as there is room for the actor."""
 
     def make(self, task: ShardTask) -> ShardTask | Failed:
         """The task when its shard is there. An error is an answer: Ray would wrap it in pages of its own."""

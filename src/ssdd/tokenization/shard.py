@@ -9,9 +9,9 @@ Shapes: B crops of S x S pixels, c latent channels, h x w latent grid.
 import hashlib
 import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ from .format import (
 )
 from .plan import OpenJob, ShardTask
 
+T = TypeVar("T")
+
 Report = Callable[[int], object]
 """Is told how many images more are done."""
 
@@ -57,43 +59,67 @@ def write_shard(
 
     Raises ImageError never: broken images are in the index. Raises FileNotFoundError for an image that is lost since
     it was listed, ValueError for a latent that is not finite as it is to be stored, OSError where nothing can be
-    written; each with one line.
+    written; each with one line. What ``items`` and ``report`` raise goes through as it is.
     """
     items = read_images(job, range(task.first, task.last)) if items is None else items
     path = out / shard_name(task.number, job.job.container)
-    try:
+    with _writing(path):
         (out / index_name(task.number)).unlink(missing_ok=True)  # it would vouch for the new file
-        with atomic_path(path, overwrite=True) as temporary, _threads(job):
-            index = _write(job, task, items, temporary, report)
-        with atomic_path(out / index_name(task.number), overwrite=True) as temporary:
-            temporary.write_bytes(index.encode())
-    except LostImageError:
-        raise
-    except OSError as error:
-        raise OSError(f"{path}: expected to write this shard, found: {reason_of(error)}") from error
+    with _opened(path, atomic_path(path, overwrite=True)) as temporary, _threads(job):
+        index = _write(job, task, items, path, temporary, report)
+    with _writing(path), atomic_path(out / index_name(task.number), overwrite=True) as temporary:
+        temporary.write_bytes(index.encode())
     return index
 
 
-def _write(job: OpenJob, task: ShardTask, items: Iterator[Item], path: Path, report: Report) -> ShardIndex:
-    with path.open("wb") as raw:
-        file = _HashedFile(raw)
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """An OSError of this block is one line that names the shard."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path}: expected to write this shard, found: {reason_of(error)}") from error
+
+
+@contextmanager
+def _opened(path: Path, context: AbstractContextManager[T]) -> Iterator[T]:
+    """A file of a shard, whose own begin and end are ``_writing``, but not the block."""
+    with _writing(path):
+        value = context.__enter__()
+    try:
+        yield value
+    except BaseException as error:
+        with _writing(path):
+            context.__exit__(type(error), error, error.__traceback__)
+        raise
+    with _writing(path):
+        context.__exit__(None, None, None)
+
+
+def _write(
+    job: OpenJob, task: ShardTask, items: Iterator[Item], shard: Path, temporary: Path, report: Report
+) -> ShardIndex:
+    with _writing(shard):
+        opening = temporary.open("wb")
+    with _opened(shard, opening) as raw:
+        file = _HashedFile(shard, raw)
         writer = open_writer(job.job.container, cast(BinaryIO, file), job.latent_shape, STORED[job.job.store])
-        shard = _Shard(job, writer)
-        for batch in _batches(job, task, items, shard.skipped, report):
-            shard.encode(batch)
+        content = _Shard(job, writer)
+        for batch in _batches(job, task, items, content.skipped, report):
+            content.encode(batch)
         writer.close()
     return ShardIndex(
         plan=job.digest,
         number=task.number,
         first=task.first,
         last=task.last,
-        file_bytes=path.stat().st_size,
+        file_bytes=temporary.stat().st_size,
         sha256=file.digest.hexdigest(),
         member_bytes=writer.member_bytes,
         offsets=writer.offsets,
-        labels=shard.labels,
-        skipped=shard.skipped,
-        statistics=shard.statistics.state() if shard.statistics.count else None,
+        labels=content.labels,
+        skipped=content.skipped,
+        statistics=content.statistics.state() if content.statistics.count else None,
     )
 
 
@@ -110,10 +136,11 @@ def _threads(job: OpenJob) -> Iterator[None]:
 
 
 class _HashedFile(io.RawIOBase):
-    """Writes through, in order, and keeps the sha256 of all of it."""
+    """Writes through, in order, and keeps the sha256 of all of it. Raises as ``_writing`` for the shard ``path``."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, path: Path, file: BinaryIO) -> None:
         self.digest = hashlib.sha256()
+        self._path = path
         self._file = file
 
     def writable(self) -> bool:
@@ -124,7 +151,8 @@ class _HashedFile(io.RawIOBase):
 
     def write(self, content: Any) -> int:
         self.digest.update(content)
-        return self._file.write(content)
+        with _writing(self._path):
+            return self._file.write(content)
 
 
 def finished_shard(job: OpenJob, task: ShardTask, out: Path) -> ShardIndex | None:

@@ -1,10 +1,12 @@
 """A process that makes shards for another: asks it for the next one, tells it what is done, and ends with it."""
 
 import multiprocessing
+import re
 import signal
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -15,7 +17,14 @@ from ..data.loader import end_with_parent
 from ..memory import keep_freed_memory
 from .local import make_shards
 from .plan import OpenJob, ShardTask, TokenizeJob
-from .shard import Report
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+"""A process is started with these blocked, so that none of them meets it while it imports."""
+READER_DIED = 3
+"""The exit status of a process that lost one of its readers: as if it had died itself."""
+
+_READER_DIED = re.compile(r"DataLoader worker \(pid")
+"""Begins what torch says of a reader that died. An error of a reader's own begins with ``Caught``."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +74,21 @@ def serve(order: Order, connection: Connection) -> None:
     multiprocessing.set_start_method(None, force=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too; its parent decides
     signal.signal(signal.SIGTERM, _leave)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     threading.Thread(target=end_with_parent, daemon=True).start()
     keep_freed_memory()
     try:
         opened = open_like(order.job, order.device, order.digest)
-        tasks = _tasks(connection)
-        report = _reporter(connection)
-        for task in make_shards(opened, tasks, order.out, order.workers, report):
-            connection.send(Finished(task))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the parent is gone
+        parent = _Parent(connection)
+        for task in make_shards(opened, parent.tasks(), order.out, order.workers, parent.report):
+            parent.send(Finished(task))
+    except _ParentGone:
+        return
     except Exception as error:
-        connection.send(failure(error))
+        if isinstance(error, RuntimeError) and _READER_DIED.match(str(error)):
+            sys.exit(READER_DIED)
+        with suppress(OSError):  # nobody is left to be told
+            connection.send(failure(error))
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to clean up
 
@@ -107,21 +119,36 @@ def reraise(failed: Failed) -> None:
     raise {"OSError": OSError, "ValueError": ValueError, "RuntimeError": RuntimeError}[failed.kind](failed.line)
 
 
-def _tasks(connection: Connection) -> Iterator[ShardTask]:
-    while True:
-        connection.send(Ask())
-        task = connection.recv()
-        if task is None:
-            return
-        yield task
+class _ParentGone(Exception):
+    """There is nobody to work for. No OSError: those are of the work."""
 
 
-def _reporter(connection: Connection) -> Report:
-    def report(images: int) -> None:
+class _Parent:
+    """The process that this one works for. All methods raise _ParentGone."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def send(self, message: Message) -> None:
+        try:
+            self._connection.send(message)
+        except ConnectionError as error:
+            raise _ParentGone from error
+
+    def report(self, images: int) -> None:
         if images:
-            connection.send(Encoded(images))
+            self.send(Encoded(images))
 
-    return report
+    def tasks(self) -> Iterator[ShardTask]:
+        while True:
+            self.send(Ask())
+            try:
+                task = self._connection.recv()
+            except (EOFError, ConnectionError) as error:
+                raise _ParentGone from error
+            if task is None:
+                return
+            yield task
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -1,12 +1,17 @@
 """Fixtures that several folders share: a tiny model, pictures, the command line in this process."""
 
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 # Read when huggingface_hub is imported: no test asks the network for a model.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# A shell starts its background jobs with Ctrl-C ignored, and a process hands that on to those that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import pytest

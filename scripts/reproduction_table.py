@@ -1,4 +1,4 @@
-"""What ``reproduction.py`` makes of finished evaluations: differences, verdicts, table.json, table.md, two pictures."""
+"""What ``reproduction.py`` makes of finished evaluations: differences, verdicts, tables, the plot of steps."""
 
 import json
 import math
@@ -49,7 +49,7 @@ _HEADINGS = (
 class Results:
     """All finished evaluations below a folder.
 
-    rows: of ``evaluation.json``, by contender. fingerprints: of the crops, by protocol. machine: of each evaluation.
+    rows: of ``evaluation.json``, by contender. fingerprints: of the crops, by protocol.
     """
 
     rows: dict[Contender, dict[str, Any]] = field(default_factory=dict)

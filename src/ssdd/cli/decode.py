@@ -12,6 +12,7 @@ import tyro
 
 from ..codec import LATENT_SUFFIX, EncodedImage, decode_image, load_encoded
 from ..data.images import save_image
+from ..text import one_safe_line
 from .common import DEFAULT_MODEL, ModelOptions, check_outputs, for_each, parse_options, require, tile_if_large
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def _load_for(options: Decode, made_by: _Encoder) -> "AutoencoderSSDD":
     except _UntrustedError:
         raise
     except (OSError, ValueError) as error:
-        line = " ".join(str(error).split())
+        line = one_safe_line(str(error))
         raise ValueError(f"the latents are of {name}, which cannot decode them here ({line}): pass --model") from error
     raise ValueError(f"expected {name} with the encoder that the latents are of, found another one: pass --model")
 

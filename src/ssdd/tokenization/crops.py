@@ -59,10 +59,6 @@ class CropProtocol:
         if self.rule == "centre" and (self.crops > 1 or self.scale != 1):
             raise ValueError("expected one crop at scale 1 by the rule centre: pass --crop random for others")
 
-    @property
-    def latents_per_image(self) -> int:
-        return self.crops * (1 + self.flips)
-
     def describe(self) -> dict[str, Any]:
         """Every choice, for the manifest."""
         words = "middle" if self.rule == "centre" else "place uniform from (seed, image, crop)"

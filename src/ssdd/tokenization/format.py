@@ -34,7 +34,7 @@ SHARD = re.compile(rf"shard-[0-9]{{6}}\.({'|'.join(CONTAINERS)})")
 KEY = re.compile(r"[0-9]{9}-c[0-9]{1,4}f?-[A-Za-z0-9_]{1,48}")
 """Number of the image, of its crop, f if mirrored, what is left of its name: no dots, which end a webdataset key."""
 LATENT, META = ".safetensors", ".json"
-MOST_IMAGES, MOST_SHARDS, MOST_CROPS = 10**9, 10**6, 10**4
+MOST_IMAGES, MOST_SHARDS = 10**9, 10**6
 _MOST_JSON_BYTES = 1 << 30
 _MOST_VALUES = 1 << 28
 

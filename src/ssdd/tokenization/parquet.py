@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from ..text import one_safe_line
 from .containers import AuditedLatent, LatentMeta, ShardFile, StoredLatent
 from .format import KEY, STORED, Shape, TokenizedDataError
 
@@ -190,7 +191,7 @@ def _row_group(
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
+    return one_safe_line(str(error))[:120]
 
 
 def _package() -> ModuleType:

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from ..memory import keep_freed_memory
+from ..text import one_safe_line
 from .crop_reader import read_images
 from .plan import OpenJob, ShardTask
 from .processes import MOST_RESTARTS
@@ -73,7 +74,7 @@ def make_by_ray(
                 report(answer.last - answer.first)
                 yield answer
     except ray.exceptions.RayError as error:
-        line = " ".join(str(error).split())[:300]
+        line = one_safe_line(str(error))[:300]
         raise RuntimeError(f"expected actors that live, found: {line}; the same command goes on from here") from error
     finally:
         for actor in actors:  # after an error they would go on writing

@@ -13,6 +13,7 @@ from typing import BinaryIO
 from torch import Tensor
 
 from ..data.tar import opened_file
+from ..text import one_safe_line
 from .containers import AuditedLatent, LatentMeta, ShardFile, StoredLatent
 from .format import BLOCK, KEY, LATENT, META, TokenizedDataError, decode_json, latent_bytes, parse_latent
 
@@ -107,8 +108,8 @@ class TarReader:
                         before = None
                 if before is not None:
                     raise TokenizedDataError(f"{path}: expected {META} after {before[1]!r}, found the end")
-        except tarfile.TarError as error:
-            raise TokenizedDataError(f"{path}: expected a tar file, found {' '.join(str(error).split())}") from error
+        except (tarfile.TarError, EOFError, OverflowError, RecursionError) as error:
+            raise TokenizedDataError(f"{path}: expected a tar file, found {one_safe_line(str(error))}") from error
 
     def _bytes(self, row: int, size: int) -> bytes:
         descriptor = opened_file(str(self._file.path), self._file.version).descriptor

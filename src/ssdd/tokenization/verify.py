@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..statistics import LatentStatistics
+from ..text import one_safe_line
 from .format import (
     MANIFEST,
     PLAN,
@@ -44,7 +45,7 @@ def verify(folder: Path, progress: Callable[[Iterable[Any]], Iterable[Any]] = it
             faults += _shard_faults(folder, shard, index, manifest)
             indices.append(index)
         except (ValueError, OSError) as error:
-            faults.append(" ".join(str(error).split()))
+            faults.append(one_safe_line(str(error)))
     names = {shard_name(shard.number, manifest.container) for shard in manifest.shards}
     strangers = sorted(p.name for p in folder.iterdir() if SHARD.fullmatch(p.name) and p.name not in names)
     faults += [f"{folder / name}: expected the shards of {MANIFEST} alone, found one more" for name in strangers]

@@ -15,6 +15,7 @@ from typing import Literal
 
 from ..data.loader import end_with_parent
 from ..memory import keep_freed_memory
+from ..text import one_safe_line
 from .local import make_shards
 from .plan import OpenJob, ShardTask, TokenizeJob
 
@@ -106,7 +107,7 @@ def open_like(job: TokenizeJob, device: str, digest: str) -> OpenJob:
 
 def failure(error: Exception) -> Failed:
     """As it is sent: an exception itself may not survive that."""
-    line = " ".join(str(error).split())
+    line = one_safe_line(str(error))
     if isinstance(error, OSError):
         return Failed("OSError", line)
     if isinstance(error, ValueError):

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from ssdd import AutoencoderSSDD
 from ssdd.data.pixels import images_to_tensor
+from ssdd.memory import keep_freed_memory
 from ssdd.tokenization import CropProtocol, OpenJob, TokenizeJob, tokenize
 from ssdd.tokenization.crop_reader import CroppedImage, read_images
 from ssdd.tokenization.source import LabelledSource
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--format", default="tar", choices=["tar", "parquet"], help="of the shards (default: tar)")
     parser.add_argument("--load", type=int, metavar="N", help="memory instead, on N generated images")
     options = parser.parse_args()
+    keep_freed_memory()  # as the command does
     with tempfile.TemporaryDirectory() as folder:
         (measure_load if options.load else measure_speed)(options, Path(folder))
 

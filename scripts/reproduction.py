@@ -139,7 +139,12 @@ def execute(job: Job, deadline: float) -> float:
         status = process.wait(None if deadline == float("inf") else deadline - time.monotonic())
     except (subprocess.TimeoutExpired, KeyboardInterrupt, Stopped) as stop:
         process.terminate()  # a training saves and ends
-        process.wait()
+        try:
+            process.wait()
+        except BaseException:  # a second signal: nobody waits any more
+            process.kill()
+            process.wait()
+            raise
         raise Stopped from stop
     if not job.done.is_file():
         if status in (128 + signal.SIGTERM, 128 + signal.SIGINT):

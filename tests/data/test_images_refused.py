@@ -1,5 +1,6 @@
 """Images that cannot be used: one clear line instead of made-up pixels, a crash or a wait."""
 
+import errno
 import io
 import os
 import struct
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssdd.data.images import ImageError, read_image
+from ssdd.data.images import ImageError, ImageReadError, read_image
 
 EXIF_ORIENTATION = 0x0112
 
@@ -278,6 +279,30 @@ def test_any_exception_of_a_decoder_becomes_an_image_error(monkeypatch, error):
     with pytest.raises(ImageError) as caught:
         read(SAMPLES["png"], name="a.png")
     one_line(caught, "a.png", str(error) or type(error).__name__)
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (OSError(errno.EIO, "Input/output error"), True),
+        (OSError(errno.ESTALE, "Stale file handle"), True),
+        (OSError(errno.EMFILE, "Too many open files"), True),
+        (OSError("broken data stream"), False),  # Pillow's, of the file's content
+        (OSError(errno.ENOENT, "No such file"), False),
+        (ValueError("no image"), False),
+    ],
+)
+def test_errors_that_may_pass_are_told_from_those_of_the_image(error, passes):
+    class Stream(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell():
+                raise error
+            return super().read(size)
+
+    with pytest.raises(ImageError) as caught:
+        read_image(Stream(SAMPLES["png"]), name="a.png")
+    one_line(caught, "a.png", getattr(error, "strerror", None) or str(error))
+    assert isinstance(caught.value, ImageReadError) == passes
 
 
 def test_keyboard_interrupt_is_not_swallowed(monkeypatch):

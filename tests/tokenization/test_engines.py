@@ -319,7 +319,7 @@ def test_data_that_disappear_are_not_broken_images(job: Job, photographs: Path, 
         if data.exists():
             data.rename(tmp_path / "unmounted")
 
-    with pytest.raises(FileNotFoundError, match=r"expected the image that was listed, found none: put the data back"):
+    with pytest.raises(OSError, match=r"expected the image that was listed, found none: put the data back"):
         tokenize(job(shard_images=1, paths=(str(data),)), out, workers=0, progress=Bar(lose))
     (tmp_path / "unmounted").rename(data)
     tokenize(job(shard_images=1, paths=(str(data),)), out, workers=0)

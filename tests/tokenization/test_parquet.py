@@ -1,8 +1,11 @@
 """Parquet shards: the same latents as in tar files, as columns that others read; and files that are none."""
 
+import gc
 import json
 import shutil
+import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +101,28 @@ def test_worker_processes(columns: Path) -> None:
     assert torch.cat(list(loader)).equal(as_tensor(list(data.stream())))
 
 
+def test_a_run_that_is_stopped_says_nothing_more(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyarrow's writer would end its file when it is collected, and complain that it is closed."""
+    unraisable: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+
+    class Stop:
+        def update(self, images: int) -> None:
+            raise KeyboardInterrupt
+
+    settings = job(container="parquet", shard_images=7)
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(settings, tmp_path / "out", workers=0, progress=lambda images: nullcontext(Stop()))
+    gc.collect()
+    assert unraisable == []
+
+
+WRITTEN = {"row_group_size": 3, "compression": "none", "use_dictionary": False}
+
+
 def rewrite(change: Callable[[Any], Any], **options: Any) -> Callable[[Path], None]:
     def harm(path: Path) -> None:
-        pq.write_table(change(pq.read_table(path)), path, **{"row_group_size": 3, "compression": "none", **options})
+        pq.write_table(change(pq.read_table(path)), path, **{**WRITTEN, **options})
 
     return harm
 
@@ -118,6 +140,7 @@ def set_first(name: str, value: Any) -> Callable[[Any], Any]:
     ("harm", "fault"),
     [
         (rewrite(lambda table: table), None),
+        (rewrite(lambda table: table, use_dictionary=True), "columns without compression and dictionaries"),
         (rewrite(lambda table: table, compression="zstd"), "columns without compression"),
         (rewrite(lambda table: table, row_group_size=100), "latents, 3 a row group"),
         (rewrite(lambda table: table.slice(1)), "latents, 3 a row group"),

@@ -1,19 +1,22 @@
 """However a run ends, the next one makes the same set; and no other run gets into its folder."""
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from ssdd import AutoencoderSSDD
 from ssdd.files import LOCK, only_one
-from ssdd.tokenization import tokenize
+from ssdd.tokenization import CropProtocol, TokenizeStopped, tokenize
 from ssdd.tokenization.run import Tokenized
 from tests.tokenization.conftest import SIZE, Job
 
@@ -130,3 +133,55 @@ def test_nothing_but_broken_images(job: Job, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected usable images, found none: 1 skipped"):
         again(job, tmp_path / "out", only="bee/broken*")
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_an_image_that_cannot_be_read_now_is_not_skipped(
+    job: Job, photographs: Path, tmp_path: Path, tree: Tree
+) -> None:
+    """A tar file is cut after it was listed, and put back: the run ends, and the next one has all its images."""
+    data = tmp_path / "data.tar"
+    with tarfile.open(data, "w", format=tarfile.USTAR_FORMAT) as tar:
+        tar.add(photographs, "photographs")
+    content = data.read_bytes()
+    settings = job(paths=(str(data),), shard_images=1)
+    tokenize(settings, tmp_path / "undisturbed", workers=0)
+
+    class Cut:
+        def update(self, images: int) -> None:
+            os.truncate(data, 2048)
+
+    out = tmp_path / "latents"
+    with pytest.raises(OSError, match=r"data\.tar:photographs/.*the tar file has been shortened.*run the same command"):
+        tokenize(settings, out, workers=0, progress=lambda images: nullcontext(Cut()))
+    shards = len(list(out.glob("*.tar")))
+    data.write_bytes(content)
+    assert tokenize(settings, out, workers=0).kept == shards == 1
+    assert tree(out) == tree(tmp_path / "undisturbed")
+
+
+def test_too_little_memory_for_an_image_is_not_its_fault(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(self: CropProtocol, pixels: object, image: int, name: str) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(CropProtocol, "cut", cut)
+    with pytest.raises(OSError, match="png: expected memory for this image, found too little"):
+        again(job, tmp_path / "latents")
+
+
+def test_a_signal_that_was_swallowed_stops_at_the_next_report(job: Job, tmp_path: Path) -> None:
+    """As where it meets a finalizer, whose exceptions Python prints and drops."""
+
+    class Swallow:
+        reports = 0
+
+        def update(self, images: int) -> None:
+            self.reports += 1
+            with contextlib.suppress(TokenizeStopped):
+                signal.raise_signal(signal.SIGTERM)
+
+    bar = Swallow()
+    with pytest.raises(TokenizeStopped, match="stopped by SIGTERM: 1 of 7 shards are in"):
+        tokenize(job(shard_images=1), tmp_path / "out", workers=0, progress=lambda images: nullcontext(bar))
+    assert bar.reports == 1

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .images import ImageError, find_images, printable, read_image, reason_of
+from .images import ImageError, find_images, printable, read_failure, read_image, reason_of
 from .names import PackedNames
 
 
@@ -36,5 +36,6 @@ def file_content(path: str) -> bytes:
         if Path(path).is_file():  # no pipe, which would wait for its writer
             return Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-        raise ImageError(f"{printable(path)}: expected a readable image file, found {reason_of(error)}") from error
+        message = f"{printable(path)}: expected a readable image file, found {reason_of(error)}"
+        raise read_failure(error, message) from error
     raise ImageError(f"{printable(path)}: expected an image file, found none")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .folder import file_content
-from .images import ImageError, printable, read_image, reason_of
+from .images import ImageError, printable, read_failure, read_image, reason_of
 
 PREFIX = "hf:"
 _LABEL, _MOST_CLASSES = "label", 1 << 20
@@ -68,7 +68,7 @@ class HuggingFaceSource:
         try:
             image: dict[str, Any] | None = self._dataset[index][self._column]
         except (OSError, ValueError) as error:  # pyarrow's errors are of these classes
-            raise ImageError(f"{name}: expected a readable row, found {reason_of(error)}") from error
+            raise read_failure(error, f"{name}: expected a readable row, found {reason_of(error)}") from error
         if image is not None and image["bytes"] is not None:
             return image["bytes"]
         if image is not None and image["path"] is not None:

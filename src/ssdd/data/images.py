@@ -4,6 +4,7 @@ Every image enters through `read_image`, which either returns pixels that all co
 `ImageError` with one line that a user can act on.
 """
 
+import errno
 import io
 import os
 import stat
@@ -55,8 +56,22 @@ _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {  # EXIF orientation: the way
 }
 
 
+# What is wrong with a path itself, and so each time that it is read.
+_PATH_ERRORS = (errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR)
+
+
 class ImageError(ValueError):
     """An image that cannot be used: one line with the file, what was expected and what was found."""
+
+
+class ImageReadError(ImageError):
+    """The file system did not give the bytes of an image, which may be a good one: another attempt may read it."""
+
+
+def read_failure(error: Exception, message: str) -> ImageError:
+    """ImageReadError for an error of the file system that may pass, ImageError for what stays as it is."""
+    passes = isinstance(error, OSError) and error.errno is not None and error.errno not in _PATH_ERRORS
+    return (ImageReadError if passes else ImageError)(message)
 
 
 def read_image(
@@ -77,7 +92,8 @@ def read_image(
 
     Raises:
         ImageError: No regular readable file; not an image in one of `FORMATS`; damaged or truncated such that
-            pixels of the first frame are missing; too many pixels; gray levels outside their range.
+            pixels of the first frame are missing; too many pixels; gray levels outside their range. It is an
+            `ImageReadError` where the file system is at fault, not the file.
     """
     if isinstance(source, (str, os.PathLike)):
         label = printable(name or os.fspath(source))
@@ -222,7 +238,7 @@ def _open_file(path: str | os.PathLike[str], label: str) -> BinaryIO:
     except FileNotFoundError as error:
         raise ImageError(f"{label}: expected an image file, found nothing at this path") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-        raise ImageError(f"{label}: expected a readable image file, found {reason_of(error)}") from error
+        raise read_failure(error, f"{label}: expected a readable image file, found {reason_of(error)}") from error
     # Not even opened: a pipe would wait for its writer, and a device may act.
     found = "a folder" if stat.S_ISDIR(mode) else "a device, pipe or socket"
     raise ImageError(f"{label}: expected an image file, found {found}")
@@ -235,7 +251,7 @@ def _decode_or_refuse(stream: BinaryIO, label: str, max_pixels: int) -> Pixels:
         raise
     except Exception as error:  # hostile bytes make the decoders raise nearly everything
         found = f"one that does not decode ({reason_of(error)})"
-        raise ImageError(f"{label}: expected a complete image, found {found}") from error
+        raise read_failure(error, f"{label}: expected a complete image, found {found}") from error
 
 
 def _decode(stream: BinaryIO, label: str, max_pixels: int) -> Pixels:

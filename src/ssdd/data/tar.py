@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .images import IMAGE_SUFFIXES, ImageError, printable, read_image, reason_of
+from .images import IMAGE_SUFFIXES, ImageError, ImageReadError, printable, read_failure, read_image, reason_of
 from .names import PackedNames
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -66,14 +66,15 @@ class TarSource:
         return f"{self.path}:{self._names[index]}"
 
     def content(self, index: int) -> bytes:
-        """The encoded image. Raises ImageError if it cannot be read whole."""
+        """The encoded image. Raises ImageError if it cannot be read whole, which is never the image's own fault."""
         name, offset, size = self.name(index), int(self._offsets[index]), int(self._sizes[index])
         try:
             content = os.pread(opened_file(str(self.path), self._version).descriptor, size, offset)
         except OSError as error:
-            raise ImageError(f"{printable(name)}: expected a readable tar file, found {reason_of(error)}") from error
+            message = f"{printable(name)}: expected a readable tar file, found {reason_of(error)}"
+            raise read_failure(error, message) from error
         if len(content) != size:
-            raise ImageError(
+            raise ImageReadError(
                 f"{printable(name)}: expected {size} bytes at byte {offset}, found {len(content)}: "
                 "the tar file has been shortened since it was opened"
             )

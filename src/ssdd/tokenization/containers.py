@@ -82,6 +82,9 @@ class ShardWriter(Protocol):
     def close(self) -> None:
         """Ends the container; the file stays open."""
 
+    def abandon(self) -> None:
+        """Instead of ``close``, or after it failed: nothing is written to the file any more."""
+
 
 class ShardReader(Protocol):
     """Reads a shard and trusts none of it. It can be sent to another process, forked or spawned.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.images import ImageError, printable
+from ..data.images import ImageError, ImageReadError, printable
 from ..data.loader import start_worker
 from .crops import Crop, CropProtocol
 from .format import SkippedImage
@@ -25,18 +25,22 @@ class CroppedImage(NamedTuple):
     crops: tuple[Crop, ...]
 
 
-class LostImage(NamedTuple):
-    """The number and the whole name of an image that was listed and is there no more."""
+class UnreadImage(NamedTuple):
+    """An image that was listed and cannot be read now, through no fault of its own: to skip it would be for ever.
+
+    line: what was expected and found, and what to do.
+    """
 
     image: int
-    name: str
+    line: str
 
 
-class LostImageError(FileNotFoundError):
-    """An image is there no more; one line."""
+class UnreadImageError(OSError):
+    """See ``UnreadImage``; its line."""
 
 
-Item = CroppedImage | SkippedImage | LostImage
+_AGAIN = "run the same command again"
+Item = CroppedImage | SkippedImage | UnreadImage
 
 
 class CropReader(Dataset[Item]):
@@ -49,16 +53,20 @@ class CropReader(Dataset[Item]):
         return len(self.source)
 
     def __getitem__(self, image: int) -> Item:
-        name = self.source.name(image)
+        name = printable(self.source.full_name(image))
         try:
             pixels = self.source.read(image)
             crops = self.protocol.cut(pixels, image, self.source.full_name(image))
         except ImageError as error:
             if self.source.is_gone(image):
-                return LostImage(image, self.source.full_name(image))
-            return SkippedImage(image, name, str(error))
+                line = f"{name}: expected the image that was listed, found none: put the data back and {_AGAIN}"
+                return UnreadImage(image, line)
+            if isinstance(error, ImageReadError):
+                return UnreadImage(image, f"{error}: when it can be read, {_AGAIN}")
+            return SkippedImage(image, self.source.name(image), str(error))
         except MemoryError:
-            return SkippedImage(image, name, f"{printable(name)}: expected an image that fits memory, found a larger")
+            line = f"{name}: expected memory for this image, found too little: free some, or pass fewer --workers, and "
+            return UnreadImage(image, line + _AGAIN)
         return CroppedImage(image, pixels.shape[0], pixels.shape[1], crops)
 
 

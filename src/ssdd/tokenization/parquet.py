@@ -65,6 +65,9 @@ class ParquetWriter:
         self._flush()
         self._file.close()
 
+    def abandon(self) -> None:
+        self._file.is_open = False  # else it would close itself, and write, when it is collected
+
     def _flush(self) -> None:
         if self._rows:
             self._file.write_table(self._table.from_pylist(self._rows, schema=self._schema), row_group_size=ROWS)
@@ -164,8 +167,8 @@ def _opened(path: str, version: tuple[int, ...], latents: int, shape: Shape, dty
     if sizes != [min(ROWS, latents - first) for first in range(0, latents, ROWS)]:
         raise TokenizedDataError(f"{path}: expected {latents} latents, {ROWS} a row group, found {metadata.num_rows}")
     columns = (metadata.row_group(i).column(k) for i in range(len(sizes)) for k in range(metadata.num_columns))
-    if any(column.compression != "UNCOMPRESSED" for column in columns):
-        raise TokenizedDataError(f"{path}: expected columns without compression, found others")
+    if any(column.compression != "UNCOMPRESSED" or "DICTIONARY" in "".join(column.encodings) for column in columns):
+        raise TokenizedDataError(f"{path}: expected columns without compression and dictionaries, found others")
     return opened
 
 

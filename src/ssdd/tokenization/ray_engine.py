@@ -5,9 +5,13 @@ An actor that dies is started again by Ray, and its shard made again; what it le
 
 import logging
 import os
+import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +24,7 @@ from .processes import MOST_RESTARTS
 from .shard import Report, write_shard
 from .worker import Failed, Order, failure, open_like, reraise
 
+_END_SECONDS = 10
 _READY_SECONDS = 120
 """In which the first actor has to start: a cluster may be full of other work."""
 
@@ -35,7 +40,10 @@ def cluster() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
+    before = signal.getsignal(signal.SIGTERM)
     ray.init(logging_level=logging.WARNING, log_to_driver=False, include_dashboard=False)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)  # Ray's own would change the exit status
     try:
         yield
     finally:
@@ -66,8 +74,9 @@ def make_by_ray(
     )(ShardMaker)
     order = Order(job.job, job.digest, job.encoder.device.type, workers, out)
     actors = [maker.remote(order, os.getcwd()) for _ in range(min(processes or room, room, len(tasks)))]
+    started: set[Started] = set()
     try:
-        for answer in _answers(ray, actors, tasks):
+        for answer in _answers(ray, actors, tasks, started):
             if isinstance(answer, Failed):
                 reraise(answer)
             else:
@@ -79,10 +88,20 @@ def make_by_ray(
     finally:
         for actor in actors:  # after an error they would go on writing
             ray.kill(actor, no_restart=True)
+        _wait_for({maker.pid for maker in started if maker.node == ray.get_runtime_context().get_node_id()})
 
 
-def _answers(ray: ModuleType, actors: Sequence[Any], tasks: Sequence[ShardTask]) -> Iterator[ShardTask | Failed]:
-    """Of ``ShardMaker.make`` for each task, in any order, by those actors that have started.
+def _wait_for(pids: set[int]) -> None:
+    """Until these processes, which were told to end, have, at most for some seconds."""
+    end = time.monotonic() + _END_SECONDS
+    while time.monotonic() < end and any(Path(f"/proc/{pid}").exists() for pid in pids):
+        time.sleep(0.02)
+
+
+def _answers(
+    ray: ModuleType, actors: Sequence[Any], tasks: Sequence[ShardTask], started: "set[Started]"
+) -> Iterator[ShardTask | Failed]:
+    """Of ``ShardMaker.make`` for each task, in any order, by those actors that have ``started``.
 
     Raises RuntimeError if none of them does.
     """
@@ -99,7 +118,9 @@ def _answers(ray: ModuleType, actors: Sequence[Any], tasks: Sequence[ShardTask])
         actor, answer = waiting.pop(done[0]), ray.get(done[0])
         if to_do:
             waiting[actor.make.remote(to_do.popleft())] = actor
-        if answer is not None:
+        if isinstance(answer, Started):
+            started.add(answer)
+        else:
             left -= 1
             yield answer
 
@@ -123,24 +144,33 @@ def _room(nodes: Sequence[dict[str, Any]], job: OpenJob) -> int:
     return room
 
 
+@dataclass(frozen=True)
+class Started:
+    """An actor's process. One that takes the place of another is not told of."""
+
+    node: str
+    pid: int
+
+
 class ShardMaker:
     """An actor."""
 
     def __init__(self, order: Order, folder: str) -> None:
         """folder: the current one, to which paths are relative."""
-        os.chdir(folder)
         keep_freed_memory()
-        self._order = order
+        self._order, self._folder = order, folder
         self._job: OpenJob | None = None
 
-    def ready(self) -> None:
+    def ready(self) -> Started:
         """Answers as soon as there is room for the actor."""
+        return Started(_package().get_runtime_context().get_node_id(), os.getpid())
 
     def make(self, task: ShardTask) -> ShardTask | Failed:
         """The task when its shard is there. An error is an answer: Ray would wrap it in pages of its own."""
         order = self._order
         try:
             if self._job is None:
+                os.chdir(self._folder)
                 self._job = open_like(order.job, order.device, order.digest)
             images = range(task.first, task.last)
             write_shard(self._job, task, order.out, read_images(self._job, images, order.workers))

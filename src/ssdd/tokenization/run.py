@@ -82,7 +82,7 @@ def tokenize(
         raise NotADirectoryError(f"{out}: expected a folder for the shards, found a file")
     if (processes is not None and processes < 1) or workers < 0:
         raise ValueError(f"expected at least one process and no less than 0 workers, found {processes} and {workers}")
-    with only_one(out, "tokenized into"), _cluster(engine), stop_on_signals():
+    with only_one(out, "tokenized into"), _cluster(engine), stop_on_signals() as stop:
         opened = OpenJob(job, device)
         plan = settle_plan(out, opened.plan)
         _remove_temporaries(out)
@@ -90,7 +90,12 @@ def tokenize(
         made = 0
         try:
             with progress(sum(task.last - task.first for task in missing)) as bar:
-                for _ in _make(engine, opened, missing, out, processes, workers, bar.update):
+
+                def report(images: int) -> None:
+                    stop.check()
+                    bar.update(images)
+
+                for _ in _make(engine, opened, missing, out, processes, workers, report):
                     made += 1
         except TokenizeStopped as stopped:
             shards = sum(1 for _ in opened.shards())

@@ -22,7 +22,7 @@ from ..data.pixels import images_to_tensor
 from ..files import atomic_path
 from ..statistics import LatentStatistics
 from .containers import LatentMeta, ShardWriter, open_writer
-from .crop_reader import CroppedImage, Item, LostImage, LostImageError, read_images
+from .crop_reader import CroppedImage, Item, UnreadImage, UnreadImageError, read_images
 from .crops import Crop
 from .format import (
     STORED,
@@ -57,9 +57,9 @@ def write_shard(
         items: of the shard's images in their order, from where they are read ahead; read here by default.
         report: is told the number of images after each batch.
 
-    Raises ImageError never: broken images are in the index. Raises FileNotFoundError for an image that is lost since
-    it was listed, ValueError for a latent that is not finite as it is to be stored, OSError where nothing can be
-    written; each with one line. What ``items`` and ``report`` raise goes through as it is.
+    Raises ImageError never: broken images are in the index. Raises UnreadImageError for an image that is lost or
+    unreadable since it was listed, ValueError for a latent that is not finite as it is to be stored, OSError where
+    nothing can be written; each with one line. What ``items`` and ``report`` raise goes through as it is.
     """
     items = read_images(job, range(task.first, task.last)) if items is None else items
     path = out / shard_name(task.number, job.job.container)
@@ -105,9 +105,13 @@ def _write(
         file = _HashedFile(shard, raw)
         writer = open_writer(job.job.container, cast(BinaryIO, file), job.latent_shape, STORED[job.job.store])
         content = _Shard(job, writer)
-        for batch in _batches(job, task, items, content.skipped, report):
-            content.encode(batch)
-        writer.close()
+        try:
+            for batch in _batches(job, task, items, content.skipped, report):
+                content.encode(batch)
+            writer.close()
+        except BaseException:
+            writer.abandon()
+            raise
     return ShardIndex(
         plan=job.digest,
         number=task.number,
@@ -188,11 +192,8 @@ def _batches(
     for image in range(task.first, task.last):
         item = next(items)
         assert item.image == image, f"expected image {image}, read {item.image}"
-        if isinstance(item, LostImage):
-            raise LostImageError(
-                f"{printable(item.name)}: expected the image that was listed, found none: put the data back and run "
-                "the same command again"
-            )
+        if isinstance(item, UnreadImage):
+            raise UnreadImageError(item.line)
         if isinstance(item, SkippedImage):
             skipped.append(item)
             continue

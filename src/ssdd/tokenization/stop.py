@@ -18,23 +18,34 @@ class TokenizeStopped(KeyboardInterrupt):
         self.signal_number = signal_number
 
 
-@contextmanager
-def stop_on_signals() -> Iterator[None]:
-    """SIGTERM and SIGINT raise TokenizeStopped in the main thread, wherever it is; a second SIGTERM does nothing."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may have handlers
-        yield
-        return
-    received = False
+class Stop:
+    """Whether a signal has come."""
 
-    def receive(number: int, frame: FrameType | None) -> None:
-        nonlocal received
-        if not received or number == signal.SIGINT:  # a second Ctrl-C: without cleaning up
-            received = True
+    def __init__(self) -> None:
+        self._received: int | None = None
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """As a handler: raises TokenizeStopped, but for a second SIGTERM, which would end the tidying up."""
+        if self._received is None or number == signal.SIGINT:  # a second Ctrl-C: without cleaning up
+            self._received = number
             raise TokenizeStopped(number)
 
-    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    def check(self) -> None:
+        """Raises TokenizeStopped again: where the first met a finalizer or a callback it was lost."""
+        if self._received is not None:
+            raise TokenizeStopped(self._received)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """SIGTERM and SIGINT raise TokenizeStopped in the main thread, wherever it is; a second SIGTERM does nothing."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may have handlers
+        yield stop
+        return
+    before = {number: signal.signal(number, stop.receive) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -13,10 +13,12 @@ prints the resident memory of all its processes on the way.
 import argparse
 import contextlib
 import io
+import multiprocessing
 import os
 import tarfile
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +136,9 @@ def encoder_alone(job: OpenJob) -> float:
 def measure_load(options: argparse.Namespace, folder: Path) -> None:
     """Memory at 1 %, 50 % and 100 % of many small images, encoded by a small network."""
     AutoencoderSSDD.from_preset(encoder="f8c4", decoder="XXS", encoder_width=32).save_pretrained(folder / "model")
-    write_images(folder / "images.tar", options.load)
+    # What tarfile needs for so many members would stay in this process, and count.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
+        other.submit(write_images, folder / "images.tar", options.load).result()
     job = TokenizeJob(
         paths=(str(folder / "images.tar"),),
         model=str(folder / "model"),

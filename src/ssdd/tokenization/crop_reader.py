@@ -3,7 +3,9 @@
 Shapes: S side of a crop.
 """
 
+import gc
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset
@@ -77,7 +79,19 @@ def read_images(job: OpenJob, images: Iterable[int], workers: int = 0) -> Iterat
     """
     options: dict[str, Any] = {"batch_size": None, "collate_fn": _unchanged, "worker_init_fn": start_worker}
     reader = CropReader(job.source, job.job.protocol)
-    yield from DataLoader(reader, sampler=images, num_workers=workers, **options)
+    with _frozen() if workers else nullcontext():
+        yield from DataLoader(reader, sampler=images, num_workers=workers, **options)
+
+
+@contextmanager
+def _frozen() -> Iterator[None]:
+    """Forked processes share memory until one writes to it, which a garbage collection does: it leaves these be."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _unchanged(item: Any) -> Any:

@@ -42,7 +42,7 @@ def cluster() -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
     before = signal.getsignal(signal.SIGTERM)
     ray.init(logging_level=logging.WARNING, log_to_driver=False, include_dashboard=False)
-    if threading.current_thread() is threading.main_thread():
+    if before is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # Ray's own would change the exit status
     try:
         yield

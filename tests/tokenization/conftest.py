@@ -1,6 +1,8 @@
 """Photographs in folders of classes, a broken one among them, and a small job on them."""
 
+import contextlib
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,25 @@ Job = Callable[..., TokenizeJob]
 SIZE, SHARD = 32, 4
 NAMES = ("ant/0.png", "ant/1.png", "bee/b.0.png", "bee/broken.jpg", "bee/c d.png", "cow/x.png", "cow/é.png")
 """Two shards: of four and of three images, one of them broken."""
+
+
+TEMPORARY = re.compile(r"\.([0-9]+)-[0-9a-f]{12}-shard-.*")
+"""Of a shard that is being written, with the process that writes it."""
+
+
+class Bar:
+    """A progress bar that does something when images are done."""
+
+    def __init__(self, act: Callable[[int], object]) -> None:
+        self.act, self.done = act, 0
+
+    def update(self, images: int) -> None:
+        self.done += images
+        self.act(self.done)
+
+    def __call__(self, total: int) -> contextlib.AbstractContextManager["Bar"]:
+        self.total = total
+        return contextlib.nullcontext(self)
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -71,4 +92,13 @@ def whole(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("whole") / "latents"
     tokenize(job(flips=True), out, workers=0)
+    return out
+
+
+@pytest.fixture(scope="session")
+def single(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven shards made by one process."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("single") / "latents"
+    tokenize(job(shard_images=1), out, workers=0)
     return out

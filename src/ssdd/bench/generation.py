@@ -88,7 +88,7 @@ def _contender(kind: str, encoder: str, settings: GenerationBench, device: torch
     labels = torch.arange(settings.batch_size, device=device) % CLASSES
     noise = torch.randn(settings.batch_size, *latent, device=device)
     velocity = guided_velocity(dit, labels, Sampling(steps=settings.steps, guidance=settings.guidance))
-    half = torch.full((settings.batch_size,), 0.5, device=device)
+    half = torch.full((settings.batch_size,), 0.5)
 
     @torch.inference_mode()
     def generate() -> Tensor:

@@ -60,12 +60,13 @@ class Sampling:
 def integrate(velocity: Velocity, noise: Tensor, steps: int, sampler: Sampler = "euler") -> Tensor:
     """State at t = 0, float32, from noise (B, ...) at t = 1, by one of diffusers' schedulers.
 
-    ``velocity``: of the library's convention, from noise to image; diffusers' is its negative.
+    ``velocity``: of the library's convention, from noise to image; diffusers' is its negative. Its times are on the
+    CPU, so that nobody waits for the device to know them.
     """
     scheduler = _scheduler(sampler, steps)
     x = noise.float()
     for timestep in scheduler.timesteps:
-        t = (timestep / TIMESTEPS).to(x.device).expand(len(x))
+        t = (timestep / TIMESTEPS).expand(len(x))
         x = scheduler.step(-velocity(x, t).float(), timestep, x).prev_sample
     return x
 
@@ -82,12 +83,13 @@ def _scheduler(sampler: Sampler, steps: int) -> Any:
 
 
 def guided_velocity(model: Any, labels: Tensor, sampling: Sampling) -> Velocity:
-    """The velocity of a DiT for classes (B,), with guidance inside the interval."""
+    """The velocity of a DiT for classes (B,), with guidance inside the interval. Its times are best on the CPU."""
     nothing = torch.full_like(labels, null_class(model))
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         x = x.to(model.dtype)
         now = round(float(t[0]), 6)
+        t = t.to(x.device, non_blocking=True)
         if sampling.guidance == 1 or not sampling.interval[0] <= now <= sampling.interval[1]:
             return predict_velocity(model, x, t, labels).float()
         both = predict_velocity(model, torch.cat([x, x]), torch.cat([t, t]), torch.cat([labels, nothing]))

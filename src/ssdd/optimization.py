@@ -55,6 +55,11 @@ def can_compile(device: torch.device) -> bool:
     return True
 
 
+def has_fused_norms(network: nn.Module) -> bool:
+    """Whether there are norms with a fused version."""
+    return bool(_norms(network))
+
+
 def use_fused_norms(network: nn.Module, use: bool = True) -> None:
     """Switches ``fused_norm_silu`` on or off in all of a network's norms."""
     for norm in _norms(network):

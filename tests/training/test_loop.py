@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssdd import AutoencoderSSDD
-from ssdd.training import tokenizer
+from ssdd.nn import norm_compiled
+from ssdd.training import state, tokenizer
 from ssdd.training.config import TrainConfig, to_json
 from ssdd.training.loop import train
 from tests.training.runs import exported, stats
@@ -203,6 +204,14 @@ def test_divergence_in_the_last_interval(small: Small, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "model").exists()
 
 
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole networks are compiled."""
+    compile_networks = state.compile_networks
+    monkeypatch.setattr(
+        state, "compile_networks", lambda stage, config, _: compile_networks(stage, config, torch.device("cuda"))
+    )
+
+
 @pytest.mark.parametrize("recipe", ["tiny-encoder", "tiny-kl-vae"])
 def test_compiled_run_is_the_same_run(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
@@ -210,6 +219,7 @@ def test_compiled_run_is_the_same_run(
     """Compiling changes names in checkpoints, breaks the second backward pass of the adaptive weight, or the result."""
     options = ("--data.resolution", "32", "--loss.adversarial", "0.5", "--total-images", "8", "--log.stats-images", "4")
     train(small(*options, recipe=recipe), tmp_path / "eager")
+    as_on_a_gpu(monkeypatch)
     compile_module = torch.nn.Module.compile
     # the backend that traces and differentiates, but generates no code: the part that a change here can break
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend="aot_eager"))
@@ -218,6 +228,20 @@ def test_compiled_run_is_the_same_run(
     for a, b in zip(stats(tmp_path / "eager"), stats(tmp_path / "compiled"), strict=True):
         assert b == pytest.approx(a, rel=1e-3)
     assert exported(tmp_path / "eager").keys() == exported(tmp_path / "compiled").keys()
+
+
+def test_compiled_norms_give_the_same_run(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, where whole networks are not compiled."""
+    options = ("--data.resolution", "32", "--total-images", "16", "--log.stats-images", "8")
+    monkeypatch.setattr(torch.nn.Module, "compile", None)
+    train(small(*options), tmp_path / "eager")
+    taken: list[torch.Size] = []
+    forward = norm_compiled.norm_silu
+    monkeypatch.setattr(norm_compiled, "norm_silu", lambda x, *rest: taken.append(x.shape) or forward(x, *rest))
+    train(small(*options, "--compile"), tmp_path / "compiled")
+    assert taken
+    for a, b in zip(stats(tmp_path / "eager"), stats(tmp_path / "compiled"), strict=True):
+        assert b == pytest.approx(a, rel=1e-3)
 
 
 class NoticeReading(TorchDispatchMode):

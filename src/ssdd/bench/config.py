@@ -90,7 +90,7 @@ class TrainingBench:
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: autocast, as in training."""
     compile: bool = False
-    """One more row: channels last and compiled."""
+    """One more row: channels last and compiled (on a CPU the norms)."""
     rounds: int = 5
     """Measured rounds, in which the rows take turns; one more to warm up."""
     seconds: float = 0.3

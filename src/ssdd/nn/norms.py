@@ -2,25 +2,18 @@
 
 Shapes: B batch, C channels, G groups, H x W pixels of a level, h x w cells of the latent grid (or 1 x 1).
 
-``norm_silu`` is the plain version, for any device and for training. ``fused_norm_silu`` is for inference on a CPU: two
-passes over memory, made by torch.compile, instead of five. Both give the same but for rounding. Gradients on a CPU are
-those of ``norm_autograd``.
+``norm_silu`` is the plain version, for any device; its gradients on a CPU are those of ``norm_autograd``.
+``fused_norm_silu`` is for a CPU with a C++ compiler: the kernels of ``norm_compiled``. Both give the same but for
+rounding.
 """
-
-import functools
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import has_torch_function_unary
 
-from . import norm_autograd
+from . import norm_autograd, norm_compiled
 from .norm_autograd import cells, channel_statistics, group_origin, per_cell
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 def norm_silu(x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
@@ -86,45 +79,13 @@ def wants_gradient(*tensors: Tensor) -> bool:
 
 
 def fused_norm_silu(x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
-    """``norm_silu``, quicker on a CPU, where it can be: no gradients, channels last, whole cells.
+    """``norm_silu``, quicker on a CPU, where it can be: channels last, whole cells, no more than float32.
 
     Under a torch function mode the plain version runs: ``NormStatistics`` looks for ``F.group_norm``.
     """
-    pixels = x.permute(0, 2, 3, 1)  # (B, H, W, C)
-    gradient = wants_gradient(x, scale, shift)
-    if gradient or not _whole_cells(x, scale) or not pixels.is_contiguous() or has_torch_function_unary(x):
+    compiled = _own_path(x) and _whole_cells(x, scale) and x.dtype != torch.float64
+    if not compiled or not x.is_contiguous(memory_format=torch.channels_last):
         return norm_silu(x, groups, scale, shift, eps)
-    _, rows, columns = scale.shape[1:]
-    blocks = pixels.unflatten(2, (columns, -1)).unflatten(1, (rows, -1))  # (B, h, H/h, w, W/w, C)
-    mean, deviation = _compiled_statistics(pixels, group_origin(pixels, groups), groups, eps)
-    out = _normalize(blocks, mean, deviation, scale.permute(0, 2, 3, 1), shift.permute(0, 2, 3, 1))
-    return out.view(pixels.shape).permute(0, 3, 1, 2)
-
-
-def _compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """By Inductor, for all sizes at once; made at the first call, for the compiler takes seconds to import."""
-
-    @functools.cache
-    def made() -> Callable[P, R]:
-        return torch.compile(function, dynamic=True)
-
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        return made()(*args, **kwargs)
-
-    return call
-
-
-_compiled_statistics = _compiled(channel_statistics)
-
-
-@_compiled
-def _normalize(blocks: Tensor, mean: Tensor, deviation: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """SiLU of the norm's result, scaled and shifted.
-
-    blocks: (B, h, H/h, w, W/w, C). mean, deviation: (B, C). scale, shift: (B or 1, h, w, C).
-    """
-    mean, deviation = (m[:, None, None, None, None] for m in (mean, deviation))
-    scale, shift = (m.float()[:, :, None, :, None] for m in (scale, shift))
-    y = (blocks.float() - mean) * deviation * scale + shift
-    return (y * torch.sigmoid(y)).to(blocks.dtype)
+    if wants_gradient(x, scale, shift):
+        return norm_compiled.norm_silu(x, groups, scale, shift, eps)
+    return norm_compiled.norm_silu_without_gradient(x, groups, scale, shift, eps)

@@ -29,6 +29,7 @@ def demo_encoder() -> TrainConfig:
         total_images=32_000,
         batch_size=32,
         average=AverageConfig(halflife_images=1500),
+        compile=True,
         log=LogConfig(sample_images=3200, checkpoint_images=3200),
     )
 
@@ -44,6 +45,7 @@ def demo_decoder() -> TrainConfig:
         total_images=40_000,
         batch_size=16,
         average=AverageConfig(halflife_images=1500),
+        compile=True,
         log=LogConfig(sample_images=3200, checkpoint_images=3200),
     )
 
@@ -59,6 +61,7 @@ def demo_finetuning() -> TrainConfig:
         total_images=4000,
         batch_size=16,
         average=AverageConfig(halflife_images=400),
+        compile=True,
         log=LogConfig(sample_images=800, checkpoint_images=800),
     )
 
@@ -75,6 +78,7 @@ def demo_joint() -> TrainConfig:
         total_images=64_000,
         batch_size=32,
         average=AverageConfig(halflife_images=1500),
+        compile=True,
         log=LogConfig(sample_images=3200, checkpoint_images=3200),
     )
 

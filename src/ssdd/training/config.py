@@ -138,7 +138,7 @@ class RunConfig:
     tf32: bool = True
     """Float32 matrix products and convolutions of a GPU round their inputs to TF32."""
     compile: bool = False
-    """``torch.compile`` the networks."""
+    """``torch.compile`` the networks; on a CPU their norms alone, which takes seconds and gives most of the gain."""
     recompute: bool = False
     """Activations are computed again in the backward pass instead of kept: less memory, about a third slower."""
     parallel: Literal["ddp", "fsdp"] = "ddp"

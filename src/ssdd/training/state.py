@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints.own_code import ForeignEncoder
+from ..optimization import can_compile, has_fused_norms, use_fused_norms
 from ..processes import Processes, all_agree, told_by_main
 from . import checkpoint
 from .average import Average
@@ -52,7 +53,7 @@ class TrainingState:
             if stage.adversary is not None:
                 stage.adversary.load_state_dict(tensors["adversary"])
         if config.compile:
-            compile_networks(stage, config)
+            compile_networks(stage, config, processes.device)
         network = spread(stage.model, processes, config.parallel)
         if config.parallel == "fsdp":
             shard(self.average.module, processes)
@@ -132,11 +133,17 @@ def place(stage: Objective, config: RunConfig, device: torch.device) -> None:
     stage.model.to(device).to(memory_format=form).train()
 
 
-def compile_networks(stage: Objective, config: RunConfig) -> None:
+def compile_networks(stage: Objective, config: RunConfig, device: torch.device) -> None:
     """``torch.compile`` in place, so that names in checkpoints stay. A user's own encoder is left as it is."""
     own = [module for module in stage.frozen.values() if not isinstance(module, ForeignEncoder)]
     # Sharded blocks are gathered one by one: each is a graph of its own.
     trained = blocks(stage.model) if config.parallel == "fsdp" else stage.compiled_parts()
+    if device.type == "cpu" and has_fused_norms(stage.model):
+        # The compiler takes many minutes for our networks there, and convolutions, most of a step, gain nothing.
+        if can_compile(device):
+            for module in (stage.model, *own):
+                use_fused_norms(module)
+        return
     if stage.adversary is not None:
         import torch._functorch.config
 

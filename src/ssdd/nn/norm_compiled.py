@@ -15,7 +15,7 @@ from torch import Tensor
 from .norm_autograd import channel_statistics, group_origin
 
 P = ParamSpec("P")
-R = TypeVar("R")
+Result = TypeVar("Result")
 
 
 def norm_silu(x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
@@ -91,15 +91,15 @@ def _like(gradient: Tensor, argument: Tensor) -> Tensor:
     return gradient.permute(0, 3, 1, 2).sum_to_size(argument.shape).to(argument.dtype)
 
 
-def _compiled(function: Callable[P, R]) -> Callable[P, R]:
+def _compiled(function: Callable[P, Result]) -> Callable[P, Result]:
     """By Inductor, for all sizes at once; made at the first call, for the compiler takes seconds to import."""
 
     @functools.cache
-    def made() -> Callable[P, R]:
+    def made() -> Callable[P, Result]:
         return torch.compile(function, dynamic=True)
 
     @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+    def call(*args: P.args, **kwargs: P.kwargs) -> Result:
         return made()(*args, **kwargs)
 
     return call

@@ -49,6 +49,8 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
         scaling_factor, shift_factor: normalised = (raw - shift_factor) * scaling_factor; pipelines read them.
         latents_mean, latents_std: the same per channel; they go first where they are given.
         latents_convention: ``measured``, or ``pipeline`` for the constants of a pipeline (see ``normalization``).
+        decoder_latents_mean, decoder_latents_std: per channel, of latents that the decoder gets normalised: it was
+            trained on a foreign encoder, whose scale it need not know. ``decode`` takes raw latents all the same.
         force_upcast: for SDXL in float16; false, for the model is finite in half precision (a KL-VAE may not be).
         has_encoder: false for a decoder of somebody else's latents.
     """
@@ -76,6 +78,8 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
         force_upcast: bool = False,
         has_encoder: bool = True,
         latents_convention: Convention = "measured",
+        decoder_latents_mean: tuple[float, ...] | None = None,
+        decoder_latents_std: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__()
         check_convention(latents_convention)
@@ -84,7 +88,7 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
         self.spatial_factor = size.factor
         self.encoder: Encoder | None = Encoder(size) if has_encoder else None
         shape = DecoderSize(tuple(decoder_channels), decoder_layers, decoder_heads, decoder_groups)
-        self.decoder = Decoder(shape, latent_channels)
+        self.decoder = Decoder(shape, latent_channels, decoder_latents_mean, decoder_latents_std)
         self.use_slicing = False
         self.use_tiling = False
         self.to(memory_format=torch.channels_last)

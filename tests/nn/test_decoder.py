@@ -88,9 +88,54 @@ def test_initialisation() -> None:
     assert len(zero) == 4 * 2 + 4 * 3 + 2 * 4
     assert all(state[k].abs().max() == 0 for k in zero)
     assert all(v.abs().max() == 0 for k, v in state.items() if k.endswith(".bias"))
-    assert 0.018 < state["conv_out.weight"].std() < 0.022
+    assert state["conv_out.weight"].std() == pytest.approx((9 * 32) ** -0.5, rel=0.1)
+    assert state["up.0.blocks.0.norm1.modulation.weight"].std() == pytest.approx(0.02, rel=0.1)
     bound = (6 / (96 + 96)) ** 0.5
     assert 0.9 * bound < state["middle.proj_in.weight"].abs().max() <= bound
+
+
+def test_initialisation_of_the_paper() -> None:
+    """``init="paper"`` is not what was published."""
+    torch.manual_seed(0)
+    model = Decoder(decoder_size("XXS"), 4)
+    model.reset_parameters("paper")
+    assert float(model.conv_out.weight.std()) == pytest.approx(0.02, rel=0.1)
+    assert float(model.up[0].blocks[0].shortcut.weight.std()) == pytest.approx(0.02, rel=0.1)
+
+
+def gradient_by_block(model: Decoder) -> dict[str, float]:
+    """Root mean square of the gradient of each level, of the middle and of the ends."""
+    found: dict[str, list[float]] = {}
+    for name, p in model.named_parameters():
+        first, second, *_ = name.split(".")
+        if p.grad is not None:
+            found.setdefault(first + second * second.isdigit(), []).append(float(p.grad.square().mean()))
+    return {name: (sum(values) / len(values)) ** 0.5 for name, values in found.items()}
+
+
+@pytest.mark.parametrize("size", ["XXS", "S"])
+def test_every_block_has_a_gradient_from_the_start(size: str) -> None:
+    """With small convolutions the coarse levels and the transformer never learn: their gradient is below AdamW's eps."""
+    torch.manual_seed(0)
+    model = Decoder(decoder_size(size), 4)
+    x, noise, t, z = torch.randn(2, 3, 64, 64), torch.randn(2, 3, 64, 64), torch.rand(2), torch.randn(2, 4, 8, 8)
+    (model(x, t, z) - noise).square().mean().backward()
+    found = gradient_by_block(model)
+    del found["time"]  # hidden by the second convolutions, which begin at zero
+    dead = {name: value / max(found.values()) for name, value in found.items() if value < 1e-6 * max(found.values())}
+    assert not dead, f"no gradient reaches {dead}"
+
+
+def test_latents_enter_normalised() -> None:
+    """A decoder with statistics is given something else than (z - mean) / std, or the raw latent twice."""
+    torch.manual_seed(0)
+    plain = Decoder(decoder_size("XXS"), 2).eval()
+    normalised = Decoder(decoder_size("XXS"), 2, latents_mean=(3.0, -1.0), latents_std=(4.0, 0.5)).eval()
+    normalised.load_state_dict(plain.state_dict())  # the statistics are the config's, and no weights
+    x, t, z = torch.randn(1, 3, 16, 16), torch.rand(1), torch.randn(1, 2, 2, 2)
+    raw = z * torch.tensor([4.0, 0.5]).view(1, 2, 1, 1) + torch.tensor([3.0, -1.0]).view(1, 2, 1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(normalised(x, t, raw), plain(x, t, z), atol=1e-5, rtol=1e-4)
 
 
 def test_wrong_inputs_are_refused() -> None:

@@ -7,9 +7,10 @@ from torch import nn
 from ssdd.nn.decoder import Decoder
 from ssdd.nn.presets import decoder_size
 from ssdd.training.config import OptimizerConfig, TrainConfig
-from ssdd.training.optimizers import Update, build_optimizer, learning_rate, poisoned_backward
+from ssdd.training.optimizers import Update, build_optimizer, learning_rate
 
-NAMES = ("adamw", "schedule-free-radam")
+NAMES = ("adamw", "muon", "schedule-free-radam")
+CPU = torch.device("cpu")
 
 
 def config(name: str, **settings: float) -> OptimizerConfig:
@@ -28,10 +29,10 @@ def snapshot(model: nn.Module, update: Update) -> list[torch.Tensor]:
 def test_update_that_is_not_finite_changes_nothing(name: str, bad: float) -> None:
     """One NaN in one gradient ruins weights or optimiser state for ever."""
     torch.manual_seed(0)
-    model = nn.Linear(4, 3)
-    update = Update(model, config(name))
+    model = nn.Sequential(nn.Linear(4, 3))
+    update = Update(model, config(name), "fp32", CPU)
     for step in range(12):
-        model(torch.randn(5, 4)).square().mean().backward()
+        update.backward(model(torch.randn(5, 4)).square().mean(), 1.0)
         if step not in (0, 8):  # the very first one too: the optimiser's state is made then
             before = [p.detach().clone() for p in model.parameters()]
             norm, finite = update.step(1e-2)
@@ -40,7 +41,7 @@ def test_update_that_is_not_finite_changes_nothing(name: str, bad: float) -> Non
             assert moved or (name == "schedule-free-radam" and step < 6), "a good update does nothing"
             continue
         before = snapshot(model, update)
-        model.weight.grad[1, 2] = bad
+        model[0].weight.grad[1, 2] = bad
         norm, finite = update.step(1e-2)
         assert not bool(finite), f"gradient norm {norm} passes for finite"
         after = snapshot(model, update)
@@ -51,38 +52,91 @@ def test_update_that_is_not_finite_changes_nothing(name: str, bad: float) -> Non
 
 def test_loss_that_is_not_finite_poisons_the_gradient() -> None:
     """An infinite loss whose gradient is finite slips through, and other processes never hear of it."""
-    w = torch.nn.Parameter(torch.ones(2))
-    poisoned_backward(w.sum() + float("inf"), 1.0)
-    assert w.grad.isnan().all()
-    w.grad = None
-    poisoned_backward(3 * w.sum(), 0.5)
-    assert w.grad.tolist() == [1.5, 1.5], "the scale is lost"
+    model = nn.Linear(2, 1, bias=False)
+    update = Update(model, config("adamw"), "fp32", CPU)
+    update.backward(model.weight.sum() + float("inf"), 1.0)
+    assert model.weight.grad.isnan().all()
+    model.weight.grad = None
+    update.backward(3 * model.weight.sum(), 0.5)
+    assert model.weight.grad.tolist() == [[1.5, 1.5]], "the scale is lost"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_biases_and_norms_are_not_decayed(name: str) -> None:
     decoder = Decoder(decoder_size("XXS"), 4)
     decoder.conv_in.requires_grad_(False)
-    decayed, others = build_optimizer(decoder, config(name, weight_decay=0.1)).param_groups
-    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    *decayed, others = build_optimizer(decoder, config(name, weight_decay=0.1)).param_groups
+    assert {group["weight_decay"] for group in decayed} == {0.1}
+    assert others["weight_decay"] == 0.0
     names = {id(p): n for n, p in decoder.named_parameters()}
-    found = [{names[id(p)] for p in group["params"]} for group in (decayed, others)]
+    weights = [p for group in decayed for p in group["params"]]
+    found = [{names[id(p)] for p in group} for group in (weights, others["params"])]
     assert all(n.endswith("weight") for n in found[0]), "a bias is decayed"
     assert all("norm" in n or n.endswith(("bias", "bias_table")) for n in found[1]), "a weight is not decayed"
     assert any(n.endswith("bias_table") for n in found[1]), "position biases are decayed"
     assert len(found[0] | found[1]) == len(names) - 2, "a frozen parameter is trained, or one is left out"
 
 
+def test_muon_updates_are_pytorchs() -> None:
+    """Convolutions are cut into other rows, momentum is lost between steps, or the ends are trained by Muon too."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"conv_in": nn.Conv2d(3, 4, 3), "conv": nn.Conv2d(4, 8, 3), "linear": nn.Linear(8, 4)})
+    model.to(memory_format=torch.channels_last)
+    rows = [nn.Parameter(model[n].weight.detach().flatten(1).clone()) for n in ("conv", "linear")]
+    expected = torch.optim.Muon(rows, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    ends = nn.Parameter(model["conv_in"].weight.detach().clone())
+    adamw = torch.optim.AdamW([ends], lr=1e-2, betas=(0.9, 0.999), weight_decay=0.1)
+    optimizer = build_optimizer(model, config("muon", weight_decay=0.1))
+    for _ in range(3):
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        for row, name in zip(rows, ("conv", "linear"), strict=True):
+            row.grad = model[name].weight.grad.flatten(1)
+        ends.grad = model["conv_in"].weight.grad
+        optimizer.step(), expected.step(), adamw.step()
+    for row, name in zip(rows, ("conv", "linear"), strict=True):
+        found = model[name].weight.detach().flatten(1)
+        torch.testing.assert_close(found, row.detach(), atol=2e-4, rtol=0)  # it works in bfloat16, in another order
+    torch.testing.assert_close(model["conv_in"].weight.detach(), ends.detach())
+
+
+def test_fp16_scales_the_loss_and_finds_the_scale() -> None:
+    """Small gradients vanish in half precision, or one overflow ends the run."""
+    model = nn.Linear(2, 1, bias=False)
+    update = Update(model, config("adamw"), "fp16", CPU)
+    update.backward(model.weight.sum(), 1.0)
+    assert float(model.weight.grad[0, 0]) == 2.0**16, "the loss is not scaled"
+    norm, finite = update.step(0.0)
+    assert (float(norm), bool(finite)) == (pytest.approx(2**0.5), True)
+    update.backward(model.weight.sum() * float("inf"), 1.0)
+    _, finite = update.step(0.0)
+    assert not bool(finite)
+    assert update.scaler.get_scale() == 2.0**15, "the scale does not give way"
+
+
 def test_gradient_is_clipped() -> None:
     model = nn.Linear(4, 1, bias=False)
-    update = Update(model, config("adamw", clip=0.1))
-    model.weight.grad = torch.full((1, 4), 5.0)
+    update = Update(model, config("adamw", clip=0.1), "fp32", CPU)
+    update.backward(5 * model.weight.sum(), 1.0)
     seen: list[torch.Tensor] = []
     update.optimizer.register_step_pre_hook(lambda *_: seen.append(model.weight.grad.clone()))
     norm, _ = update.step(1e-2)
     assert norm == pytest.approx(10.0), "the norm is to be reported before clipping"
     assert float(seen[0].norm()) == pytest.approx(0.1, rel=1e-4)
     assert model.weight.grad is None, "gradients add up over updates"
+
+
+def test_schedule_shrinks_with_a_short_run() -> None:
+    """A run of a tenth of the recipe's length never reaches the rate that was asked for."""
+    settings = TrainConfig(
+        batch_size=1,
+        total_images=100,
+        optimizer=OptimizerConfig(learning_rate=1.0, warmup_images=300, decay_images=700),
+    )
+    rates = [learning_rate(settings, seen) for seen in range(100)]
+    assert max(rates) == 1.0
+    assert rates.index(1.0) == 29
+    assert rates[-1] < 0.03
 
 
 def test_learning_rate_schedule() -> None:

@@ -82,6 +82,9 @@ def check_config(values: Mapping[str, Any]) -> None:
     check.divides("decoder_groups", decoder)
     check.divides("decoder_heads", decoder[-1:])
     read_statistics("config", values, latent_channels)
+    entering = {f"latents_{name}": values[f"decoder_latents_{name}"] for name in ("mean", "std")}
+    if len(read_statistics("config: decoder", entering, latent_channels)) == 1:
+        raise ValueError("expected both decoder_latents_mean and decoder_latents_std or neither, found one of them")
 
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")

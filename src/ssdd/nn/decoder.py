@@ -5,8 +5,10 @@ context), N = H/8 * W/8 tokens, D channels of the last level. The latent grid an
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,9 @@ from .transformer import TransformerBlock
 
 DOWN_BLOCKS = 2
 UP_BLOCKS = 3
+
+Init = Literal["fan-in", "paper"]
+"""How the convolutions begin: see ``Decoder.reset_parameters``."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +129,26 @@ class Decoder(nn.Module):
     Args:
         size: levels, transformer layers and heads; see ``presets.py``.
         latent_channels: c, channels of z.
+        latents_mean, latents_std: c numbers each. With them z enters as ``(z - mean) / std``: a decoder for somebody
+            else's latents need not learn their scale. Without them z enters as it is.
     """
 
-    def __init__(self, size: DecoderSize, latent_channels: int) -> None:
+    latents_mean: Tensor | None
+    latents_std: Tensor | None
+
+    def __init__(
+        self,
+        size: DecoderSize,
+        latent_channels: int,
+        latents_mean: Sequence[float] | None = None,
+        latents_std: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
         self.size = size
         self.latent_channels = latent_channels
+        for name, values in (("latents_mean", latents_mean), ("latents_std", latents_std)):
+            numbers = None if values is None else torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
+            self.register_buffer(name, numbers, persistent=False)  # the config states them
         self.gradient_checkpointing = False
         channels, first = size.channels, size.channels[0]
         time = 4 * first
@@ -160,18 +179,29 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(first, 3, 3, padding=1)
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Xavier for linear layers, N(0, 0.02) for convolutions; the last layer of every residual branch but
-        the attention's is zero, so are the bias tables; the output convolution is not."""
+    def reset_parameters(self, init: Init = "fan-in") -> None:
+        """Draw fresh weights.
+
+        Linear layers are Xavier-uniform and biases zero. The last layer of every residual branch but the attention's
+        is zero, and so are the bias tables; the output convolution is not.
+
+        Args:
+            init: ``fan-in`` gives convolutions a standard deviation of 1 / sqrt(fan_in), so that the paths without
+                norms (shortcuts, resamplers, input) keep the scale of what they carry; the modulation of the adaptive
+                norms keeps 0.02. ``paper``: 0.02 for all of them, as published. The gain of an un-normalised path is
+                then 0.15 to 0.35, and a dozen in a row leave the coarse levels and the transformer without gradient.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
             elif isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.02)
+                fan_in = module.weight[0].numel()
+                nn.init.normal_(module.weight, std=0.02 if init == "paper" else fan_in**-0.5)
             if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         for module in self.modules():
             if isinstance(module, ResNetBlock):
+                nn.init.normal_(module.norm1.modulation.weight, std=0.02)
                 nn.init.zeros_(module.conv2.weight)
             elif isinstance(module, TransformerBlock):
                 nn.init.zeros_(module.feed_forward.out.weight)
@@ -197,6 +227,8 @@ class Decoder(nn.Module):
         if feature_block is not None and not 0 <= feature_block < self.size.layers:
             raise ValueError(f"expected a block from 0 to {self.size.layers - 1}, found {feature_block}")
 
+        if self.latents_mean is not None and self.latents_std is not None:
+            z = ((z - self.latents_mean) / self.latents_std).to(z.dtype)
         time, context, recompute = self.time(t, self.conv_in.weight.dtype), self.context(z), self.gradient_checkpointing
         x = self.conv_in(torch.cat([x_t, F.interpolate(z, size=x_t.shape[-2:], mode="nearest")], dim=1))
         skips = [x]

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ..files import share
 from ..text import one_safe_line
-from .distribution import like, whole
+from .distribution import full_tensor, like
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, main: bool = True) -> tu
     for index, entries in content["state"].items():
         for name, value in entries.items():
             if isinstance(value, Tensor):
-                gathered = whole(value)
+                gathered = full_tensor(value)
                 if main:
                     tensors[f"{index}.{name}"] = gathered.cpu()
             else:

@@ -8,8 +8,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from ..nn.decoder import Init
 from ..objectives.distillation import TEACHER_STEPS
 from ..objectives.perceptual import LPIPSNetwork
+
+
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class ModelConfig:
     """Decoder size, XXS to H. None: that of ``start_from``."""
     start_from: str | None = None
     """A whole model to start from: another run's folder, a model's folder, an embedded name or a Hugging Face id."""
+    init: Init = "fan-in"
+    """Of a fresh decoder; ``paper``: N(0, 0.02) for every convolution, as published, where coarse levels learn little."""
     train_encoder: bool = True
     """False: the encoder is frozen, and the decoder is trained on its latents."""
 
@@ -77,7 +83,8 @@ class LossConfig:
 class OptimizerConfig:
     """The update, with a linear warm-up, a plateau, and a linear decay to zero at the end."""
 
-    name: Literal["adamw", "schedule-free-radam"] = "adamw"
+    name: Literal["adamw", "muon", "schedule-free-radam"] = "adamw"
+    """``muon``: Muon on the hidden weights, AdamW on the others (PyTorch 2.9 or newer)."""
     learning_rate: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 1e-2
@@ -133,7 +140,7 @@ class RunConfig:
     """Images of one update, over all processes."""
     microbatch: int = 0
     """Images of one forward pass of one process; gradients are accumulated over them. 0: the process' whole part."""
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "bf16"
     """bf16: autocast; weights and optimiser stay in float32."""
     tf32: bool = True
     """Float32 matrix products and convolutions of a GPU round their inputs to TF32."""

@@ -65,7 +65,7 @@ def accumulating(network: nn.Module, last: bool) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def whole(value: Tensor) -> Tensor:
+def full_tensor(value: Tensor) -> Tensor:
     """A tensor in one piece, also where it is sharded (then all processes must ask for it)."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
@@ -82,7 +82,7 @@ def whole_state(module: nn.Module, main: bool = True) -> dict[str, Tensor]:
     """``state_dict`` on the CPU, every tensor in one piece: a call for all processes; only the ``main`` one gets it."""
     state: dict[str, Tensor] = {}
     for name, value in module.state_dict().items():
-        gathered = whole(value.detach())  # one at a time: a whole model need not fit a GPU
+        gathered = full_tensor(value.detach())  # one at a time: a whole model need not fit a GPU
         if main:
             state[name] = gathered.cpu()
     return state

@@ -1,31 +1,56 @@
-"""Optimisers, the learning rate, and the update that is skipped, on the device, when a gradient is not finite."""
+"""Optimisers, the learning rate, and the update that is skipped where a gradient is not finite."""
 
-from itertools import chain
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .config import OptimizerConfig, RunConfig
-from .distribution import whole
+from .config import OptimizerConfig, Precision, RunConfig
+from .distribution import full_tensor
+
+UNDECAYED = "bias_table"
+"""Tables of position biases are not decayed, as biases and norms are not."""
+
+ENDS = ("conv_in", "conv_out", "moments")
+"""First and last layers of a network, which Muon leaves to AdamW."""
 
 
 def learning_rate(config: RunConfig, seen: int) -> float:
-    """Rate at ``seen`` images: linear warm-up, plateau, linear decay to zero over the last ``decay_images``."""
+    """Return the rate at ``seen`` images: linear warm-up, plateau, linear decay to zero over ``decay_images``.
+
+    A warm-up and a decay that are longer than the run together shrink in proportion.
+    """
     o, at = config.optimizer, seen + config.batch_size
-    warmup = min(1.0, at / o.warmup_images) if o.warmup_images else 1.0
-    decay = min(1.0, (config.total_images + config.batch_size - at) / o.decay_images) if o.decay_images else 1.0
+    warmup_images, decay_images = schedule(config)
+    warmup = min(1.0, at / warmup_images) if warmup_images else 1.0
+    decay = min(1.0, (config.total_images + config.batch_size - at) / decay_images) if decay_images else 1.0
     return o.learning_rate * min(warmup, max(0.0, decay))
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW, or schedule-free RAdam (Defazio et al. 2024), over the trainable parameters.
+def schedule(config: RunConfig) -> tuple[float, float]:
+    """Return the images of warm-up and decay, as the run has room for them."""
+    warmup, decay = config.optimizer.warmup_images, config.optimizer.decay_images
+    room = min(1.0, config.total_images / max(1, warmup + decay))
+    return warmup * room, decay * room
 
-    Biases, norms and tables of position biases are not decayed. Raises ImportError without the package.
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Return the optimiser of the trainable parameters.
+
+    Biases, norms and tables of position biases are not decayed. Raises ImportError without the package that it needs.
     """
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in trained if p.dim() > 1 and not name.endswith("bias_table")]
-    others = [p for name, p in trained if p.dim() <= 1 or name.endswith("bias_table")]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    undecayed = [p for name, p in named if p.dim() <= 1 or name.endswith(UNDECAYED)]
+    weights = [(name, p) for name, p in named if p.dim() > 1 and not name.endswith(UNDECAYED)]
+    if config.name == "muon":
+        hidden = [p for name, p in weights if name.split(".")[-2] not in ENDS]
+        ends = [p for name, p in weights if name.split(".")[-2] in ENDS]
+        return Muon(hidden, ends, undecayed, config)
+    groups = [
+        {"params": [p for _, p in weights], "weight_decay": config.weight_decay},
+        {"params": undecayed, "weight_decay": 0.0},
+    ]
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
     try:
@@ -33,65 +58,110 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     except ImportError as error:
         raise ImportError("schedule-free RAdam needs the package schedulefree: pip install 'ssdd[train]'") from error
     optimizer: torch.optim.Optimizer = RAdamScheduleFree(groups, lr=config.learning_rate, betas=config.betas)
-    optimizer.train()  # type: ignore[attr-defined]  # and always: what is evaluated and saved is the average
-    for p in chain(decayed, others):  # its state is there from the start, so that a first step can be taken back
-        optimizer.state[p] = {"z": p.detach().clone(), "exp_avg_sq": torch.zeros_like(p)}
+    optimizer.train()  # type: ignore[attr-defined]  # and always: ``evaluation_point`` gives what is saved
     return optimizer
 
 
-class Update:
-    """Clips the gradient of one network and takes the optimiser's step, or none.
+class Muon(torch.optim.Optimizer):
+    """PyTorch's Muon on the hidden weights and AdamW on all others, as one optimiser.
 
-    Whether the gradient is finite is known to the device only, and nobody waits for it: where it is not, weights and
-    the optimiser's tensors stay exactly as they were. (Schedule-free RAdam counts its steps on the host, skipped ones
-    included; that moves its averaging weights by a hair.)
+    Muon (Jordan et al. 2024) replaces the momentum of a matrix by the nearest orthogonal one; a convolution is the
+    matrix (C', C * 3 * 3). The rate is scaled so that an update is as large as AdamW's (Liu et al. 2025).
     """
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+    def __init__(self, hidden: list[nn.Parameter], ends: list[nn.Parameter], undecayed: list[nn.Parameter],
+                 config: OptimizerConfig) -> None:  # fmt: skip
+        if not hasattr(torch.optim, "Muon"):
+            raise ImportError(f"Muon needs PyTorch 2.9 or newer, found {torch.__version__}: --optimizer.name adamw")
+        decay = config.weight_decay
+        groups = [
+            {"params": hidden, "weight_decay": decay},
+            {"params": ends, "weight_decay": decay},
+            {"params": undecayed, "weight_decay": 0.0},
+        ]
+        super().__init__(groups, {"lr": config.learning_rate})
+        matrix = nn.Parameter(torch.zeros(1, 1))  # the real ones are handed over in each step
+        self._muon = torch.optim.Muon([matrix], weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        self._adamw = torch.optim.AdamW(groups[1:], betas=config.betas, fused=True)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:
+        """Update all parameters that have a gradient."""
+        first, *others = self.param_groups
+        muon, adamw = self._muon.param_groups[0], self._adamw.param_groups
+        muon["params"], muon["lr"] = [], first["lr"]
+        for p in first["params"]:
+            if p.grad is None:
+                continue
+            state = self.state[p]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(p)
+            rows = _rows(p.detach(), p)
+            rows.grad = _rows(p.grad, p)
+            self._muon.state[rows] = {"momentum_buffer": _rows(state["momentum_buffer"], p)}
+            muon["params"].append(rows)
+        self._muon.step()
+        self._muon.state.clear()
+        for inner, outer in zip(adamw, others, strict=True):
+            inner["params"], inner["lr"] = outer["params"], outer["lr"]
+        self._adamw.state = self.state
+        self._adamw.step()
+
+
+def _rows(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """View a weight, or a tensor that lies in memory like it, as a matrix with a row an output channel."""
+    if parameter.dim() == 2:
+        return tensor
+    order = (0, 1, 2, 3) if parameter.is_contiguous() else (0, 2, 3, 1)
+    return tensor.permute(order).flatten(1)
+
+
+class Update:
+    """Clip the gradient of one network and take the optimiser's step, or none where the gradient is not finite.
+
+    ``GradScaler`` does the skipping; in bf16 and fp32 its scale is 1. With AdamW nobody waits for the device; the other
+    optimisers wait for it once an update.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig, precision: Precision, device: torch.device) -> None:
         self.optimizer = build_optimizer(model, config)
         self.clip = config.clip
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.scaled = precision == "fp16"
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**16 if self.scaled else 1.0)
+
+    def backward(self, loss: Tensor, weight: float) -> None:
+        """Add the gradients of ``weight * loss``; they are not finite wherever the loss is not.
+
+        So the norm of the gradient, which all processes share, tells about the losses of all of them.
+        """
+        loss = self.scaler.scale(loss)
+        seed = torch.where(loss.detach().isfinite(), weight, float("nan"))
+        loss.backward(seed.to(loss.dtype))
 
     def step(self, rate: float) -> tuple[Tensor, Tensor]:
-        """One update at a learning rate. Returns the gradient's norm before clipping, and whether it is finite."""
-        norm = whole(nn.utils.clip_grad_norm_(self.parameters, self.clip))
-        finite = norm.isfinite()
+        """Take one update at a learning rate. Return the gradient's norm before clipping, and whether it is finite."""
+        self.scaler.unscale_(self.optimizer)
+        norm = full_tensor(nn.utils.clip_grad_norm_(self.parameters, self.clip))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if isinstance(self.optimizer, torch.optim.AdamW):
-            # What GradScaler uses: a fused step that finds this set leaves everything alone.
-            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
-            self.optimizer.step()
-        else:
-            self._step_and_take_back(finite)
+        self.scaler.step(self.optimizer)
+        self.scaler.update(None if self.scaled else 1.0)
         self.optimizer.zero_grad(set_to_none=True)
-        return norm, finite
-
-    @torch.no_grad()
-    def _step_and_take_back(self, finite: Tensor) -> None:
-        for p in self.parameters:
-            if p.grad is not None:
-                _local(p.grad).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-        states = chain.from_iterable(self.optimizer.state[p].values() for p in self.parameters)
-        tensors = [_local(t) for t in (*self.parameters, *states) if isinstance(t, Tensor)]
-        before = torch._foreach_mul(tensors, 1.0)
-        self.optimizer.step()
-        keep = finite.float()  # 0 or 1: one of the two terms is exact, the other nothing
-        torch._foreach_mul_(tensors, keep)
-        torch._foreach_mul_(before, 1 - keep)
-        torch._foreach_add_(tensors, before)
+        return norm, norm.isfinite()
 
 
-def _local(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+def evaluation_point(update: Update) -> dict[Tensor, Tensor]:
+    """Return what schedule-free averaging stands for at each parameter: x, where the parameter is y.
 
-
-def poisoned_backward(loss: Tensor, scale: float) -> None:
-    """``(scale * loss).backward()``, with gradients that are not finite wherever the loss is not.
-
-    So the norm of the gradient, which all processes share, tells about the losses of all of them.
+    With y = (1 - beta) z + beta x (Defazio et al. 2024): x = y + (y - z) (1 - beta) / beta. Empty for an optimiser
+    that trains the weights themselves.
     """
-    seed = torch.where(loss.detach().isfinite(), scale, float("nan"))
-    loss.backward(seed.to(loss.dtype))
+    points = {}
+    for group in update.optimizer.param_groups:
+        if "train_mode" in group:  # schedule-free
+            ratio = (1 - group["betas"][0]) / group["betas"][0]
+            for p in group["params"]:
+                if "z" in (state := update.optimizer.state.get(p, {})):
+                    points[p] = p.detach() + ratio * (p.detach() - state["z"])
+    return points

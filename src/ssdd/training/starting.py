@@ -54,6 +54,7 @@ def start(config: TrainConfig) -> Start:
             raise ValueError("a frozen encoder must come from somewhere: pass --encoder or --model.start-from")
         choice = choose_encoder(model.encoder or "f8c4", model.encoder_width, model.encoder_groups)
         decoder = Decoder(decoder_size(model.decoder or "S"), choice.latent_channels)
+        decoder.reset_parameters(model.init)
         return _checked(_chosen(choice, decoder), config)
     given = AutoencoderSSDD.from_pretrained(resolve_model_folder(model.start_from))
     if model.decoder is not None and decoder_size(model.decoder) != given.decoder.size:

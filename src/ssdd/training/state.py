@@ -57,11 +57,11 @@ class TrainingState:
         network = spread(stage.model, processes, config.parallel)
         if config.parallel == "fsdp":
             shard(self.average.module, processes)
-        self.generator = Player(network, Update(stage.model, config.optimizer))
+        self.generator = Player(network, Update(stage.model, config.optimizer, config.precision, processes.device))
         self.adversary: Player | None = None
         if stage.adversary is not None:
             network = spread(stage.adversary, processes, "ddp")
-            self.adversary = Player(network, Update(stage.adversary, config.optimizer))
+            self.adversary = Player(network, Update(stage.adversary, config.optimizer, config.precision, processes.device))
         if tensors:
             for name, player in self._players().items():
                 checkpoint.restore_optimizer(player.update.optimizer, tensors[name], numbers[name])

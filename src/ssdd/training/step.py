@@ -10,7 +10,7 @@ from torch import Tensor
 from ..objectives.adversarial import hinge_discriminator_loss
 from .config import RunConfig, microbatch_size
 from .distribution import accumulating
-from .optimizers import learning_rate, poisoned_backward
+from .optimizers import learning_rate
 from .random import BatchRandom, seed_global_generators
 from .stages.base import Judged
 from .state import Player, TrainingState
@@ -57,7 +57,7 @@ def _gradients(state: TrainingState, batch: Batch, autocast: Autocast) -> dict[s
         with accumulating(state.generator.network, last):
             with autocast():
                 losses = state.stage.losses(state.generator.network, inputs, random, state.seen)
-            poisoned_backward(losses.total, 1 / len(pieces))
+            state.generator.update.backward(losses.total, 1 / len(pieces))
         found = {"total": losses.total, **losses.terms}
         if state.adversary is not None and losses.judged is not None:
             found["discriminator"] = _judge(state.adversary, losses.judged, 1 / len(pieces), last, autocast)
@@ -73,7 +73,7 @@ def _judge(adversary: Player, judged: Judged, scale: float, last: bool, autocast
         with autocast():
             logits = adversary.network(torch.cat([judged.real, judged.fake]), t)
         loss = hinge_discriminator_loss(*logits.float().chunk(2))
-        poisoned_backward(loss, scale)
+        adversary.update.backward(loss, scale)
     return loss
 
 

@@ -63,7 +63,7 @@ def measure(folder: Path, updates: int, at: set[int]) -> list[Moment]:
         small = Image.fromarray(random.integers(0, 256, (3, 4, 3), dtype=np.uint8))
         small.resize((48, 40), Image.Resampling.BICUBIC).save(folder / "photographs" / f"{i}.png")
     images = updates * BATCH
-    options = ["--encoder", "f4c4", "--data.resolution", "16", "--data.workers", "0", "--loss.lpips", "0"]
+    options = ["--data.resolution", "16", "--data.workers", "0", "--loss.lpips", "0", "--validation.count", "0"]
     options += ["--total-images", str(images), "--batch-size", str(BATCH), "--precision", "fp32"]
     options += ["--optimizer.warmup-images", "16", "--optimizer.decay-images", "0", "--log.sample-images", "0"]
     options += ["--log.stats-images", str(images // 100), "--log.checkpoint-images", str(images // 10)]
@@ -73,8 +73,8 @@ def measure(folder: Path, updates: int, at: set[int]) -> list[Moment]:
     ends: list[float] = []
     step = Update.step
 
-    def watched(self: Update, rate: float) -> Any:
-        result = step(self, rate)
+    def watched(self: Update, rate: float, watch: Any = None) -> Any:
+        result = step(self, rate, watch)
         ends.append(time.process_time())
         if len(ends) in at:
             seconds = statistics.median(b - a for a, b in zip(ends[-20:-1], ends[-19:], strict=True))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from ssdd import AutoencoderSSDD
 
@@ -199,5 +200,61 @@ def test_wrong_latents_are_refused(ae: AutoencoderSSDD) -> None:
 def test_a_model_without_encoder_decodes_only() -> None:
     model = AutoencoderSSDD.from_preset("f8c4", "XXS", has_encoder=False)
     assert model.decode(torch.zeros(1, 4, 2, 2)).sample.shape == (1, 3, 16, 16)
-    with pytest.raises(ValueError, match="only decodes"):
+    with pytest.raises(ValueError, match=r"only decodes.*: pass --encoder"):
         model.encode(X)
+
+
+class _Patches(nn.Module):
+    """Moments of an f8c4 latent by one convolution, in its own dtype."""
+
+    spatial_factor, latent_channels = 8, 4
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.conv = nn.Conv2d(3, 8, 8, stride=8, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+def test_an_attached_encoder_encodes(tmp_path: Path) -> None:
+    """A decoder that was trained on somebody's encoder could not be used with it, or would save it."""
+    model = AutoencoderSSDD.from_preset("f8c4", "XXS", has_encoder=False).eval()
+    names = set(model.state_dict())
+    encoder = _Patches()
+    model.attach_encoder(encoder)
+    assert model.attached_encoder is encoder
+    assert not encoder.training
+    x = torch.rand(2, 3, 64, 600) * 2 - 1
+    with torch.no_grad():
+        expected = encoder(x).chunk(2, dim=1)[0]
+        torch.testing.assert_close(model.encode(x).latent_dist.mode(), expected)
+        model.enable_slicing()
+        torch.testing.assert_close(model.encode(x).latent_dist.mode(), expected)
+        model.enable_tiling()
+        torch.testing.assert_close(model.encode(x).latent_dist.mode(), expected, atol=1e-5, rtol=1e-5)
+    assert set(model.state_dict()) == names
+    model.save_pretrained(tmp_path)
+    assert AutoencoderSSDD.from_pretrained(tmp_path).attached_encoder is None
+
+
+def test_an_attached_encoder_has_its_own_dtype_and_the_decoders_device() -> None:
+    """A half-precision decoder would round the latents, or a decoder moved to a GPU would leave its encoder behind."""
+    model = AutoencoderSSDD.from_preset("f8c4", "XXS", has_encoder=False).to(torch.bfloat16)
+    model.attach_encoder(_Patches(torch.float64))
+    with torch.no_grad():
+        assert model.encode(X).latent_dist.mean.dtype == torch.float64
+    model.to("meta")
+    assert model.encode(X.to("meta")).latent_dist.mean.device.type == "meta"
+
+
+def test_an_encoder_that_does_not_fit_is_refused() -> None:
+    """Latents of another layout would be decoded to noise."""
+    own = AutoencoderSSDD.from_preset("f8c4", "XXS", encoder_width=32)
+    with pytest.raises(ValueError, match=r"expected a model without an encoder .*, found one that has its own"):
+        own.attach_encoder(_Patches())
+    for layout in ("f16c4", "f8c8"):
+        model = AutoencoderSSDD.from_preset(layout, "XXS", has_encoder=False)
+        with pytest.raises(ValueError, match=f"expected an encoder of {layout}, found f8c4"):
+            model.attach_encoder(_Patches())

@@ -15,7 +15,17 @@ from ssdd.generation.data import LatentBatch
 from ssdd.generation.task import GenerationTask
 from ssdd.objectives.perceptual import backbone_path
 from ssdd.processes import Processes
-from ssdd.training.config import DataConfig, LossConfig, ModelConfig, TrainConfig
+from ssdd.training.config import (
+    DataConfig,
+    FlowConfig,
+    FlowLoss,
+    KLVAEConfig,
+    KLVAELoss,
+    KLVAEModelConfig,
+    ModelConfig,
+    TrainConfig,
+    ValidationConfig,
+)
 from ssdd.training.state import TrainingState
 from ssdd.training.step import autocast_for, take_update
 from ssdd.training.task import Batch, Task
@@ -25,10 +35,20 @@ from tests.generation.latents import random_latents
 
 squeeze = pytest.mark.skipif(not backbone_path("squeeze").is_file(), reason="needs LPIPS' SqueezeNet in TORCH_HOME")
 
-SMALL = TrainConfig(
+SMALL = FlowConfig(
     model=ModelConfig(encoder="f8c4", encoder_width=32, encoder_groups=8, decoder="XXS"),
     data=DataConfig(resolution=64),
-    loss=LossConfig(lpips=0.0),
+    validation=ValidationConfig(count=0),
+    loss=FlowLoss(lpips=0.0),
+    batch_size=4,
+)
+
+
+KL_VAE = KLVAEConfig(
+    model=KLVAEModelConfig(encoder="f8c4", encoder_width=32, encoder_groups=8),
+    data=SMALL.data,
+    validation=SMALL.validation,
+    loss=KLVAELoss(lpips=0.0, adversarial=0.1),
     batch_size=4,
 )
 
@@ -85,8 +105,8 @@ def copies_of_an_update(task: Task, make_batch: Callable[[], Batch]) -> list[Cop
         skipped = FiniteCount(CUDA)
         for _ in range(2):
             device.copies.clear()
-            for player in filter(None, [state.generator, state.adversary]):
-                for p in player.update.parameters:
+            for trained in filter(None, [state.generator, state.adversary]):
+                for p in trained.update.parameters:
                     p.grad = torch.zeros_like(p)
             taken = take_update(state, batch, autocast_for(task.config, CUDA))
             skipped.add(taken.finite, state.seen)
@@ -99,10 +119,10 @@ def copies_of_an_update(task: Task, make_batch: Callable[[], Batch]) -> list[Cop
     "config",
     [
         SMALL,
-        pytest.param(replace(SMALL, loss=LossConfig(lpips_network="squeeze")), marks=squeeze),
+        pytest.param(replace(SMALL, loss=FlowLoss(lpips_network="squeeze")), marks=squeeze),
         replace(SMALL, one_step_share=0.5, recompute=True),
         replace(SMALL, precision="fp32", loss=replace(SMALL.loss, adversarial=0.1, adversarial_from_images=0)),
-        replace(SMALL, stage="kl-vae", loss=replace(SMALL.loss, adversarial=0.1, adversarial_from_images=0)),
+        KL_VAE,
     ],
     ids=["flow", "LPIPS", "one step", "with a discriminator", "KL-VAE"],
 )

@@ -89,6 +89,7 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
         self.encoder: Encoder | None = Encoder(size) if has_encoder else None
         shape = DecoderSize(tuple(decoder_channels), decoder_layers, decoder_heads, decoder_groups)
         self.decoder = Decoder(shape, latent_channels, decoder_latents_mean, decoder_latents_std)
+        self._attached: list[nn.Module] = []  # a list keeps the module out of the registered ones
         self.use_slicing = False
         self.use_tiling = False
         self.to(memory_format=torch.channels_last)
@@ -132,6 +133,8 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
         loaded = super().from_pretrained(str(folder), use_safetensors=True, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
         model.register_to_config(_name_or_path=str(name_or_path))  # not where the hub's cache lies
+        if model.config.decoder_latents_mean is not None:  # no weights: they stay behind on the meta device
+            model.decoder.normalize_latents(model.config.decoder_latents_mean, model.config.decoder_latents_std)
         check_finite(str(name_or_path), model.state_dict())
         model.to(memory_format=torch.channels_last)
         return loaded
@@ -193,6 +196,32 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
         encoder.to(memory_format=torch.contiguous_format)  # that of a KL-VAE: its posterior, to the last bit
         return model.eval()
 
+    def attach_encoder(self, encoder: nn.Module) -> None:
+        """Give a model without an encoder one, for ``encode``.
+
+        It is on the decoder's device from now on, keeps its own dtype, and is no part of the model's state dict or of
+        ``save_pretrained``.
+
+        Args:
+            encoder: (B, 3, H, W) in [-1, 1] -> moments (B, 2c, H/f, W/f), with the attributes ``spatial_factor`` and
+                ``latent_channels``, such as ``checkpoints.own_code.ForeignEncoder``.
+
+        Raises:
+            ValueError: if the model has an encoder of its own, or the encoder has another factor or other channels.
+        """
+        if self.encoder is not None:
+            raise ValueError("expected a model without an encoder to attach one to, found one that has its own")
+        expected = f"f{self.spatial_factor}c{self.config.latent_channels}"
+        found = f"f{encoder.spatial_factor}c{encoder.latent_channels}"
+        if found != expected:
+            raise ValueError(f"expected an encoder of {expected}, found {found}")
+        self._attached = [encoder.to(self.decoder.conv_in.weight.device).eval()]
+
+    @property
+    def attached_encoder(self) -> nn.Module | None:
+        """The encoder that ``attach_encoder`` gave, if any."""
+        return self._attached[0] if self._attached else None
+
     # ---- image -> latent ---------------------------------------------------------------------------------------
 
     @apply_forward_hook
@@ -211,7 +240,7 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
                 f"expected images (B, 3, H, W) with H and W multiples of {factor}, found {tuple(x.shape)}; "
                 "pad or crop them first"
             )
-        x = x.to(encoder.conv_in.weight.dtype)
+        x = x.to(getattr(encoder, "dtype", x.dtype))
         if self.use_slicing and x.shape[0] > 1:
             moments = torch.cat([self._encode(image) for image in x.split(1)])
         else:
@@ -224,10 +253,15 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
         tiles = self._tiles((x.shape[2] // factor, x.shape[3] // factor))
         return encoder(x) if tiles is None else encode_tiles(encoder, x, tiles, factor)
 
-    def _require_encoder(self) -> Encoder:
-        if self.encoder is None:
-            raise ValueError("expected a model with an encoder; this one only decodes (has_encoder is false)")
-        return self.encoder
+    def _require_encoder(self) -> nn.Module:
+        if self.encoder is not None:
+            return self.encoder
+        if self.attached_encoder is None:
+            raise ValueError(
+                "expected a model with an encoder; this one only decodes (has_encoder is false): pass --encoder, or "
+                "call attach_encoder"
+            )
+        return self.attached_encoder.to(self.decoder.conv_in.weight.device)  # ``to`` may have moved the decoder alone
 
     # ---- latent -> image ---------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
-"""Several processes under ``torchrun``: who am I, and how do all agree; and how many there is room for.
+"""Work together as one of several processes that ``torchrun`` or ``srun`` started; count the cores for them.
 
-Everything else is written for one process; with one, all of this does nothing.
+With one process nothing waits, and every value is its own.
 """
 
 import os
@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from .launcher import follow_launcher
 
 T = TypeVar("T")
 
@@ -27,19 +29,21 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Does this one write files and print?"""
+        """Whether this process is the one that writes files and prints."""
         return self.rank == 0
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes are here."""
         if self.count > 1:
             dist.barrier()
 
 
 def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Cores that this process may keep busy, at least 1: those that it may run on, and no more than its quota of time.
+    """Return the number of cores that this process may keep busy, at least 1: its affinity, limited by its quota.
 
-    ``quota``: the file in which Linux says, of a container, so many microseconds in so many, or ``max``.
+    Args:
+        quota: file in which Linux gives a container's CPU time: microseconds in each period of microseconds, or
+            ``max``.
     """
     # macOS has no affinity.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -51,14 +55,19 @@ def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 
 @contextmanager
 def join_processes(device: torch.device | None = None) -> Iterator[Processes]:
-    """The processes that ``torchrun`` started, or this one alone: gloo for CPUs, nccl for GPUs.
+    """Join the processes that ``torchrun`` or ``srun`` started; alone, be the only one. Gloo for CPUs, NCCL for GPUs.
 
-    ``device``: instead of the GPU of this process' number, or the CPU where there is none.
+    A worker of torchrun gets SIGTERM when torchrun dies.
+
+    Args:
+        device: device to use instead of the GPU with this process' local rank, or of the CPU without a GPU.
     """
+    follow_launcher()
     count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    if device is None:
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if device is None and torch.cuda.is_available():
+        # srun may show each task its own GPU only, as number 0.
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    device = device or torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if count == 1:
@@ -73,7 +82,7 @@ def join_processes(device: torch.device | None = None) -> Iterator[Processes]:
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """Mean of a tensor that every process has; itself where there is one process."""
+    """Return the mean of a tensor over all processes."""
     if dist.is_available() and dist.is_initialized():
         value = value.clone()
         dist.all_reduce(value)
@@ -81,8 +90,8 @@ def mean_over_processes(value: Tensor) -> Tensor:
     return value
 
 
-def told_by_main(value: Any) -> Any:
-    """What the main process has, in every process."""
+def broadcast(value: Any) -> Any:
+    """Return the main process' value in every process; it is pickled on the way."""
     if not dist.is_available() or not dist.is_initialized():
         return value
     box = [value]
@@ -91,7 +100,7 @@ def told_by_main(value: Any) -> Any:
 
 
 def all_agree(fine: bool) -> bool:
-    """Is it so in every process?"""
+    """Return whether ``fine`` is true in every process."""
     if not dist.is_available() or not dist.is_initialized():
         return fine
     flag = torch.tensor([int(fine)])
@@ -100,7 +109,7 @@ def all_agree(fine: bool) -> bool:
 
 
 def sum_over_processes(number: int) -> int:
-    """Sum of a number that every process has."""
+    """Return the sum of a number over all processes."""
     if dist.is_available() and dist.is_initialized():
         box = torch.tensor([number])
         dist.all_reduce(box)
@@ -108,8 +117,11 @@ def sum_over_processes(number: int) -> int:
     return number
 
 
-def gathered(value: T) -> list[T]:
-    """What every process has, in the order of their ranks; empty in all but the main one. It is pickled on the way."""
+def gather(value: T) -> list[T]:
+    """Return the values of all processes in the main one, by rank, and an empty list in the others.
+
+    The values are pickled on the way.
+    """
     if not dist.is_available() or not dist.is_initialized():
         return [value]
     box: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None

@@ -12,7 +12,6 @@ from PIL import Image
 
 from ssdd.cli import generate
 from ssdd.evaluation.features import Extractor
-from ssdd.generation.config import check
 from ssdd.recipes.generation import GENERATION_RECIPES
 from ssdd.training import loop
 
@@ -111,7 +110,7 @@ def test_recipes_are_complete(name: str) -> None:
     assert options.recipe.latents == "here"
     recipe = GENERATION_RECIPES[name]()
     assert vars(options.recipe) | {"latents": ""} == vars(recipe)
-    check(options.recipe)
+    options.recipe.check()
 
 
 def test_wrong_usage(ssdd: Ssdd) -> None:

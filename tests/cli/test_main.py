@@ -179,6 +179,25 @@ def test_as_a_program(tmp_path: Path, image: Path) -> None:
     assert not (tmp_path / "out").exists(), "a failed command left its folder behind"
 
 
+@pytest.mark.parametrize("chosen", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "5"}, {"KMP_BLOCKTIME": "9"}])
+def test_waiting_threads_do_not_spin(chosen: dict[str, str]) -> None:
+    """OpenMP reads the policy when torch is imported; set later, it has no effect."""
+    code = (
+        "import os, sys\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch': sys.exit(os.environ.get('OMP_WAIT_POLICY', 'none'))\n"
+        "sys.meta_path.insert(0, Watch())\n"
+        "from ssdd.cli.main import run\n"
+        "run(['encode', 'missing.png', '--out', 'out'])"
+    )
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | chosen
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
+    expected = chosen.get("OMP_WAIT_POLICY", "none") if chosen else "PASSIVE"
+    assert done.stderr == f"{expected}\n", "another policy than expected when torch is imported"
+
+
 def test_help_does_not_wait_for_torch() -> None:
     code = "import sys; from ssdd.cli.main import run; run(['--help']); sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}

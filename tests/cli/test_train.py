@@ -8,26 +8,24 @@ from typing import Any
 import pytest
 
 from ssdd.cli import train
-from ssdd.recipes import RECIPES
+from ssdd.recipes import RECIPES, Axes
+from ssdd.training.config import FlowConfig, KLVAEConfig, to_json
 
 Ssdd = Callable[..., Any]
-
-
-SOME = [name for name in RECIPES if name.startswith(("tiny", "demo"))] + ["f8c4-encoder", "f16c4-S-256-distillation"]
 
 
 def test_help_lists_the_recipes(ssdd: Ssdd) -> None:
     result = ssdd("train", "--help")
     assert result.status == 0
-    for name in ("tiny-encoder", "demo-gpu", "LATENT-SIZE-pretraining", "f16c16", "Exit status", "torchrun"):
+    for name in ("tiny-encoder", "demo-joint-128", "--latent", "--scale", "export", "Exit status", "torchrun"):
         assert name in result.out, f"{name} is not mentioned"
     assert len(result.out.splitlines()) < 40, "hundreds of lines instead of an overview"
 
 
 def test_mistyped_recipe_is_told_a_near_one(ssdd: Ssdd) -> None:
-    result = ssdd("train", "f8c4-S-pretrianing")
+    result = ssdd("train", "tiny-pretrianing")
     assert result.status == 2
-    assert "did you mean f8c4-S-pretraining" in result.err
+    assert "did you mean tiny-pretraining" in result.err
 
 
 def test_encoder_has_a_short_name() -> None:
@@ -37,7 +35,7 @@ def test_encoder_has_a_short_name() -> None:
     assert short.model.encoder == "x"
 
 
-@pytest.mark.parametrize("recipe", SOME)
+@pytest.mark.parametrize("recipe", ["encoder", "tiny-kl-vae", "demo-distillation", "finetune"])
 def test_help_of_a_recipe(ssdd: Ssdd, recipe: str) -> None:
     result = ssdd("train", recipe, "--help")
     assert result.status == 0, f"ssdd train {recipe} --help fails: {result.err}"
@@ -45,12 +43,26 @@ def test_help_of_a_recipe(ssdd: Ssdd, recipe: str) -> None:
         assert option in result.out, f"{option} is not listed"
 
 
-@pytest.mark.parametrize("recipe", SOME)
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_alone_is_the_recipe(recipe: str) -> None:
     """Nothing but what is typed changes a recipe, and the run has a folder of its own."""
     options = train.parse([recipe])
     assert options.recipe == RECIPES[recipe](), "the command line changes the recipe"
-    assert options.out == Path("runs") / recipe, "the run's folder is another"
+    assert options.out == Path("runs") / RECIPES[recipe].run_name(), "the run's folder is another"
+
+
+def test_axes_choose_the_experiment(ssdd: Ssdd) -> None:
+    """Latent, decoder, resolution and scale are not followed, wherever they stand among the options."""
+    typed = ["pretraining", "--latent", "f16c4", "--seed", "3", "--decoder", "B", "--scale", "gpu"]
+    options = train.parse(typed)
+    expected = RECIPES["pretraining"](Axes("f16c4", "B", scale="gpu"))
+    assert options.recipe == dataclasses.replace(expected, seed=3)
+    assert options.out == Path("runs/gpu-f16c4-B-pretraining")
+    assert options.recipe.model.encoder == "runs/gpu-f16c4-encoder"
+    assert ssdd("train", "pretraining", "--scale", "huge").status == 2
+    assert "--latent" in ssdd("train", "tiny-encoder", "--latent", "f8c4").err, (
+        "a fixed recipe takes an axis in silence"
+    )
 
 
 def test_settings_are_overridden() -> None:
@@ -59,6 +71,64 @@ def test_settings_are_overridden() -> None:
     data = dataclasses.replace(expected.data, paths=("a", "b.tar"))
     assert options.recipe == dataclasses.replace(expected, data=data, batch_size=8), "other settings were changed"
     assert options.out == Path("here"), "--out is not followed"
+
+
+def test_settings_of_a_recipe_that_have_no_effect_any_more() -> None:
+    """Whoever switches LPIPS off would have to take back its network too, which he never chose."""
+    options = train.parse(["tiny-encoder", "--loss.lpips", "0", "--encoder", "runs/x", "--data", "a"])
+    assert options.recipe.loss.lpips_network == "vgg", "the default"
+    options.recipe.check()
+    free = train.parse(["tiny-encoder", "--optimizer.name", "schedule-free-radam", "--data", "a"])
+    assert free.recipe.optimizer.decay_images == 0
+    free.recipe.check()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("tiny-kl-vae", "--one-step-share", "0.5"), "--one-step-share has no effect in the stage kl-vae"),
+        (("tiny-kl-vae", "--loss.flow=1"), "--loss.flow has no effect in the stage kl-vae"),
+        (("tiny-encoder", "--teacher_steps", "8"), "--teacher-steps has no effect in the stage flow"),
+        (("tiny-distillation", "--loss.kl", "0"), "--loss.kl has no effect in the stage distillation"),
+        (
+            ("tiny-encoder", "--loss.repa-network", "mine"),
+            "stage flow: loss.repa_network mine has no effect: loss.repa is 0",
+        ),
+        (
+            ("tiny-encoder", "--optimizer.name", "schedule-free-radam", "--optimizer.decay-images", "5"),
+            "stage flow: optimizer.decay_images 5 has no effect: schedule-free has no decay",
+        ),
+        (("tiny-pretraining", "--loss.kl", "1"), "stage flow: loss.kl 1.0 has no effect: the encoder is frozen"),
+    ],
+)
+def test_typed_settings_without_effect(ssdd: Ssdd, arguments: tuple[str, ...], message: str) -> None:
+    """Somebody types it, and believes that it has worked."""
+    result = ssdd("train", *arguments)
+    assert result.status == 2
+    assert message in result.err
+
+
+def test_recipe_of_ones_own(ssdd: Ssdd, tmp_path: Path) -> None:
+    """A file's function or a run's config.json could not be trained, or its settings could not be overridden."""
+    (tmp_path / "mine.py").write_text(
+        "from ssdd.training.config import *\n"
+        "def small(): return FlowConfig(batch_size=4, seed=5)\n"
+        "ready = KLVAEConfig(batch_size=8)\n"
+        "def wrong(): return 3\n"
+    )
+    options = train.parse([f"{tmp_path}/mine.py:small", "--seed", "6"])
+    assert options.recipe == FlowConfig(batch_size=4, seed=6)
+    assert options.out == Path("runs/mine-small")
+    assert train.parse([f"{tmp_path}/mine.py:ready"]).recipe == KLVAEConfig(batch_size=8)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(to_json(options.recipe))
+    again = train.parse(["--config", f"{tmp_path}/run/config.json", "--batch-size", "2"])
+    assert again.recipe == FlowConfig(batch_size=2, seed=6)
+    assert again.out == Path("runs/run")
+    assert "returns one of FlowConfig, DistillationConfig, KLVAEConfig, found int" in (
+        ssdd("train", "mine.py:wrong").error_line()
+    )
+    assert "nowhere.json" in ssdd("train", "--config", "nowhere.json").error_line()
 
 
 def test_missing_data(ssdd: Ssdd, tmp_path: Path) -> None:

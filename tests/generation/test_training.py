@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ssdd.generation.config import GenerationConfig, check
+from ssdd.generation.config import GenerationConfig
 from ssdd.generation.data import LatentStream, latent_batches
 from ssdd.generation.model import null_class
 from ssdd.generation.result import load_generator
@@ -20,14 +20,14 @@ from ssdd.training.random import BatchRandom
 from ssdd.training.watch import StopRequest, TrainingStopped
 from tests.generation.conftest import SMALL
 from tests.generation.latents import STATISTICS, random_latents, two_classes
-from tests.training.runs import newest, stats
+from tests.training.runs import figures, newest, stats
 
 Train = Callable[..., Path]
 CPU = torch.device("cpu")
 
 
 def draws(count: int) -> BatchRandom:
-    return BatchRandom(0, 0, count, slice(None), CPU)
+    return BatchRandom(0, 0, count, CPU)
 
 
 def test_loss_decreases_on_two_classes(two: Path) -> None:
@@ -178,7 +178,7 @@ def bad(**changes: object) -> object:
         (bad(means=torch.zeros(12, 4, 4, 6)), {}, "needs square latents, found 4 x 6"),
         (bad(means=torch.zeros(0, 4, 4, 4)), {}, "expected latents to train on, found none"),
         (random_latents(), {"size": "M/2"}, "expected a DiT size like XL/2"),
-        (random_latents(), {"label_dropout": 1.5}, "label_dropout from 0 to 1"),
+        (random_latents(), {"label_dropout": 1.5}, "expected label_dropout of at most 1, found 1.5"),
         (random_latents(), {"decoder": "nowhere", "log": LogConfig(sample_images=8)}, "nowhere: expected"),
     ],
 )
@@ -208,7 +208,7 @@ def test_odd_grids_by_patches_of_one(train: Train, tmp_path: Path) -> None:
 
 def test_settings_that_may_change() -> None:
     config = GenerationConfig(latents="a")
-    check(config)
+    config.check()
     moved = replace(config, latents="b", workers=0, decoder="c", microbatch=2)
     assert loop.differences(moved, to_json(config)) == []
     other = replace(config, size="B/2", label_dropout=0.2)
@@ -221,5 +221,5 @@ def test_compiled_run_is_the_same_run(train: Train, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend="aot_eager"))
     train(tmp_path / "compiled", two_classes(), total_images=8, compile=True)
     torch._dynamo.reset()
-    for a, b in zip(stats(tmp_path / "eager"), stats(tmp_path / "compiled"), strict=True):
+    for a, b in zip(figures(tmp_path / "eager"), figures(tmp_path / "compiled"), strict=True):
         assert b == pytest.approx(a, rel=1e-3)

@@ -1,8 +1,10 @@
-"""Ctrl-C and SIGTERM in the middle of long commands: one line, the status that a scheduler knows, no half result."""
+"""Signals in the middle of long commands: one line, the status that a scheduler knows, no half result."""
 
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -102,20 +104,47 @@ def test_an_evaluation(
     assert all_gone(running.pid), "a worker is left"
 
 
-def test_ctrl_c_in_a_training(inputs: Inputs, tmp_path: Path) -> None:
-    """SIGTERM has its tests beside those of resuming. A checkpoint is saved, and the same command goes on from it."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, signal.SIGHUP], ids=lambda n: n.name)
+def test_a_signal_in_a_training(number: signal.Signals, inputs: Inputs, tmp_path: Path) -> None:
+    """A terminal or SLURM signals the whole group, workers too: the work since the last checkpoint would be lost.
+
+    SIGTERM has its tests beside those of resuming.
+    """
     run = tmp_path / "run"
-    options = [*arguments("train", inputs, run), "--total-images", 4 * MANY]
+    options = [*arguments("train", inputs, run), "--total-images", 4 * MANY, "--data.workers", 2]
     running = start(*options)
     running.until(lambda: len(list_checkpoints(run)) > 0)
-    running.send(signal.SIGINT)
+    os.killpg(running.pid, number)
     ended = running.wait(30)
-    assert (ended.status, "Traceback" in ended.err) == (130, False), ended.err
-    assert "ssdd train: stopped by SIGINT at" in ended.lines()[-1]
+    assert (ended.status, "Traceback" in ended.err) == (128 + number, False), ended.err
+    assert f"ssdd train: stopped by {number.name} at" in ended.lines()[-1]
     last = list_checkpoints(run)[-1]
     read_checkpoint(last)
     assert f"at {int(last.name)} images" in ended.lines()[-1], "the last moment was not saved"
     assert not (run / "model").exists(), "an unfinished run has a result"
+
+
+def test_a_training_whose_torchrun_is_killed(inputs: Inputs, tmp_path: Path) -> None:
+    """Workers without their torchrun would train on unseen and keep the GPUs; they save a checkpoint and end."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ssdd"]
+    command = [*launcher, *map(str, arguments("train", inputs, run)), "--total-images", str(4 * MANY)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with log.open("w") as output:
+        torchrun = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    until(lambda: torchrun.poll() is not None or len(list_checkpoints(run)) > 0, 120)
+    torchrun.kill()
+    assert torchrun.wait() == -signal.SIGKILL, log.read_text()
+    until(lambda: "stopped by SIGTERM at" in log.read_text(), 30)
+    line = log.read_text().splitlines()[-1]
+    assert f"at {int(list_checkpoints(run)[-1].name)} images" in line, "the last moment was not saved"
+
+
+def until(happened: Callable[[], bool], seconds: float) -> None:
+    """Wait until something has happened, but no longer than so many seconds."""
+    end = time.monotonic() + seconds
+    while not happened() and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 def test_sigterm_before_the_work(inputs: Inputs, tmp_path: Path) -> None:

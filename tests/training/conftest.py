@@ -8,8 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from ssdd import AutoencoderSSDD
 from ssdd.cli.train import parse
 from ssdd.training.config import TrainConfig
+from ssdd.training.loop import train
+from ssdd.training.watch import StopRequest, TrainingStopped
 from tests.training.runs import SMALL, Ended, in_processes
 
 
@@ -24,13 +27,37 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """``small_model(seed)``: folder of an f4c4 model that a CPU trains in no time, with random weights."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def make(seed: int = 0) -> Path:
+        if not (folder / str(seed)).is_dir():
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model = AutoencoderSSDD(
+                    block_out_channels=(32, 64, 128),
+                    encoder_groups=8,
+                    decoder_channels=(32, 32, 32, 32),
+                    decoder_layers=1,
+                    decoder_heads=2,
+                    decoder_groups=8,
+                )
+            model.save_pretrained(folder / str(seed))
+        return folder / str(seed)
+
+    return make
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A handful of crops for the latent statistics, no measurement of the machine's peak, and one thread, as in the
     processes of ``command``: sums over several threads differ in their last bits."""
-    from ssdd.training import export, loop
+    from ssdd.training import export, loop, tokenizer
 
     monkeypatch.setattr(export, "STATISTICS_IMAGES", 16)
+    monkeypatch.setattr(tokenizer, "LATENT_CROPS", 32)
     monkeypatch.setattr(loop, "peak_flops", lambda *_, **__: 1e12)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -44,6 +71,28 @@ def small(photographs: Path) -> Callable[..., TrainConfig]:
 
     def make(*options: str, recipe: str = "tiny-encoder") -> TrainConfig:
         return parse([recipe, "--data.paths", str(photographs), *SMALL, *options]).recipe
+
+    return make
+
+
+@pytest.fixture
+def stopped(small: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """``stopped(run, "--seed", "1")``: a run that was told to stop after its third update, at 12 of 24 images."""
+
+    def make(run: Path, *options: str, recipe: str = "tiny-encoder") -> Path:
+        asked = 0
+
+        def third_time(self: StopRequest) -> int:
+            nonlocal asked
+            asked += 1
+            return 15 if asked == 3 else 0
+
+        config = small(*options, recipe=recipe)
+        with monkeypatch.context() as patch:
+            patch.setattr(StopRequest, "agreed", third_time)
+            with pytest.raises(TrainingStopped, match="at 12 images"):
+                train(config, run)
+        return run
 
     return make
 

@@ -11,10 +11,11 @@ import torch
 torch.set_num_threads(1)
 
 from ssdd.cli.main import run  # noqa: E402
-from ssdd.training import export, loop  # noqa: E402
+from ssdd.training import export, loop, tokenizer  # noqa: E402
 from ssdd.training.optimizers import Update  # noqa: E402
 
 export.STATISTICS_IMAGES = 16
+tokenizer.LATENT_CROPS = 32
 loop.peak_flops = lambda *_, **__: 1e12  # type: ignore[assignment]
 
 if os.environ.get("DRIVER_FULL_DISK") == "1":
@@ -25,13 +26,13 @@ updates = 0
 step = Update.step
 
 
-def counted(self: Update, rate: float) -> Any:
+def counted(self: Update, rate: float, watch: Any = None) -> Any:
     global updates
     updates += 1
     for number, update in at.items():
         if updates == update:
             os.kill(os.getpid(), number)
-    return step(self, rate)
+    return step(self, rate, watch)
 
 
 Update.step = counted  # type: ignore[method-assign]

@@ -75,7 +75,7 @@ def test_state_is_restored() -> None:
         model.set(seen)
         first.update(model, seen)
     second = Average(Model(), AverageConfig(halflife_images=50), 10)
-    second.averaged.load_state_dict(first.averaged.state_dict())
+    second.module.load_state_dict(first.module.state_dict())
     model.set(7.0)
     first.update(model, 60)
     second.update(model, 60)

@@ -12,8 +12,7 @@ from ssdd.data.pixels import image_to_tensor
 from ssdd.training.config import TrainConfig
 from ssdd.training.loop import train
 from ssdd.training.random import BatchRandom
-from ssdd.training.stages import build_stage
-from ssdd.training.stages.flow import DistillationStage
+from ssdd.training.stages.distillation import DistillationStage
 
 Small = Callable[..., TrainConfig]
 
@@ -27,28 +26,24 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("teacher") / "run"
 
 
-def student_config(small: Small, teacher: Path, *options: str) -> TrainConfig:
-    if not (teacher / "model").is_dir():
-        torch.manual_seed(0)
-        fresh = AutoencoderSSDD(
-            block_out_channels=(32, 64, 128),
-            encoder_groups=8,
-            decoder_channels=(32, 32, 32, 32),
-            decoder_layers=1,
-            decoder_heads=2,
-            decoder_groups=8,
-        )
-        fresh.save_pretrained(teacher.parent / "fresh")
-        start = ("--model.start-from", str(teacher.parent / "fresh"), "--model.decoder", "None")
-        train(small(*LENGTH, *start, "--optimizer.learning-rate", "2e-3"), teacher)
-    return small("--model.start-from", str(teacher), *LENGTH, *options, recipe="tiny-distillation")
+@pytest.fixture
+def student_config(small: Small, teacher: Path, small_model: Callable[[int], Path]) -> Small:
+    """``student_config("--seed", "1")``: settings of a distillation of the teacher."""
+
+    def make(*options: str) -> TrainConfig:
+        if not (teacher / "model").is_dir():
+            start = ("--model.start-from", str(small_model(0)), "--encoder", "None", "--model.decoder", "None")
+            train(small(*LENGTH, *start, "--optimizer.learning-rate", "2e-3"), teacher)
+        return small("--model.start-from", str(teacher), *LENGTH, *options, recipe="tiny-distillation")
+
+    return make
 
 
 def test_student_is_closer_to_the_teachers_many_step_image(
-    small: Small, teacher: Path, tmp_path: Path, picture: Callable[..., object]
+    student_config: Small, teacher: Path, tmp_path: Path, picture: Callable[..., object]
 ) -> None:
     """On images that neither has seen: distillation has learned nothing, or the wrong target."""
-    config = student_config(small, teacher, "--optimizer.learning-rate", "5e-4")
+    config = student_config("--optimizer.learning-rate", "5e-4")
     student = AutoencoderSSDD.from_pretrained(train(config, tmp_path / "student"))
     master = AutoencoderSSDD.from_pretrained(teacher / "model")
     assert student.config.num_inference_steps == 1, "a distilled model must decode in one step by default"
@@ -68,38 +63,38 @@ def test_student_is_closer_to_the_teachers_many_step_image(
         assert student.config[name] == master.config[name], f"{name}: the latents are the same"
 
 
-def test_training_point_is_the_papers(small: Small, teacher: Path) -> None:
+def test_training_point_is_the_papers(student_config: Small, teacher: Path) -> None:
     """t = 1, the posterior's mode, and the image that the frozen teacher makes of the same noise in 12 steps."""
-    stage = build_stage(student_config(small, teacher))
+    stage = student_config().build_stage()
     assert isinstance(stage, DistillationStage)
     images = torch.rand(3, 3, 16, 16) * 2 - 1
     moments = stage.frozen["encoder"](images)
     with torch.no_grad():
-        draw = stage.draw(images, moments, BatchRandom(0, 0, 3, slice(None), torch.device("cpu")))
-        out = stage.model(images, draw.target, draw.t, draw.noise, draw.posterior_noise, moments)
-    assert draw.t.tolist() == [1, 1, 1]
-    assert torch.equal(out.x_t, draw.noise), "the student does not start from the teacher's noise"
+        point = stage.training_point(images, moments, BatchRandom(0, 0, 3, torch.device("cpu")))
+        out = stage.model(images, moments, point)
+    assert point.t.tolist() == [1, 1, 1]
+    assert torch.equal(out.x_t, point.noise), "the student does not start from the teacher's noise"
     mean = moments.chunk(2, dim=1)[0]
     master = AutoencoderSSDD.from_pretrained(teacher / "model")
     with torch.no_grad():
-        expected = flow.euler_sample(lambda x_t, t: master.decoder(x_t, t, mean), draw.noise, 12)
-    torch.testing.assert_close(draw.target, expected, atol=1e-5, rtol=1e-5)
+        expected = flow.euler_sample(lambda x_t, t: master.decoder(x_t, t, mean), point.noise, 12)
+    torch.testing.assert_close(point.target, expected, atol=1e-5, rtol=1e-5)
     same = zip(stage.model.decoder.state_dict().values(), master.decoder.state_dict().values(), strict=True)
     assert all(a.equal(b) for a, b in same), "the student does not start from the teacher's weights"
 
 
-def test_losses_are_measured_against_the_teacher(small: Small, teacher: Path) -> None:
+def test_losses_are_measured_against_the_teacher(student_config: Small) -> None:
     """Flow matching at t = 1 is the distance to the teacher's image, not to the photograph."""
-    stage = build_stage(student_config(small, teacher))
+    stage = student_config().build_stage()
     images = torch.rand(2, 3, 16, 16) * 2 - 1
-    random = BatchRandom(0, 0, 2, slice(None), torch.device("cpu"))
+    random = BatchRandom(0, 0, 2, torch.device("cpu"))
     losses = stage.losses(stage.model, images, random, seen=0)
     moments = stage.frozen["encoder"](images)
     with torch.no_grad():
-        draw = stage.draw(images, moments, BatchRandom(0, 0, 2, slice(None), torch.device("cpu")))
+        point = stage.training_point(images, moments, BatchRandom(0, 0, 2, torch.device("cpu")))
         mean = moments.chunk(2, dim=1)[0]
-        reached = draw.noise + stage.model.decoder(draw.noise, draw.t, mean)
-    expected = (reached - draw.target).square().mean()
+        reached = point.noise + stage.model.decoder(point.noise, point.t, mean)
+    expected = (reached - point.target).square().mean()
     assert float(losses.terms["flow"].detach()) == pytest.approx(float(expected), rel=1e-4)
     losses.total.backward()
     assert all(p.grad is None for p in stage.frozen["teacher"].parameters()), "the teacher learns from the student"

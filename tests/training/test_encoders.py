@@ -193,7 +193,7 @@ def test_a_model_to_start_from(kl: tuple[Path, AutoencoderKL]) -> None:
         CheckpointError, match="expected an AutoencoderSSDD to start from, found AutoencoderKL; name it"
     ):
         resolve_model_folder(str(kl[0]))
-    assert resolve_model_folder(str(kl[0]), kind="AutoencoderKL") == str(kl[0] / "vae")
+    assert resolve_model_folder(str(kl[0]), "AutoencoderKL") == str(kl[0] / "vae")
     for name in ("my/no/such", "./no-such", "no-such"):
         with pytest.raises(FileNotFoundError, match=f"^{name}: expected a model folder.*found n"):
             resolve_model_folder(name)

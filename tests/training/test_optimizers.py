@@ -6,7 +6,7 @@ from torch import nn
 
 from ssdd.nn.decoder import Decoder
 from ssdd.nn.presets import decoder_size
-from ssdd.training.config import OptimizerConfig, TrainConfig
+from ssdd.training.config import FlowConfig, OptimizerConfig
 from ssdd.training.optimizers import Update, build_optimizer, learning_rate
 
 NAMES = ("adamw", "muon", "schedule-free-radam")
@@ -128,7 +128,7 @@ def test_gradient_is_clipped() -> None:
 
 def test_schedule_shrinks_with_a_short_run() -> None:
     """A run of a tenth of the recipe's length never reaches the rate that was asked for."""
-    settings = TrainConfig(
+    settings = FlowConfig(
         batch_size=1,
         total_images=100,
         optimizer=OptimizerConfig(learning_rate=1.0, warmup_images=300, decay_images=700),
@@ -140,7 +140,7 @@ def test_schedule_shrinks_with_a_short_run() -> None:
 
 
 def test_learning_rate_schedule() -> None:
-    settings = TrainConfig(
+    settings = FlowConfig(
         batch_size=10,
         total_images=100,
         optimizer=OptimizerConfig(learning_rate=1.0, warmup_images=40, decay_images=30),

@@ -23,14 +23,29 @@ from ssdd.training.watch import FiniteCount, TrainingStopped, stop_requests
 ONE = Processes(0, 1, torch.device("cpu"))
 
 
-def test_signal_is_noted_and_handlers_are_given_back() -> None:
-    """SIGTERM must not end the process in the middle of an update, nor stay deaf to it after training."""
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("number", STOPPING, ids=lambda n: n.name)
+def test_signal_is_noted_and_handlers_are_given_back(number: signal.Signals) -> None:
+    """A signal would end the process in the middle of an update, or would be ignored after the training."""
+    before = [signal.getsignal(n) for n in STOPPING]
     with stop_requests(ONE) as stop:
         assert stop.agreed() == 0
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.agreed() == signal.SIGTERM
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+        os.kill(os.getpid(), number)
+        assert stop.agreed() == number
+    assert [signal.getsignal(n) for n in STOPPING] == before
+
+
+def test_hangup_that_is_ignored_stays_ignored() -> None:
+    """A training under ``nohup`` would end when its user logs out."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_requests(ONE) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.agreed() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_second_interrupt_is_at_once() -> None:

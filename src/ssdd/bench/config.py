@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..dtypes import Dtype
-from ..objectives.perceptual import LPIPSNetwork
+from ..objectives import LPIPSNetwork
 
 Mode = Literal["optimized", "eager"]
 Peer = Literal["kl", "tiny", "plain", "onnx"]

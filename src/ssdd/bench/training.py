@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,11 +21,10 @@ from ..nn.presets import decoder_size, encoder_size
 from ..objectives.perceptual import backbone_path
 from ..peak import peak_flops
 from ..processes import Processes
-from ..training.config import DataConfig, LossConfig, ModelConfig, TrainConfig
+from ..training.config import DataConfig, FlowConfig, FlowLoss, ModelConfig, TrainConfig, ValidationConfig
 from ..training.flops import training_flops
 from ..training.loop import choose_tf32
-from ..training.stages import build_stage
-from ..training.state import TrainingState, place
+from ..training.state import TrainingState, to_device
 from ..training.step import autocast_for, take_update
 from ..training.tokenizer import TokenizerTask
 from .config import TrainingBench
@@ -42,16 +42,12 @@ class BatchTask(TokenizerTask):
 
     def __init__(self, config: TrainConfig, plain: bool) -> None:
         self.config, self.plain = config, plain
-        self.stage = build_stage(config)
+        self.stage = config.build_stage()
         side, generator = config.data.resolution, torch.Generator().manual_seed(config.seed)
         self.images = torch.randint(0, 256, (config.batch_size, 3, side, side), generator=generator, dtype=torch.uint8)
 
-    @property
-    def items(self) -> int:
-        return len(self.images)
-
-    def batches(self, seen: int, processes: Processes) -> Iterator[Tensor]:
-        """uint8 (B, 3, S, S), always the same."""
+    def batches(self, seen: int, processes: Processes, position: Any = None) -> Iterator[Tensor]:
+        """Return uint8 (B, 3, S, S), always the same."""
         while True:
             yield self.images
 
@@ -113,10 +109,11 @@ def bench_training(settings: TrainingBench, device: torch.device, step: Callable
 
 
 def _config(settings: TrainingBench) -> TrainConfig:
-    loss = LossConfig(lpips_network=settings.lpips_network)
-    return TrainConfig(
+    loss = FlowLoss(lpips_network=settings.lpips_network)
+    return FlowConfig(
         model=ModelConfig(encoder=settings.latent, encoder_width=settings.encoder_width, decoder=settings.decoder),
         data=DataConfig(resolution=settings.image_size),
+        validation=ValidationConfig(count=0),
         loss=loss if settings.lpips else replace(loss, lpips=0.0),
         batch_size=settings.batch_size,
         precision=settings.precision,
@@ -126,7 +123,7 @@ def _config(settings: TrainingBench) -> TrainConfig:
 def _gflop(config: TrainConfig, device: torch.device) -> float:
     """Of one image, forward and backward."""
     task = BatchTask(config, plain=False)
-    place(task.stage, config, device)
+    to_device(task.stage, config, device)
     with autocast_for(config, device)():
         return training_flops(task.stage, config, device) / 1e9
 
@@ -135,7 +132,7 @@ def _update(config: TrainConfig, device: torch.device, plain: bool) -> Callable[
     """One update of a training of its own."""
     torch.manual_seed(config.seed)
     task = BatchTask(config, plain)
-    place(task.stage, config, device)
+    to_device(task.stage, config, device)
     for module in (task.stage.model, *task.stage.frozen.values()) if plain else ():
         module.to(memory_format=torch.contiguous_format)
     with TemporaryDirectory() as run:  # a run without a checkpoint

@@ -142,10 +142,10 @@ def read_layout(folder: str | Path) -> EncoderLayout:
 
 def _layout(source: str, config: dict[str, Any]) -> EncoderLayout:
     kind = config.get("_class_name")
-    if kind == "AutoencoderSSDD":
+    if kind in ("AutoencoderSSDD", "AutoencoderKLBaseline"):
         if not config.get("has_encoder", True):
             raise CheckpointError(f"{source}: expected a model with an encoder, found one that only decodes")
-        size = _size(source, config, config.get("encoder_groups", GROUPS))
+        size = read_size(source, config, config.get("encoder_groups", GROUPS))
         statistics = read_statistics(source, config, size.latent_channels)
         convention: Convention = "pipeline" if config.get("latents_convention") == "pipeline" else "measured"
         upcast = config.get("force_upcast") is True
@@ -155,7 +155,7 @@ def _layout(source: str, config: dict[str, Any]) -> EncoderLayout:
     config = KL_DEFAULTS | config
     if config["shift_factor"] is None:
         config["shift_factor"] = 0.0
-    size = _size(source, config, config["norm_num_groups"])
+    size = read_size(source, config, config["norm_num_groups"])
     for name, expected in {
         "in_channels": 3,
         "down_block_types": ["DownEncoderBlock2D"] * len(size.channels),
@@ -190,9 +190,10 @@ def read_statistics(source: str, values: Mapping[str, Any], channels: int) -> di
     return stated
 
 
-def _size(source: str, config: Mapping[str, Any], groups: Any) -> EncoderSize:
+def read_size(source: str, config: Mapping[str, Any], groups: Any) -> EncoderSize:
+    """Return the encoder's size as a config states it. Raises CheckpointError."""
     channels, latent = config.get("block_out_channels", []), config.get("latent_channels", 0)
-    if not isinstance(channels, list) or not 2 <= len(channels) <= _MOST_LEVELS:
+    if not isinstance(channels, list | tuple) or not 2 <= len(channels) <= _MOST_LEVELS:
         raise CheckpointError(
             f"{source}: expected block_out_channels of 2 to {_MOST_LEVELS} levels, found {short(channels)}"
         )
@@ -202,7 +203,9 @@ def _size(source: str, config: Mapping[str, Any], groups: Any) -> EncoderSize:
             f"block_out_channels {short(channels)}, latent_channels {short(latent)}, groups {short(groups)}"
         )
     if any(c % groups for c in channels):
-        raise CheckpointError(f"{source}: expected channels in multiples of {groups} norm groups, found {channels}")
+        raise CheckpointError(
+            f"{source}: expected channels in multiples of {groups} norm groups, found {short(channels)}"
+        )
     return EncoderSize(tuple(channels), latent, groups)
 
 

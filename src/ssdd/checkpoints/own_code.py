@@ -1,10 +1,12 @@
-"""A user's own encoder, named as code: loaded, checked, frozen.
+"""A user's own encoder, named as code: loaded, checked, frozen or trained, its trained weights saved.
 
 Shapes: B batch, H x W pixels, f spatial factor, c latent channels.
 """
 
+import copy
 import importlib
 import importlib.util
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -14,26 +16,42 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..files import share
 from . import kl_vae
+from .layout import CheckpointError, first
+
+OWN_CODE = r"((?:.*/)?[^/:]+\.py|[^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*)"
+"""``file.py:NAME`` or ``package.module:NAME``."""
+
+OWN_ENCODER = "own_encoder.safetensors"
+"""Weights of a trained encoder of the user's own, beside those of the decoder that was trained with it."""
 
 _FACTORS = (2, 4, 8, 16, 32, 64)  # a saved decoder's config counts levels, each of which halves the image
 _DETERMINISTIC = -30.0  # log-variance of a latent without noise: the least that diffusers' posterior keeps
 
 
 class ForeignEncoder(nn.Module):
-    """A user's encoder, frozen, always in eval mode, without autocast; in float32 unless it states a ``dtype``.
+    """A user's encoder, in float32 unless it states a ``dtype``.
 
-    ``source`` declares ``spatial_factor`` (f) and ``latent_channels`` (c), both int, and has ``encode(x)``: images
-    (B, 3, H, W) in [-1, 1] -> a latent (B, c, H/f, W/f), or an object of diffusers with it as ``latents``, or with a
-    Gaussian as ``latent_dist``. It may state ``scaling_factor`` and the other latent statistics. If it is an
-    nn.Module, it moves with this one.
+    By default it is frozen, always in eval mode, and runs without autocast. A trainable one has gradients, follows
+    ``train()`` and ``eval()``, and runs under the caller's autocast.
+
+    Args:
+        source: declares ``spatial_factor`` (f) and ``latent_channels`` (c), both int, and has ``encode(x)``: images
+            (B, 3, H, W) in [-1, 1] -> a latent (B, c, H/f, W/f), or an object of diffusers with it as ``latents``, or
+            with a Gaussian as ``latent_dist``. It may state ``scaling_factor`` and the other latent statistics. If it
+            is an nn.Module, it moves with this one.
+        name: as the user typed it, for errors.
+        trainable: train the parameters that require gradients; ``source`` must be an nn.Module that has some.
 
     Raises ValueError, also at each call, with one line for anything else.
     """
 
-    def __init__(self, source: Any, name: str) -> None:
+    def __init__(self, source: Any, name: str, trainable: bool = False) -> None:
         super().__init__()
         if not callable(getattr(source, "encode", None)):
             raise ValueError(f"{name}: expected an object with encode(x), found {type(source).__name__} without it")
@@ -48,25 +66,42 @@ class ForeignEncoder(nn.Module):
                 f"{name}: expected a spatial_factor that is a power of two from 2 to 64, found {f}: resize the image "
                 "inside encode (a ViT with patches of 14 pixels declares 16 and resizes to 14/16)"
             )
+        if trainable and not (isinstance(source, nn.Module) and any(p.requires_grad for p in source.parameters())):
+            raise ValueError(
+                f"{name}: expected an nn.Module with parameters that require gradients to train, found "
+                f"{type(source).__name__} without any"
+            )
         self.name, self.spatial_factor, self.latent_channels = name, f, c
         self.statistics = kl_vae.read_statistics(name, {n: _declared(source, n) for n in kl_vae.STATISTICS}, c)
         dtype = getattr(source, "dtype", None)
         self.dtype = dtype if isinstance(dtype, torch.dtype) else torch.float32
         self.source: Any = source.float() if isinstance(source, nn.Module) and self.dtype is not dtype else source
-        self.requires_grad_(False).eval()
+        self.trainable = trainable
+        if not trainable:
+            self.requires_grad_(False)
+        self.train(trainable)
 
     def train(self, mode: bool = True) -> "ForeignEncoder":
-        """Stays in eval mode."""
-        return super().train(False)
+        """Set the mode of a trainable encoder; a frozen one stays in eval mode."""
+        return super().train(mode and self.trainable)
 
-    @torch.no_grad()
+    def cast(self, dtype: torch.dtype) -> "ForeignEncoder":
+        """Run the user's module in this dtype, unless it states its own; return this encoder."""
+        if isinstance(self.source, nn.Module) and not isinstance(getattr(self.source, "dtype", None), torch.dtype):
+            self.source.to(dtype)
+            self.dtype = dtype
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, 2c, H/f, W/f) in float32: mean, then log-variance (-30 for a plain latent)."""
         f = self.spatial_factor
         if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % f or x.shape[3] % f or 0 in x.shape:
             raise ValueError(f"expected images (B, 3, H, W), H and W multiples of {f}, found {tuple(x.shape)}")
-        with torch.autocast(x.device.type, enabled=False):
+        if self.trainable:
             mean, logvar = self._moments(self.source.encode(x.to(self.dtype)))
+        else:
+            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+                mean, logvar = self._moments(self.source.encode(x.to(self.dtype)))
         expected = (x.shape[0], self.latent_channels, x.shape[2] // f, x.shape[3] // f)
         for found in (mean, logvar):
             if not isinstance(found, Tensor) or found.shape != expected or not found.is_floating_point():
@@ -93,8 +128,73 @@ def _declared(source: Any, name: str) -> Any:
     return value.squeeze().tolist() if isinstance(value, Tensor) else value
 
 
-def load_own(name: str, path: str, attribute: str) -> Any:
-    """The object ``attribute`` of a file or module, or what it makes where it is a class or a function."""
+def save_own_encoder(encoder: ForeignEncoder, folder: str | Path) -> None:
+    """Write the weights of a trained encoder's ``source`` to ``folder/own_encoder.safetensors``."""
+    # Copies, because safetensors refuses tensors that share memory, such as tied weights.
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in encoder.source.state_dict().items()}
+    path = Path(folder) / OWN_ENCODER
+    save_file(state, path)
+    share(path)
+
+
+def load_own_encoder(name: str, folder: str | Path) -> ForeignEncoder:
+    """Return the frozen encoder that ``name`` says, with the weights that were trained for the model in ``folder``.
+
+    Without ``own_encoder.safetensors`` in the folder, the encoder stays as the code makes it.
+
+    Args:
+        name: ``file.py:NAME`` or ``package.module:NAME``.
+        folder: the model's folder.
+
+    Raises CheckpointError with one line for weights that are not this encoder's; for code, see ``load_own``.
+    """
+    code = re.fullmatch(OWN_CODE, name)
+    if code is None:
+        raise ValueError(f"{name}: expected an encoder as file.py:NAME or package.module:NAME")
+    source = load_own(name, code[1], code[2])
+    if isinstance(source, nn.Module):  # two models may name the same instance and differ in weights or dtype
+        source = copy.deepcopy(source)
+    encoder = ForeignEncoder(source, name)
+    path = Path(folder) / OWN_ENCODER
+    if path.is_file():
+        _load_weights(encoder, path)
+    return encoder
+
+
+def _load_weights(encoder: ForeignEncoder, path: Path) -> None:
+    source = encoder.source
+    if not isinstance(source, nn.Module):
+        raise CheckpointError(
+            f"{path}: expected {encoder.name} as an nn.Module, which these weights are of, found none"
+        )
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: expected a complete safetensors file, could not read it ({error})") from error
+    expected = source.state_dict()
+    differences = [f"no {key}" for key in expected if key not in state]
+    differences += [f"unexpected {key}" for key in state if key not in expected]
+    differences += [
+        f"{key} is {list(state[key].shape)}, expected {list(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in state and state[key].shape != tensor.shape
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{path}: expected the weights of {encoder.name}, found {len(differences)} differences: "
+            f"{first(differences)}"
+        )
+    source.load_state_dict(state)
+
+
+def code_file(name: str) -> Path:
+    """Return the Python file of own code that is loaded."""
+    path = name.rpartition(":")[0]
+    return Path(path if path.endswith(".py") else str(sys.modules[path].__file__))
+
+
+def load_own(name: str, path: str, attribute: str, make: bool = True) -> Any:
+    """Return the object ``attribute`` of a file or module, or, with ``make``, what a class or function there makes."""
     file = Path(path) if path.endswith(".py") else None
     if file is not None and not file.is_file():
         raise FileNotFoundError(f"{name}: expected a Python file {file}, found none")
@@ -108,7 +208,7 @@ def load_own(name: str, path: str, attribute: str) -> Any:
         if not hasattr(module, attribute):
             raise ImportError(f"{name}: expected {attribute} in {path}, found no such name there")
         found = getattr(module, attribute)
-        if not isinstance(found, type) and (hasattr(found, "encode") or not callable(found)):
+        if not make or (not isinstance(found, type) and (hasattr(found, "encode") or not callable(found))):
             return found
         try:
             return found()

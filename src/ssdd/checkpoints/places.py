@@ -15,10 +15,8 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, 
 from .embedded import embedded_folder, embedded_names
 from .kl_vae import find_weights, read_config
 from .layout import CheckpointError
-from .own_code import one_line
-
-OWN_CODE = r"((?:.*/)?[^/:]+\.py|[^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*)"
-"""``file.py:NAME`` or ``package.module:NAME``."""
+from .own_code import OWN_CODE as OWN_CODE
+from .own_code import OWN_ENCODER, one_line
 
 HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 """``OWNER/NAME``."""
@@ -90,6 +88,8 @@ def download(
         if hub.offline:
             raise hub.nothing() from None
         raise
+    if read_config(config.parent).get("has_encoder") is False:
+        hub.fetch(OWN_ENCODER)
     return config.parent
 
 

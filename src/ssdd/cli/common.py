@@ -1,9 +1,13 @@
 """What the commands share: options of the model, loading it, going through many files."""
 
+import atexit
+import functools
 import logging
 import os
 import re
+import shutil
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,9 +52,10 @@ class ModelOptions:
         return AutoencoderSSDD.from_pretrained(self._place(), torch_dtype=DTYPES[self.dtype]).to(device).eval()
 
     def _place(self) -> str:
-        """The model's own name, or its result where that is the folder of a training run."""
-        result = Path(self.model) / "model"
-        return str(result) if (result / "config.json").is_file() else self.model
+        """Return the model's own name, or its result where that is the folder of a training run."""
+        name = model_of_run(self.model)
+        result = Path(name) / "model"
+        return str(result) if (result / "config.json").is_file() else name
 
     def _check_name(self) -> None:
         """Raises FileNotFoundError, without asking the hub, for what cannot be a model."""
@@ -78,6 +83,50 @@ class ModelOptions:
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"expected a device like cpu or cuda, found {self.device!r}: {error}") from error
         return device
+
+
+@dataclass(frozen=True)
+class EncoderOptions(ModelOptions):
+    """Which autoencoder, with which encoder, and how it runs."""
+
+    encoder: str | None = None
+    """Encoder of a model that has none: file.py:NAME, package.module:NAME, model folder, run, Hugging Face id."""
+
+    def load(self) -> "AutoencoderSSDD":
+        """The model with its encoder. Raises OSError, ValueError or ImportError with one line if it cannot be had."""
+        from ..autoencoder import AutoencoderSSDD
+        from ..checkpoints.encoders import cast, check_encoder, load_encoder
+        from ..checkpoints.own_model import find_folder
+
+        autoencoder = super().load()
+        check_encoder(self.model, autoencoder.config, self.encoder)
+        if self.encoder is not None:
+            folder = find_folder(self._place(), AutoencoderSSDD)
+            encoder = load_encoder(self.encoder, self.model, autoencoder.config, folder)
+            autoencoder.attach_encoder(cast(encoder, DTYPES[self.dtype]))
+        return autoencoder
+
+
+@functools.cache
+def model_of_run(name: str) -> str:
+    """Return the name of a model, or, for a run that is not finished, a folder with its newest checkpoint's model.
+
+    That folder goes with the process; a line on standard error says at how many images the run is.
+    """
+    run = Path(name)
+    checkpoints = any((run / "checkpoints").glob("[0-9]*[0-9]"))
+    if not checkpoints or (run / "model").is_dir() or not (run / "config.json").is_file():
+        return name
+    from ..training.export import export_checkpoint, find_checkpoint
+
+    images = int(find_checkpoint(run).name)
+    folder = Path(tempfile.mkdtemp(prefix="ssdd-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    model = folder / f"{run.resolve().name}@{images}" / "model"
+    model.parent.mkdir()
+    export_checkpoint(run, model, images)
+    print(f"{name}: this run is not finished; its averaged model after {images:,} images is used", file=sys.stderr)
+    return str(model)
 
 
 def tile_if_large(autoencoder: "AutoencoderSSDD", height: int, width: int) -> None:

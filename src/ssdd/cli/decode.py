@@ -119,11 +119,12 @@ def _save(autoencoder: "AutoencoderSSDD", encoded: EncodedImage, options: Decode
 
 @dataclass(frozen=True)
 class _Encoder:
-    """Whose latents a set has: name of the model, sha256 of its encoder, spatial factor."""
+    """Whose latents a set has: name of the model, sha256 of its encoder, spatial factor, and what --encoder gave it."""
 
     name: str
     sha256: str
     factor: int
+    encoder: str
 
 
 def _encoder_of(data: "LatentDataset") -> _Encoder:
@@ -137,6 +138,7 @@ def _encoder_of(data: "LatentDataset") -> _Encoder:
         text(model, "name", label),
         text(model, "encoder_sha256", label, SHA256),
         whole(model, "spatial_factor", label, 1, 1024),
+        text(model, "encoder", label) if "encoder" in model else "",
     )
 
 
@@ -151,6 +153,11 @@ def _load_for(options: Decode, made_by: _Encoder) -> "AutoencoderSSDD":
     from ..tokenization.model import LatentEncoder
 
     name = made_by.name
+    if made_by.encoder:
+        raise ValueError(
+            f"the latents are of {name} with the encoder {made_by.encoder}, which is not loaded for a manifest: pass "
+            f"--model {name} if you trust it"
+        )
     try:
         place = str(find_model(name, _untrusted))
         found = LatentEncoder(place).sha256

@@ -12,7 +12,7 @@ from ..codec import EncodedImage, decode_image, encode_image
 from ..data.images import ImageFile, find_images, read_image, save_image
 from ..evaluation.metrics import ImageComparison, ImageMetrics, bicubic_baseline, mean_metrics
 from ..evaluation.sheet import Panel, difference, sheet
-from .common import ModelOptions, check_outputs, parse_options, require, tile_if_large
+from .common import EncoderOptions, check_outputs, parse_options, require, tile_if_large
 from .reconstruct import describe
 
 STEPS = (1, 8)
@@ -30,7 +30,7 @@ class Demo:
     """Your own images or folders, instead of scikit-image's photographs."""
     overwrite: bool = False
     """Replace existing files."""
-    model: ModelOptions = field(default_factory=ModelOptions)
+    model: EncoderOptions = field(default_factory=EncoderOptions)
 
 
 @dataclass(frozen=True)

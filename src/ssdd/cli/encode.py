@@ -8,7 +8,7 @@ import tyro
 
 from ..codec import LATENT_SUFFIX, encode_image, save_encoded
 from ..data.images import ImageFile, find_images, read_image
-from .common import ModelOptions, check_outputs, for_each, parse_options, require, tile_if_large
+from .common import EncoderOptions, check_outputs, for_each, parse_options, require, tile_if_large
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Encode:
     """Folder for the latent files."""
     overwrite: bool = False
     """Replace existing files."""
-    model: ModelOptions = field(default_factory=ModelOptions)
+    model: EncoderOptions = field(default_factory=EncoderOptions)
 
 
 def parse(arguments: Sequence[str]) -> Encode:

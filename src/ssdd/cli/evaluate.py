@@ -13,14 +13,14 @@ from tqdm import tqdm
 
 from ..dtypes import DTYPES
 from ..files import atomic_path
-from .common import DEFAULT_MODEL, ModelOptions, check_outputs, parse_options
+from .common import DEFAULT_MODEL, ModelOptions, check_outputs, model_of_run, parse_options
 
 if TYPE_CHECKING:
     from ..evaluation.compare import Comparison, Entry
     from ..evaluation.features import Extractor
     from ..evaluation.image_metrics import PairMetric
     from ..evaluation.protocols import EvaluationSet, Protocol
-    from ..objectives.perceptual import LPIPSNetwork
+    from ..objectives import LPIPSNetwork
     from ..processes import Processes
 
 RESULTS, REPORT = "evaluation.json", "report.html"
@@ -33,6 +33,8 @@ class Evaluate:
     models: tyro.conf.Positional[tuple[str, ...]] = ()
     """Model folders, runs, embedded names, Hugging Face ids, .safetensors of the authors, jpeg:BYTES, jpeg:auto (the
     bytes of the first model's latent), bicubic:FACTOR, file.py:NAME."""
+    encoder: str | None = None
+    """Encoder of the models that have none: file.py:NAME, package.module:NAME, model folder, run, Hugging Face id."""
     data: tuple[str, ...] = ()
     """Folders, uncompressed tar files, hf:OWNER/NAME[:SPLIT]."""
     protocol: str = "paper-256-v1"
@@ -136,7 +138,7 @@ def _tell(comparison: "Comparison", evaluation_set: "EvaluationSet", options: Ev
 def _entries(options: Evaluate, protocol: "Protocol", device: torch.device) -> "list[Entry]":
     """A row per model, precision and number of steps."""
     from ..evaluation.compare import Entry
-    from ..evaluation.contestants import JPEG_AUTO, Jpeg, load_contestant
+    from ..evaluation.contestants import JPEG_AUTO, Jpeg, check_encoder_attached, load_contestant
 
     dtypes, steps = _dtypes(options), _steps(options)
     entries: list[Entry] = []
@@ -149,7 +151,7 @@ def _entries(options: Evaluate, protocol: "Protocol", device: torch.device) -> "
             bytes_of_first = entries[0].contestant.latent_bytes(protocol.size, protocol.size)
             entries.append(Entry(Jpeg(bytes_of_first, device)))
             continue
-        contestants = [load_contestant(name, device, dtype) for dtype in dtypes]
+        contestants = [load_contestant(model_of_run(name), device, dtype, options.encoder) for dtype in dtypes]
         first = contestants[0]
         if first.describe()["dtype"] == "uint8":  # no network: nothing to choose
             contestants = [first]
@@ -157,6 +159,7 @@ def _entries(options: Evaluate, protocol: "Protocol", device: torch.device) -> "
         for contestant in contestants:
             encoder = None if contestant is first else first
             entries += [Entry(contestant, n, encoder) for n in (steps if choice else ()) or (None,)]
+    check_encoder_attached((entry.contestant for entry in entries), options.encoder)
     return entries
 
 

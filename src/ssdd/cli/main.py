@@ -1,6 +1,7 @@
-"""``ssdd COMMAND``: finds the command's module, reads its options, turns errors into one line and a status.
+"""Run ``ssdd COMMAND``: find the command's module, read its options, turn errors into one line and a status.
 
 Exit status: 0 all done; 1 an error, or some of the inputs failed; 2 wrong usage; 130 stopped by Ctrl-C, 143 by SIGTERM.
+A training that another signal stopped has 128 and its number.
 """
 
 import gc
@@ -15,8 +16,14 @@ from typing import NoReturn
 
 from safetensors import SafetensorError
 
+from ..launcher import follow_launcher
 from ..memory import keep_freed_memory
 from ..text import one_safe_line
+
+# Before torch is imported, which none of the imports above does: OpenMP reads it once. Its threads would spin while
+# they wait, and on a core that another process uses they would be in the way of one another.
+if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 COMMANDS = {
     "demo": "reconstruct sample photographs with the embedded model: a comparison sheet and a table",
@@ -36,11 +43,16 @@ COMMANDS = {
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which then ends a command as Ctrl-C does: what is half written is removed."""
+    """Raised by SIGTERM, so that it ends a command as Ctrl-C does: what is half written is removed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one command and exits with its status. ``arguments`` are ``sys.argv[1:]`` by default."""
+    """Run one command and exit with its status.
+
+    Args:
+        arguments: command and options; ``sys.argv[1:]`` by default.
+    """
+    follow_launcher()
     keep_freed_memory()  # the process is ours alone
     if "RANK" not in os.environ:  # one of several may be waiting for the others, where no handler of Python's runs
         signal.signal(signal.SIGTERM, _terminate)
@@ -50,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Runs one command and returns its exit status."""
+    """Run one command and return its exit status."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0 if arguments else 2

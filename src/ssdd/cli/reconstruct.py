@@ -13,7 +13,7 @@ from ..data.images import ImageFile, find_images, read_image, save_image
 from ..evaluation.metrics import ImageComparison, ImageMetrics, mean_metrics
 from ..evaluation.sheet import Panel, difference, sheet
 from ..files import atomic_path
-from .common import ModelOptions, check_outputs, for_each, parse_options, require, tile_if_large
+from .common import EncoderOptions, check_outputs, for_each, parse_options, require, tile_if_large
 
 METRICS = "metrics.csv"
 
@@ -32,7 +32,7 @@ class Reconstruct:
     """Write side-by-side sheets."""
     overwrite: bool = False
     """Replace existing files."""
-    model: ModelOptions = field(default_factory=ModelOptions)
+    model: EncoderOptions = field(default_factory=EncoderOptions)
 
 
 def parse(arguments: Sequence[str]) -> Reconstruct:

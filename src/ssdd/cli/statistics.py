@@ -19,6 +19,8 @@ class Statistics:
 
     model: tyro.conf.Positional[str]
     """Model folder, run, embedded name, Hugging Face id, .safetensors of the authors, file.py:NAME."""
+    encoder: str | None = None
+    """Encoder of a model that has none: file.py:NAME, package.module:NAME, model folder, run, Hugging Face id."""
     data: tuple[str, ...] = ()
     """Folders, uncompressed tar files, hf:OWNER/NAME[:SPLIT]: images as the generative model will see them."""
     protocol: str = "paper-256-v1"
@@ -48,7 +50,7 @@ def parse(arguments: Sequence[str]) -> Statistics:
 
 def run(options: Statistics) -> int:
     from ..data.sources import open_source
-    from ..evaluation.contestants import load_contestant
+    from ..evaluation.contestants import check_encoder_attached, load_contestant
     from ..evaluation.latents import as_dict, as_text, latent_statistics, save_statistics, saved_folder
     from ..evaluation.protocols import EvaluationSet, get_protocol
     from ..files import atomic_path
@@ -61,8 +63,10 @@ def run(options: Statistics) -> int:
     folder = saved_folder(options.model) if options.save else None
     evaluation_set = EvaluationSet(open_source(options.data), protocol)
     device = ModelOptions(device=options.device).torch_device()
+    contestant = load_contestant(options.model, device, DTYPES[options.dtype], options.encoder)
+    check_encoder_attached([contestant], options.encoder)
     measured = latent_statistics(
-        load_contestant(options.model, device, DTYPES[options.dtype]),
+        contestant,
         evaluation_set,
         limit=options.limit,
         batch_size=options.batch_size,

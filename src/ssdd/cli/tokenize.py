@@ -32,6 +32,8 @@ class Tokenize:
     """Folder for shards and manifest: a new one, or one that the same command began."""
     model: str = DEFAULT_MODEL
     """Whose encoder: model folder (AutoencoderSSDD or AutoencoderKL), run, embedded name, Hugging Face id."""
+    encoder: str | None = None
+    """Encoder of a model that has none: file.py:NAME, package.module:NAME, model folder, run, Hugging Face id."""
     size: int = 256
     """Side of the crops in pixels."""
     crop: Literal["centre", "random"] = "centre"
@@ -87,6 +89,7 @@ class Tokenize:
             shard_images=self.shard_images,
             batch_size=self.batch_size,
             threads=self.threads,
+            encoder=self.encoder,
         )
 
 

@@ -1,5 +1,6 @@
 """Images in folders."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ class FolderSource:
 
     def __init__(self, folder: str | Path) -> None:
         """Raises ImageError for a folder that is missing or cannot be read."""
+        self.folder = Path(folder)
         self._paths = PackedNames(str(file.path) for file in find_images([folder]))
 
     def __len__(self) -> int:
@@ -20,6 +22,9 @@ class FolderSource:
 
     def name(self, index: int) -> str:
         return self._paths[index]
+
+    def key(self, index: int) -> str:
+        return os.path.relpath(self._paths[index], self.folder)
 
     def content(self, index: int) -> bytes:
         """The encoded image. Raises ImageError."""

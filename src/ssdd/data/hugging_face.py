@@ -5,14 +5,15 @@ import io
 import re
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .folder import file_content
-from .images import ImageError, printable, read_failure, read_image, reason_of
+from .images import ImageError, ImageReadError, printable, read_failure, read_image, reason_of
 
 PREFIX = "hf:"
+_STREAMING = "?streaming"
 _LABEL, _MOST_CLASSES = "label", 1 << 20
 _PATH = re.compile(r"(?P<place>.+?)(:(?P<split>[\w.-]+(\[[\w:%-]*\])?))?")
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
@@ -31,21 +32,20 @@ class HuggingFaceSource:
 
     def __init__(self, path: str) -> None:
         """Raises ImageError if there is no such data set, split or image column; ImportError without ``datasets``."""
-        place, split = _parse(path)
-        self._label = printable(f"{PREFIX}{place}:{split}")
-        datasets = _package(self._label)
-        dataset = _load(datasets, place, split, self._label)
-        self._column = _image_column(datasets, dataset, self._label)
-        self._labels = _label_column(datasets, dataset)
-        self._label_names: list[str] = list(getattr(dataset.features.get(_LABEL), "names", None) or [])
-        undecoded = dataset.select_columns([self._column]).cast_column(self._column, datasets.Image(decode=False))
-        self._dataset = undecoded.with_format(None)
+        split = load_split(path)
+        self._label, self._column = split.label, split.column
+        self._labels = _label_column(_package(split.label), split.dataset)
+        self._label_names: list[str] = list(getattr(split.dataset.features.get(_LABEL), "names", None) or [])
+        self._dataset = split.images.with_format(None)
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def name(self, index: int) -> str:
         return f"{self._label}[{index}]"
+
+    def key(self, index: int) -> str:
+        return str(index)
 
     def class_names(self) -> list[str]:
         """Names by number, where the column ``label`` holds numbers: of classes, or themselves. Else empty."""
@@ -66,18 +66,69 @@ class HuggingFaceSource:
         """The encoded image. Raises ImageError."""
         name = self.name(index)
         try:
-            image: dict[str, Any] | None = self._dataset[index][self._column]
+            image: Cell = self._dataset[index][self._column]
         except (OSError, ValueError) as error:  # pyarrow's errors are of these classes
             raise read_failure(error, f"{name}: expected a readable row, found {reason_of(error)}") from error
-        if image is not None and image["bytes"] is not None:
-            return image["bytes"]
-        if image is not None and image["path"] is not None:
-            return file_content(image["path"])
-        raise ImageError(f"{name}: expected an image, found an empty cell")
+        return encoded_image(image, name)
 
     def read(self, index: int) -> np.ndarray:
         """uint8 (H, W, 3). Raises ImageError."""
         return read_image(io.BytesIO(self.content(index)), name=self.name(index))
+
+
+Cell = dict[str, Any] | None
+"""An image as ``datasets`` has it, not decoded: its ``bytes``, or the ``path`` or address of its file."""
+
+
+def encoded_image(cell: Cell, name: str) -> bytes:
+    """Return the encoded image of a cell. Raises ImageError if there is none."""
+    if cell is not None and cell["bytes"] is not None:
+        return cell["bytes"]
+    if cell is not None and cell["path"] is not None:
+        return _remote_content(cell["path"]) if "://" in cell["path"] else file_content(cell["path"])
+    raise ImageError(f"{name}: expected an image, found an empty cell")
+
+
+def _remote_content(address: str) -> bytes:
+    fsspec = importlib.import_module("fsspec")  # comes with datasets
+    try:
+        with fsspec.open(address, "rb") as file:
+            return file.read()
+    except FileNotFoundError as error:
+        raise ImageError(f"{printable(address)}: expected an image file, found none") from error
+    except Exception as error:  # whatever the storage and the network raise
+        message = f"{printable(address)}: expected a readable image file, found {reason_of(error)}"
+        raise ImageReadError(message) from error
+
+
+def streaming_path(path: str) -> bool:
+    """Tell whether a data path asks for streaming: ``hf:OWNER/NAME:SPLIT?streaming``."""
+    return path.startswith(PREFIX) and path.endswith(_STREAMING)
+
+
+class LoadedSplit(NamedTuple):
+    """A split: its name in messages, all of it, and its first column of images alone, not decoded."""
+
+    label: str
+    dataset: Any
+    column: str
+    images: Any
+
+
+def load_split(path: str) -> LoadedSplit:
+    """Load ``hf:PLACE[:SPLIT]`` as a ``datasets.Dataset``, ``hf:PLACE[:SPLIT]?streaming`` as an ``IterableDataset``.
+
+    Raises:
+        ImageError: there is no such data set, split or image column.
+        ImportError: the package ``datasets`` is not installed.
+    """
+    place, split = _parse(path.removesuffix(_STREAMING))
+    label = printable(f"{PREFIX}{place}:{split}")
+    datasets = _package(label)
+    dataset = _load(datasets, place, split, label, streaming_path(path))
+    column = _image_column(datasets, dataset, label)
+    images = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    return LoadedSplit(label, dataset, column, images)
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -108,19 +159,25 @@ def _package(label: str) -> ModuleType:
         raise ImportError(f"{label}: expected the package datasets, found none: pip install 'ssdd[data]'") from error
 
 
-def _load(datasets: ModuleType, place: str, split: str, label: str) -> Any:
-    """The ``datasets.Dataset`` of a split."""
+def _load(datasets: ModuleType, place: str, split: str, label: str, streaming: bool) -> Any:
+    """The ``datasets.Dataset`` of a split, or its ``IterableDataset``."""
     folder = Path(place)
     if _is_local(place) and not folder.is_dir():
         raise ImageError(f"{label}: expected a folder, found none at {printable(place)}")
     if not _is_local(place) and not _HUB_ID.fullmatch(place):
         raise ImageError(f"{label}: expected hf:OWNER/NAME of a data set on the hub, or hf:./folder, found neither")
+    options = {"split": split} | ({"streaming": True} if streaming else {})
     try:
         if not _is_local(place):
-            return datasets.load_dataset(place, split=split)
+            return datasets.load_dataset(place, **options)
         if not is_saved_dataset(folder):
             files = _parquet_files(folder, split.split("[")[0], label)
-            return datasets.load_dataset("parquet", data_files=files, split=split)
+            return datasets.load_dataset("parquet", data_files=files, **options)
+        if streaming:
+            raise ImageError(
+                f"{label}: expected a data set of the hub or a folder of parquet files, "
+                "found what save_to_disk wrote, which is never loaded as a whole: leave out ?streaming"
+            )
         saved = datasets.load_from_disk(place)
     except ImageError:
         raise
@@ -172,8 +229,9 @@ def _class(value: Any, names: list[str]) -> str | None:
 
 
 def _image_column(datasets: ModuleType, dataset: Any, label: str) -> str:
-    for name, feature in dataset.features.items():
+    features = dataset.features or {}  # a stream may not know them
+    for name, feature in features.items():
         if isinstance(feature, datasets.Image):
             return name
-    columns = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in dataset.features.items())
+    columns = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
     raise ImageError(f"{label}: expected a column of images, found {printable(columns) if columns else 'no column'}")

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from .images import ImageError
 from .sources import ImageSource
 from .transforms import training_crop
 
-_TRIES = 100
+MOST_UNREADABLE_IN_A_ROW = 100
 _LOG = logging.getLogger(__name__)
 
 
@@ -102,7 +102,7 @@ class CropStream(Dataset[torch.Tensor]):
         epoch, offset = divmod(position, len(self.source))
         order = epoch_order(self.seed, epoch, len(self.source))
         skipped: list[Skipped] = []
-        for i in range(min(_TRIES, len(self.source))):
+        for i in range(min(MOST_UNREADABLE_IN_A_ROW, len(self.source))):
             index = int(order[(offset + i) % len(self.source)])
             try:
                 image = self.source.read(index)
@@ -138,7 +138,7 @@ class BatchPositions(Sampler[list[int]]):
             first += self.batch_size
 
 
-class _Batch(NamedTuple):
+class Batch(NamedTuple):
     """What a worker sends: errors too, since one that it raised would come with its traceback in the message."""
 
     crops: torch.Tensor
@@ -146,24 +146,27 @@ class _Batch(NamedTuple):
     error: str | None
 
 
-class _BatchReader(Dataset[_Batch]):
+class _BatchReader(Dataset[Batch]):
     """Maps the positions of a batch to its crops: what a worker does."""
 
     def __init__(self, stream: CropStream) -> None:
         self.stream = stream
 
-    def __getitem__(self, positions: list[int]) -> _Batch:
-        size = self.stream.size
-        crops = torch.empty(len(positions), 3, size, size, dtype=torch.uint8)
-        planes = crops.numpy()
-        skipped: list[Skipped] = []
-        for i, position in enumerate(positions):
-            crop = self.stream.crop(position)
-            skipped += crop.skipped
-            if crop.pixels is None:
-                return _Batch(crops, skipped, _too_many_in_a_row(crop))
-            planes[i] = crop.pixels.transpose(2, 0, 1)
-        return _Batch(crops, skipped, None)
+    def __getitem__(self, positions: list[int]) -> Batch:
+        return as_batch((self.stream.crop(p) for p in positions), len(positions), self.stream.size)
+
+
+def as_batch(crops: Iterable[Crop], count: int, size: int) -> Batch:
+    """Return ``count`` crops of side ``size`` as a batch; it has an error if one of them has no pixels."""
+    batch = torch.empty(count, 3, size, size, dtype=torch.uint8)
+    planes = batch.numpy()
+    skipped: list[Skipped] = []
+    for i, crop in enumerate(crops):
+        skipped += crop.skipped
+        if crop.pixels is None:
+            return Batch(batch, skipped, _too_many_in_a_row(crop))
+        planes[i] = crop.pixels.transpose(2, 0, 1)
+    return Batch(batch, skipped, None)
 
 
 def crop_batches(
@@ -203,16 +206,21 @@ def crop_batches(
     return _batches(iter(loader), BrokenImages() if broken is None else broken)
 
 
-def _batches(batches: Iterator[_Batch], broken: BrokenImages) -> Iterator[torch.Tensor]:
+def _batches(batches: Iterator[Batch], broken: BrokenImages) -> Iterator[torch.Tensor]:
     try:
         for batch in batches:
-            for skipped in batch.skipped:
-                broken.add(skipped.name, skipped.reason)
-            if batch.error is not None:
-                raise ImageError(batch.error)
-            yield batch.crops
+            yield counted(batch, broken)
     finally:
         del batches  # ends the workers now, and not when the last traceback of an error is forgotten
+
+
+def counted(batch: Batch, broken: BrokenImages) -> torch.Tensor:
+    """Count the unreadable images of a batch, and return its crops. Raises ImageError for too many, or its error."""
+    for skipped in batch.skipped:
+        broken.add(skipped.name, skipped.reason)
+    if batch.error is not None:
+        raise ImageError(batch.error)
+    return batch.crops
 
 
 def start_worker(_: int) -> None:
@@ -222,7 +230,8 @@ def start_worker(_: int) -> None:
     more batches before that; its workers end when it tells them to, or when it is gone.
     """
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     # `multiprocessing` ends workers by SIGTERM too, and waits for them, so one from the parent counts. Where the
     # sender cannot be told (macOS), each SIGTERM ends the worker, as it does without this function.
     parent = multiprocessing.parent_process()

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from .folder import FolderSource
-from .hugging_face import PREFIX, HuggingFaceSource, is_saved_dataset
+from .hugging_face import PREFIX, HuggingFaceSource, is_saved_dataset, streaming_path
 from .images import ImageError, printable
 from .tar import TarSource
 
@@ -15,8 +15,9 @@ __all__ = ["ConcatSource", "FolderSource", "HuggingFaceSource", "ImageSource", "
 
 
 class ImageSource(Protocol):
-    """A fixed list of images: ``len``, ``name(i)``, ``content(i)``, and ``read(i)`` -> uint8 (H, W, 3).
+    """A fixed list of images: ``len``, ``name(i)``, ``key(i)``, ``content(i)``, and ``read(i)`` -> uint8 (H, W, 3).
 
+    ``key(i)`` is its name within the folder or file, wherever that lies.
     ``content(i)`` is the encoded image, as in its file. It and ``read(i)`` raise ImageError for an image that cannot
     be read. A source can be sent to another process, forked or spawned.
     """
@@ -24,6 +25,8 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str: ...
+
+    def key(self, index: int) -> str: ...
 
     def content(self, index: int) -> bytes: ...
 
@@ -44,6 +47,10 @@ class ConcatSource:
         source, local = self._locate(index)
         return source.name(local)
 
+    def key(self, index: int) -> str:
+        source, local = self._locate(index)
+        return source.key(local)
+
     def content(self, index: int) -> bytes:
         """The encoded image. Raises ImageError."""
         source, local = self._locate(index)
@@ -59,6 +66,30 @@ class ConcatSource:
             raise IndexError(f"expected an index from 0 to {len(self) - 1}, found {index}")
         which = int(np.searchsorted(self._ends, index, side="right"))
         return self.sources[which], index - int(self._ends[which - 1] if which else 0)
+
+
+class SubsetSource:
+    """Some images of a source, by their indices there."""
+
+    def __init__(self, source: ImageSource, indices: np.ndarray) -> None:
+        self.source, self.indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def name(self, index: int) -> str:
+        return self.source.name(int(self.indices[index]))
+
+    def key(self, index: int) -> str:
+        return self.source.key(int(self.indices[index]))
+
+    def content(self, index: int) -> bytes:
+        """Return the encoded image. Raises ImageError."""
+        return self.source.content(int(self.indices[index]))
+
+    def read(self, index: int) -> np.ndarray:
+        """Return uint8 (H, W, 3). Raises ImageError."""
+        return self.source.read(int(self.indices[index]))
 
 
 def open_source(paths: Sequence[str | Path]) -> ConcatSource:
@@ -78,6 +109,11 @@ def open_source(paths: Sequence[str | Path]) -> ConcatSource:
 
 
 def _open(path: str | Path) -> ImageSource:
+    if streaming_path(str(path)):
+        raise ImageError(
+            f"{printable(str(path))}: expected data whose images have numbers, found a stream, "
+            "which only `ssdd train` takes, as the one path of --data.paths"
+        )
     if str(path).startswith(PREFIX):
         return HuggingFaceSource(str(path))
     path = Path(path)

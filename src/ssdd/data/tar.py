@@ -65,6 +65,9 @@ class TarSource:
     def name(self, index: int) -> str:
         return f"{self.path}:{self._names[index]}"
 
+    def key(self, index: int) -> str:
+        return self._names[index]
+
     def content(self, index: int) -> bytes:
         """The encoded image. Raises ImageError if it cannot be read whole, which is never the image's own fault."""
         name, offset, size = self.name(index), int(self._offsets[index]), int(self._sizes[index])

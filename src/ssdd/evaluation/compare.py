@@ -9,8 +9,8 @@ from functools import cached_property
 
 import torch
 
-from ..objectives.perceptual import LPIPSNetwork
-from ..processes import Processes, gathered, told_by_main
+from ..objectives import LPIPSNetwork
+from ..processes import Processes, broadcast, gather
 from .batches import Progress, nothing_usable, unchanged
 from .feature_sets import set_distances
 from .features import Extractor
@@ -108,8 +108,8 @@ def compare(
         device=device,
         progress=progress,
     )
-    shares = gathered(share.on_cpu() if count > 1 else share)
-    result = told_by_main(_result(shares, [e.name for e in extractors]) if shares else None)
+    shares = gather(share.on_cpu() if count > 1 else share)
+    result = broadcast(_result(shares, [e.name for e in extractors]) if shares else None)
     if result.size is None:
         raise nothing_usable(result.census)
     rows = [

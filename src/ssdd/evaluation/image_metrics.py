@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..data.pixels import images_to_tensor, tensor_to_image
-from ..objectives.perceptual import LPIPS, LPIPSNetwork
+from ..objectives import LPIPSNetwork
+from ..objectives.perceptual import LPIPS
 
 Images = np.ndarray | Tensor
 """uint8 (B, H, W, 3)."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..data.images import save_image
 from ..files import atomic_path
-from ..training.preview import grid
+from ..training.validation import grid
 
 COLUMNS, ROWS = 8, 8
 """Of the page of samples, at most."""

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from ..processes import Processes
-from ..training.export import write_model
+from ..training.export import write_result
 from ..training.loop import train_task
-from ..training.preview import grid
 from ..training.stages.base import State
-from ..training.task import Preview
-from .config import GenerationConfig, check
+from ..training.validation import grid
+from .config import GenerationConfig
 from .data import LatentBatch, Latents, LatentStream, latent_batches, open_latents
 from .decoding import load_decoder
 from .result import Generator, LatentFacts, save_generator
@@ -31,7 +30,7 @@ PREVIEW_GUIDANCE = (1.0, 4.0)
 
 def train_generator(config: GenerationConfig, run: Path, device: torch.device | None = None) -> Path:
     """Trains a DiT on tokenized latents and returns the folder of the result; see ``train_task``."""
-    return train_task(config, GenerationTask, check, run, device)
+    return train_task(config, GenerationTask, run, device)
 
 
 class GenerationTask:
@@ -40,8 +39,8 @@ class GenerationTask:
     Raises ValueError or OSError if the latents cannot be had or do not fit the settings.
     """
 
-    unit = "latents"
     batch_name = "latents"
+    validation_images = 0
 
     def __init__(self, config: GenerationConfig, data: Latents | None = None) -> None:
         """``data``: instead of the folder's."""
@@ -56,13 +55,15 @@ class GenerationTask:
     def name(self) -> str:
         return f"DiT-{self.config.size}"
 
-    @property
-    def items(self) -> int:
-        return len(self.stream.data)
+    def provenance(self) -> dict[str, Any]:
+        return {"latents": {"count": len(self.stream.data)}}
 
-    def batches(self, seen: int, processes: Processes) -> Iterator[LatentBatch]:
+    def batches(self, seen: int, processes: Processes, position: Any = None) -> Iterator[LatentBatch]:
         config = self.config
         return latent_batches(self.stream, seen, config.batch_size, config.workers, processes.rank, processes.count)
+
+    def data_position(self) -> None:
+        return None
 
     def on_device(self, piece: LatentBatch, device: torch.device) -> LatentBatch:
         return piece.to(device)
@@ -73,14 +74,14 @@ class GenerationTask:
     def counts(self) -> dict[str, int]:
         return {}
 
-    def open_preview(self, device: torch.device) -> None:
-        if self.config.decoder is not None:
-            self._decoder = load_decoder(self.config.decoder, device)
+    def prepare(self, run: Path, processes: Processes) -> None:
+        if processes.main and self.config.decoder is not None and self.config.log.sample_images:
+            self._decoder = load_decoder(self.config.decoder, processes.device)
             self.facts.check_decoder(self._decoder)
 
-    def preview(self, weights: State) -> Preview | None:
-        """Rows of samples of evenly spaced classes, the same noise in each, with more guidance from row to row."""
-        if self._decoder is None:
+    def grid(self, weights: State) -> np.ndarray | None:
+        """Return rows of samples of evenly spaced classes, the same noise in each, more guidance from row to row."""
+        if self._decoder is None or not self.config.log.sample_count:
             return None
         generator = Generator(self.stage.result(weights).to(self._decoder.device), self.facts)
         count, classes = self.config.log.sample_count, len(self.facts.classes)
@@ -91,8 +92,11 @@ class GenerationTask:
         for guidance in PREVIEW_GUIDANCE if classes else PREVIEW_GUIDANCE[:1]:
             sampling = Sampling(steps=PREVIEW_STEPS, guidance=guidance)
             rows.append(np.concatenate(list(generate_images(generator, self._decoder, labels, sampling))))
-        return Preview(grid(rows), {})
+        return grid(rows)
+
+    def validate(self, weights: State, run: Path, seen: int) -> dict[str, float]:
+        return {}
 
     def export(self, weights: State, run: Path, device: torch.device) -> Path:
         generator = Generator(self.stage.result(weights), self.facts)
-        return write_model(run, lambda folder: save_generator(generator, folder))
+        return write_result(run / "model", lambda folder: save_generator(generator, folder))

@@ -8,21 +8,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import Downsample, GroupNorm, GroupNormSilu, ResNetBlock, Upsample, run
-from .presets import DecoderSize
+from .presets import DecoderSize, Init
 from .transformer import TransformerBlock
 
 DOWN_BLOCKS = 2
 UP_BLOCKS = 3
-
-Init = Literal["fan-in", "paper"]
-"""How the convolutions begin: see ``Decoder.reset_parameters``."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +142,6 @@ class Decoder(nn.Module):
         super().__init__()
         self.size = size
         self.latent_channels = latent_channels
-        for name, values in (("latents_mean", latents_mean), ("latents_std", latents_std)):
-            numbers = None if values is None else torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
-            self.register_buffer(name, numbers, persistent=False)  # the config states them
         self.gradient_checkpointing = False
         channels, first = size.channels, size.channels[0]
         time = 4 * first
@@ -177,7 +170,18 @@ class Decoder(nn.Module):
 
         self.norm_out = GroupNormSilu(size.groups, first, eps=1e-5)
         self.conv_out = nn.Conv2d(first, 3, 3, padding=1)
+        # No weights: the model's config states them.
+        self.register_buffer("latents_mean", None, persistent=False)
+        self.register_buffer("latents_std", None, persistent=False)
+        if latents_mean is not None and latents_std is not None:
+            self.normalize_latents(latents_mean, latents_std)
         self.reset_parameters()
+
+    def normalize_latents(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Let latents enter as ``(z - mean) / std``, with a number a channel."""
+        device = self.conv_in.weight.device
+        self.latents_mean = torch.tensor(mean, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+        self.latents_std = torch.tensor(std, dtype=torch.float32, device=device).view(1, -1, 1, 1)
 
     def reset_parameters(self, init: Init = "fan-in") -> None:
         """Draw fresh weights.

@@ -5,6 +5,7 @@ Shapes: B batch, H x W pixels, c latent channels, h x w = H/f x W/f latent grid,
 
 import itertools
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -88,6 +89,7 @@ class Encoder(nn.Module):
     def __init__(self, size: EncoderSize) -> None:
         super().__init__()
         self.size = size
+        self.spatial_factor, self.latent_channels = size.factor, size.latent_channels
         self.gradient_checkpointing = False
         channels, top, moments = size.channels, size.channels[-1], 2 * size.latent_channels
         self.conv_in = nn.Conv2d(3, channels[0], 3, padding=1)
@@ -102,6 +104,11 @@ class Encoder(nn.Module):
         self.norm_out = GroupNormSilu(size.groups, top, eps=EPS)
         self.conv_out = nn.Conv2d(top, moments, 3, padding=1)
         self.moments = nn.Conv2d(moments, moments, 1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights, which images must have too."""
+        return self.conv_in.weight.dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, 2c, H/f, W/f): mean, then log-variance (not clamped)."""

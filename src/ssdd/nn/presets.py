@@ -2,6 +2,10 @@
 
 import re
 from dataclasses import dataclass
+from typing import Literal
+
+Init = Literal["fan-in", "paper"]
+"""How a decoder's convolutions begin: see ``Decoder.reset_parameters``."""
 
 ENCODER_WIDTH = 128
 """Channels of the first encoder level in the paper; 64 (or 32) makes a small encoder."""

@@ -1,12 +1,12 @@
 """LPIPS (Zhang et al. 2018), from torchmetrics, whose square root has a safe gradient at zero features."""
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-LPIPSNetwork = Literal["vgg", "alex", "squeeze"]
+from . import LPIPSNetwork
 
 _BACKBONE_FILES = {
     "vgg": "vgg16-397923af.pth",

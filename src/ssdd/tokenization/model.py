@@ -3,7 +3,6 @@
 Shapes: B crops of S x S pixels, f spatial factor, c latent channels, h = w = S / f.
 """
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints.kl_vae import KLEncoder, read_encoder, read_layout
-from ..checkpoints.places import download, find_model
+from ..checkpoints.encoders import cast, encoder_digest, load_encoder_of
+from ..checkpoints.own_code import ForeignEncoder
 from ..dtypes import DTYPES, Dtype
 from ..nn.encoder import Encoder
 
@@ -29,54 +28,47 @@ class Posterior:
 
 
 class LatentEncoder:
-    """Encoder of an AutoencoderSSDD or AutoencoderKL, in eval mode.
+    """Encoder of an AutoencoderSSDD or AutoencoderKL, or one for an AutoencoderSSDD that only decodes; in eval mode.
 
     Attributes:
-        name: as it was given. sha256: of shape and weights of the encoder alone: models that differ in their decoder,
-            or in the statistics of their config, have the same latents.
+        name: as it was given.
+        sha256: of the encoder alone (see ``encoder_digest``): models that differ in their decoder, or in the statistics
+            of their config, have the same latents.
     """
 
-    def __init__(self, name: str, device: torch.device | str = "cpu", dtype: Dtype = "fp32") -> None:
+    def __init__(
+        self, name: str, device: torch.device | str = "cpu", dtype: Dtype = "fp32", encoder: str | None = None
+    ) -> None:
         """
         Args:
             name: an embedded model, the folder of a model, a training run or a pipeline, a Hugging Face id.
-            dtype: fp32, bf16 or fp16.
+            dtype: fp32, bf16 or fp16; a module of the user's that states its own keeps it.
+            encoder: of a model that only decodes; see ``checkpoints.encoders.load_encoder``.
 
-        Raises CheckpointError or OSError with one line.
+        Raises ValueError, CheckpointError, OSError or ImportError with one line.
         """
-        read = read_encoder(find_model(name, lambda hub: download(hub, read_layout)))
-        self.name, self.sha256 = name, _digest(read)
-        self.latent_channels, self.spatial_factor = read.size.latent_channels, read.size.factor
+        self._loaded = load_encoder_of(name, encoder)
+        self.name, self._encoder, self.sha256 = name, encoder, encoder_digest(self._loaded)
+        self.latent_channels, self.spatial_factor = self._loaded.latent_channels, self._loaded.spatial_factor
         self.device = torch.device(device)
-        self._read, self._dtype = read, DTYPES[dtype]
+        self._dtype = DTYPES[dtype]
 
     def describe(self) -> dict[str, Any]:
         return {
             "name": self.name,
+            **({} if self._encoder is None else {"encoder": self._encoder}),
             "encoder_sha256": self.sha256,
             "spatial_factor": self.spatial_factor,
             "latent_channels": self.latent_channels,
         }
 
     @cached_property
-    def _module(self) -> Encoder:
+    def _module(self) -> Encoder | ForeignEncoder:
         """On the device when it is first used: who only plans needs none."""
-        module = Encoder(self._read.size)
-        module.load_state_dict(self._read.state)
-        return module.to(self.device, self._dtype).eval().requires_grad_(False)
+        return cast(self._loaded, self._dtype).to(self.device)
 
     @torch.inference_mode()
     def encode(self, x: Tensor) -> Posterior:
         """(B, 3, S, S) in [-1, 1] on its device -> what ``AutoencoderSSDD.encode(x).latent_dist`` has."""
-        mean, logvar = self._module(x.to(self._dtype)).chunk(2, dim=1)
+        mean, logvar = self._module(x.to(self._module.dtype)).chunk(2, dim=1)
         return Posterior(mean, logvar.clamp(*_LOGVAR))
-
-
-def _digest(read: KLEncoder) -> str:
-    """Of the shape and the weights in float32."""
-    digest = hashlib.sha256(repr((read.size.channels, read.size.latent_channels, read.size.groups)).encode())
-    for name in sorted(read.state):
-        tensor = read.state[name].detach().float().cpu().contiguous()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()

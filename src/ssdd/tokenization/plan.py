@@ -26,8 +26,8 @@ from .format import (
 from .model import LatentEncoder
 from .source import LabelledSource, LabelRule
 
-_NOT_COMPARED = (("model", "name"), ("data", "paths"))
-"""They say where the model and the data were found, and decide nothing."""
+_NOT_COMPARED = (("model", "name"), ("model", "encoder"), ("data", "paths"))
+"""They say where the model, its encoder and the data were found, and decide nothing."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class TokenizeJob:
 
     Attributes:
         paths: data, as ``open_source`` takes them. only, labels: see ``LabelledSource``.
-        model: see ``LatentEncoder``. dtype: of its network.
+        model, encoder: see ``LatentEncoder``. dtype: of its network.
         protocol: the crops.
         store: fp16 or bf16, of mean and log-variance. container: what shards are written as.
         shard_images: images a shard, broken ones counted. batch_size: crops that are encoded together; both decide
@@ -56,6 +56,7 @@ class TokenizeJob:
     shard_images: int = 1024
     batch_size: int = 16
     threads: int = 1
+    encoder: str | None = None
 
     def __post_init__(self) -> None:
         if not (1 <= self.shard_images <= 10**6 and 1 <= self.batch_size <= 10**4):
@@ -87,7 +88,7 @@ class OpenJob:
         """Raises ValueError or OSError with one line for data, a model or a size that do not fit."""
         self.job = job
         self.source = LabelledSource(job.paths, job.only, job.labels)
-        self.encoder = LatentEncoder(job.model, device, job.dtype)
+        self.encoder = LatentEncoder(job.model, device, job.dtype, job.encoder)
         factor, size = self.encoder.spatial_factor, job.protocol.size
         if size % factor:
             raise ValueError(f"expected a size that is a multiple of {factor}, as {job.model} needs it, found {size}")

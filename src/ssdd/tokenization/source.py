@@ -70,6 +70,9 @@ class LabelledSource:
         label = int(self._labels[index])
         return None if label == NO_LABEL else label
 
+    def key(self, index: int) -> str:
+        return self.name(index)
+
     def content(self, index: int) -> bytes:
         """The encoded image, as in its file. Raises ImageError."""
         return self._source.content(int(self._chosen[index]))

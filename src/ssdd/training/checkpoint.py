@@ -31,7 +31,8 @@ from torch import Tensor
 
 from ..files import share
 from ..text import one_safe_line
-from .distribution import full_tensor, like
+from .distribution import as_parameter, full_tensor
+from .optimizers import Update
 
 logger = logging.getLogger(__name__)
 
@@ -145,14 +146,14 @@ def _unused(path: Path) -> Path:
     return path if not path.exists() else next(p for p in numbered if not p.exists())
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, main: bool = True) -> tuple[Tensors, dict[str, Any]]:
-    """Its state: whole tensors named ``INDEX.NAME``, and the plain numbers of parameters and groups.
+def update_tensors(update: Update, main: bool = True) -> tuple[Tensors, dict[str, Any]]:
+    """Return an optimiser's state: whole tensors named ``INDEX.NAME``, and plain numbers of parameters and groups.
 
     A call for all processes where the model is sharded; only the ``main`` one gets the tensors.
     """
     tensors: Tensors = {}
     numbers: dict[str, dict[str, Any]] = {}
-    content = optimizer.state_dict()
+    content = update.optimizer.state_dict()
     for index, entries in content["state"].items():
         for name, value in entries.items():
             if isinstance(value, Tensor):
@@ -162,17 +163,22 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, main: bool = True) -> tu
             else:
                 numbers.setdefault(str(index), {})[name] = value
     groups = [{k: v for k, v in group.items() if k != "params"} for group in content["param_groups"]]
-    return tensors, {"state": numbers, "groups": groups}
+    return tensors, {"state": numbers, "groups": groups, "scaler": update.scaler.state_dict() if update.scaled else {}}
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, numbers: Mapping[str, Any]) -> None:
-    """The inverse of ``optimizer_tensors``, into an optimiser over the same parameters."""
+def restore_update(update: Update, tensors: Tensors, numbers: Mapping[str, Any]) -> None:
+    """Load what ``update_tensors`` gave into an optimiser over the same parameters."""
+    optimizer = update.optimizer
+    if update.scaled:
+        update.scaler.load_state_dict(dict(numbers["scaler"]))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in numbers["state"].items()}
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)
         parameter = parameters[int(index)]
-        state.setdefault(int(index), {})[name] = like(tensor, parameter) if tensor.shape == parameter.shape else tensor
+        state.setdefault(int(index), {})[name] = (
+            as_parameter(tensor, parameter) if tensor.shape == parameter.shape else tensor
+        )
     groups = [
         {**new, **{k: tuple(v) if isinstance(v, list) else v for k, v in old.items()}, "params": new["params"]}
         for new, old in zip(optimizer.state_dict()["param_groups"], numbers["groups"], strict=True)

@@ -1,108 +1,62 @@
-"""The typed configuration of a training run. All progress is counted in images seen."""
+"""The typed configuration of a training run. All progress is counted in images seen.
+
+``RunConfig`` is what every run has, ``TrainConfig`` what every stage of a tokenizer has; each stage has its own class
+with exactly the settings that it uses. A number's range stands in its type. Nothing here imports torch.
+"""
 
 import dataclasses
 import json
 import math
+import re
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
+import msgspec
 import tyro
+from msgspec import Meta
 
-from ..nn.decoder import Init
-from ..objectives.distillation import TEACHER_STEPS
-from ..objectives.perceptual import LPIPSNetwork
+from ..nn.presets import Init
+from ..objectives import LPIPSNetwork
 
+if TYPE_CHECKING:
+    from .stages.base import Stage
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
+Count = Annotated[int, Meta(ge=1)]
+Images = Annotated[int, Meta(ge=0)]
+Weight = Annotated[float, Meta(ge=0)]
+Above = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Beta = Annotated[float, Meta(ge=0, lt=1)]
 
-@dataclass(frozen=True)
-class ModelConfig:
-    """What is trained, and from which weights it starts."""
-
-    encoder: Annotated[str | None, tyro.conf.arg(aliases=["--encoder"])] = None
-    """``f8c4``, ``f16c16``, ...: a fresh one. Or a trained one: a run's or a model's folder, a Hugging Face id (ours,
-    or any diffusers AutoencoderKL), or your own ``package.module:name`` or ``file.py:name``. None: that of
-    ``start_from``."""
-    encoder_width: int = 128
-    """Channels of the first level of a fresh encoder; 64 or 32 for a small one."""
-    encoder_groups: int = 32
-    """Groups of the norms of a fresh encoder; fewer than its width for a small one."""
-    decoder: str | None = None
-    """Decoder size, XXS to H. None: that of ``start_from``."""
-    start_from: str | None = None
-    """A whole model to start from: another run's folder, a model's folder, an embedded name or a Hugging Face id."""
-    init: Init = "fan-in"
-    """Of a fresh decoder; ``paper``: N(0, 0.02) for every convolution, as published, where coarse levels learn little."""
-    train_encoder: bool = True
-    """False: the encoder is frozen, and the decoder is trained on its latents."""
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Training crops."""
-
-    paths: tuple[str, ...] = ()
-    """Folders, uncompressed tar files and Hugging Face data sets (``hf:NAME:SPLIT``) of photographs."""
-    validation: tuple[str, ...] = ()
-    """Where the fixed images of the sample grids come from; by default the training photographs."""
-    resolution: int = 128
-    """Side of the crops in pixels."""
-    scale: float = 2.0
-    """Shorter side resized to U{resolution .. scale * resolution} before the crop; 1 switches that off."""
-    flip: bool = True
-    workers: int = 2
-    """Processes that read and crop, for each training process; 0 does it in the training process."""
-    broken_limit: int = 1000
-    """Unreadable photographs after which a training process gives up."""
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """Weights of the objectives; 0 switches one off."""
-
-    flow: float = 1.0
-    """Flow matching (stages flow, distillation)."""
-    l1: float = 1.0
-    """Absolute error (stage kl-vae)."""
-    lpips: float = 0.5
-    lpips_network: LPIPSNetwork = "vgg"
-    repa: float = 0.0
-    """Alignment of the decoder's features with those of ``repa_network`` (stages flow, distillation)."""
-    repa_network: str = "facebook/dinov2-base"
-    """Hugging Face id or folder of a DINOv2."""
-    kl: float = 1e-6
-    """KL of the posterior, summed over the latent; counts only while the encoder is trained."""
-    adversarial: float = 0.0
-    """PatchGAN: for the KL-VAE baseline (times the adaptive weight), and as an ablation of the flow stage."""
-    adversarial_from_images: int = 0
-    """Images seen before the discriminator comes in."""
+# ---- what every run has ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The update, with a linear warm-up, a plateau, and a linear decay to zero at the end."""
+    """The update: a linear warm-up, a plateau, and a linear decay to zero at the end."""
 
     name: Literal["adamw", "muon", "schedule-free-radam"] = "adamw"
-    """``muon``: Muon on the hidden weights, AdamW on the others (PyTorch 2.9 or newer)."""
-    learning_rate: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 1e-2
+    """``muon``: Muon on the hidden weights and AdamW on the others (PyTorch 2.9 or newer)."""
+    learning_rate: Weight = 1e-4
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
+    weight_decay: Weight = 1e-2
     """Not applied to biases and norms."""
-    clip: float = 1.0
+    clip: Above = 1.0
     """Largest norm of the whole gradient."""
-    warmup_images: int = 1000
-    decay_images: int = 0
-    """Length of the decay before ``total_images``."""
+    warmup_images: Images = 1000
+    decay_images: Images = 0
+    """Length of the decay before ``total_images``. A warm-up and a decay longer than the run shrink with it."""
 
 
 @dataclass(frozen=True)
 class AverageConfig:
     """Exponential moving average of the weights: what is exported."""
 
-    halflife_images: float = 10_000
+    halflife_images: Above = 10_000
     """Images after which an old weight counts half."""
-    from_images: int = 0
+    from_images: Images = 0
     """Images seen before the averaging begins; until then the average is the weights themselves."""
 
 
@@ -110,18 +64,20 @@ class AverageConfig:
 class LogConfig:
     """How often a run writes what, in images seen. None of it changes the result."""
 
-    stats_images: int = 1024
+    stats_images: Count = 1024
     """Between two lines of ``stats.jsonl``; the only moments at which the loop waits for the device."""
-    sample_images: int = 50_000
+    sample_images: Images = 50_000
     """Between two sample grids; 0 for none."""
-    sample_count: int = 8
-    """Images of a sample grid."""
-    checkpoint_images: int = 10_000
+    sample_count: Images = 8
+    """Images of a sample grid; 0 for no grid."""
+    checkpoint_images: Count = 10_000
     """Between two checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """Latest checkpoints that are kept."""
-    milestone_images: int = 0
+    milestone_images: Images = 0
     """Checkpoints nearest above multiples of this are kept for ever; 0 for none."""
+    to: Literal["tensorboard", "wandb", "trackio"] = "tensorboard"
+    """Where curves and grids go besides ``stats.jsonl`` and ``samples/``."""
 
 
 RESUMABLE = ("log.*", "compile", "recompute", "parallel", "microbatch", "nonfinite_limit")
@@ -135,13 +91,13 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     average: AverageConfig = field(default_factory=AverageConfig)
     log: LogConfig = field(default_factory=LogConfig)
-    total_images: int = 1_000_000
-    batch_size: int = 256
+    total_images: Count = 1_000_000
+    batch_size: Count = 256
     """Images of one update, over all processes."""
-    microbatch: int = 0
+    microbatch: Images = 0
     """Images of one forward pass of one process; gradients are accumulated over them. 0: the process' whole part."""
     precision: Precision = "bf16"
-    """bf16: autocast; weights and optimiser stay in float32."""
+    """Of autocast; weights and optimiser stay in float32. fp16 scales the loss, for GPUs without bf16."""
     tf32: bool = True
     """Float32 matrix products and convolutions of a GPU round their inputs to TF32."""
     compile: bool = False
@@ -150,48 +106,420 @@ class RunConfig:
     """Activations are computed again in the backward pass instead of kept: less memory, about a third slower."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Several processes: a copy of the model in each, or (large sizes) sharded over them by FSDP2."""
-    nonfinite_limit: int = 10
+    nonfinite_limit: Count = 10
     """Updates in a row skipped for a loss or gradient that is not finite, before the run stops."""
-    seed: int = 0
+    seed: Images = 0
+
+    stage: ClassVar[str] = ""
+    """What is trained, by name."""
 
     def resumable(self) -> tuple[str, ...]:
-        """Settings that may change between two starts of this run, by name; ``SECTION.*`` for a whole section."""
+        """Return the settings that may change between two starts of this run; ``SECTION.*`` for a whole section."""
         return RESUMABLE
+
+    def without_effect(self) -> dict[str, str]:
+        """Return the settings that have no effect beside the others, by name, with the reason."""
+        schedule_free = self.optimizer.name == "schedule-free-radam"
+        return {"optimizer.decay_images": "schedule-free has no decay"} if schedule_free else {}
+
+    def check(self, processes: int = 1) -> None:
+        """Raise ValueError with one line if so many processes cannot train these settings."""
+        check_ranges(self)
+        check_effects(self, type(self)())
+        if self.batch_size % processes:
+            raise ValueError(f"expected a batch size divisible by {processes} processes, found {self.batch_size}")
+        local = self.batch_size // processes
+        if self.microbatch and local % self.microbatch:
+            raise ValueError(
+                f"expected a microbatch that divides the {local} images of a process, {self.microbatch} not"
+            )
+        if self.parallel == "fsdp" and processes == 1:
+            raise ValueError("expected several processes for --parallel fsdp, found one: use torchrun, or ddp")
+
+
+# ---- sections of a tokenizer's training -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Training crops."""
+
+    paths: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--data"])] = ()
+    """Folders, uncompressed tar files and Hugging Face data sets (``hf:NAME:SPLIT``) of photographs."""
+    resolution: Annotated[int, Meta(ge=8)] = 128
+    """Side of the crops in pixels."""
+    scale: Annotated[float, Meta(ge=1)] = 2.0
+    """Shorter side resized to U{resolution .. scale * resolution} before the crop; 1 switches that off."""
+    flip: bool = True
+    """Mirror half of the crops."""
+    workers: Images = 2
+    """Data-loading processes, for each training process; 0 reads in the training process."""
+    broken_limit: Images = 1000
+    """Unreadable photographs after which a training process gives up."""
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """How good the averaged model is on photographs that it is not trained on, while it trains."""
+
+    paths: tuple[str, ...] = ()
+    """Photographs to validate on, as for ``data.paths``."""
+    share: Share = 0.01
+    """Without ``paths``: the share of the training photographs that is held out (500 at most)."""
+    images: Images = 50_000
+    """Images seen between two validations; 0 for none but at the end."""
+    count: Images = 256
+    """Centre crops that are measured; 0 switches validation off."""
+    steps: tuple[Count, ...] = ()
+    """Numbers of decoding steps; by default 1 and those that the model is for."""
+    best: Literal["lpips", "psnr", "ssim", "fd"] = "lpips"
+    """Metric, at the first number of steps, by which the best model is kept in ``best/``."""
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Adam of the PatchGAN discriminator."""
+
+    learning_rate: Above = 1e-4
+    betas: tuple[Beta, Beta] = (0.5, 0.9)
+    warmup_images: Images = 1000
+    """Linear warm-up from where the discriminator comes in."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is trained, and from which weights it starts."""
+
+    encoder: Annotated[str | None, tyro.conf.arg(aliases=["--encoder"])] = None
+    """``f8c4``, ``f16c16``, ...: a fresh one. Or a trained one: a run's or a model's folder, a Hugging Face id (ours,
+    or any diffusers AutoencoderKL), or your own ``package.module:name`` or ``file.py:name``. None: that of
+    ``start_from``."""
+    encoder_width: Count = 128
+    """Channels of the first level of a fresh encoder; 64 or 32 for a small one."""
+    encoder_groups: Count = 32
+    """Groups of the norms of a fresh encoder; fewer than its width for a small one."""
+    decoder: str | None = None
+    """Decoder size, XXS to H. None: that of ``start_from``."""
+    init: Init = "fan-in"
+    """Of a fresh decoder; ``paper``: N(0, 0.02) for all convolutions, as published: coarse levels learn little."""
+    start_from: Annotated[str | None, tyro.conf.arg(aliases=["--model"])] = None
+    """A whole model to start from: another run's folder, a model's folder, an embedded name or a Hugging Face id."""
+    train_encoder: bool = True
+    """False: the encoder is frozen, and the decoder is trained on its latents."""
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The model that is distilled."""
+
+    start_from: Annotated[str | None, tyro.conf.arg(aliases=["--model"])] = None
+    """The teacher, whose weights the student starts from: a run's or a model's folder, an embedded name, a hub id."""
+    encoder: Annotated[str | None, tyro.conf.arg(aliases=["--encoder"])] = None
+    """The frozen encoder, where the teacher has none of its own (see the flow stage)."""
+
+
+@dataclass(frozen=True)
+class KLVAEModelConfig:
+    """The baseline's networks, and from which weights they start."""
+
+    encoder: Annotated[str | None, tyro.conf.arg(aliases=["--encoder"])] = None
+    """``f8c4``, ...: a fresh one; or a trained one of this architecture: a run, a model's folder, a hub id."""
+    encoder_width: Count = 128
+    """Channels of the first level of a fresh encoder."""
+    encoder_groups: Count = 32
+    """Groups of the norms of a fresh encoder and of the decoder."""
+    decoder_width: Images = 0
+    """Channels of the decoder's finest level; 0: as many as the encoder's."""
+    start_from: Annotated[str | None, tyro.conf.arg(aliases=["--model"])] = None
+    """A whole AutoencoderKL to start from: a run's folder, a model's folder, a hub id."""
+    train_encoder: bool = True
+    """False: the encoder is frozen, and the decoder is trained on its latents."""
+
+
+_OWN_LOSSES = tyro.conf.arg(aliases=["--loss"])
+
+
+@dataclass(frozen=True)
+class FlowLoss:
+    """Weights of the objectives; 0 switches one off."""
+
+    flow: Weight = 1.0
+    """Flow matching."""
+    lpips: Weight = 0.5
+    lpips_network: LPIPSNetwork = "vgg"
+    repa: Weight = 0.0
+    """Alignment of the decoder's features with those of ``repa_network``."""
+    repa_network: str = "facebook/dinov2-base"
+    """Hugging Face id or folder of a DINOv2."""
+    own: Annotated[tuple[str, ...], _OWN_LOSSES] = ()
+    """Losses of yours: ``file.py:NAME``, or ``file.py:NAME:WEIGHT``; see docs/extending.md."""
+    kl: Weight = 1e-6
+    """KL of the posterior, summed over the latent, while the encoder is trained."""
+    adversarial: Weight = 0.0
+    """PatchGAN on (image, x_t), an ablation."""
+    adversarial_from_images: Images = 0
+    """Images seen before the discriminator comes in."""
+
+
+@dataclass(frozen=True)
+class DistillationLoss:
+    """Weights of the objectives; 0 switches one off."""
+
+    flow: Weight = 1.0
+    """Squared error to the teacher's image."""
+    lpips: Weight = 0.5
+    """LPIPS to the teacher's image."""
+    lpips_network: LPIPSNetwork = "vgg"
+    repa: Weight = 0.0
+    """Alignment of the decoder's features with those of ``repa_network`` on the photograph."""
+    repa_network: str = "facebook/dinov2-base"
+    """Hugging Face id or folder of a DINOv2."""
+    own: Annotated[tuple[str, ...], _OWN_LOSSES] = ()
+    """Losses of yours: ``file.py:NAME``, or ``file.py:NAME:WEIGHT``; see docs/extending.md."""
+
+
+@dataclass(frozen=True)
+class KLVAELoss:
+    """Weights of the objectives; 0 switches one off."""
+
+    l1: Weight = 1.0
+    """Absolute error."""
+    lpips: Weight = 0.5
+    lpips_network: LPIPSNetwork = "vgg"
+    own: Annotated[tuple[str, ...], _OWN_LOSSES] = ()
+    """Losses of yours: ``file.py:NAME``, or ``file.py:NAME:WEIGHT``; see docs/extending.md."""
+    kl: Weight = 1e-6
+    """KL of the posterior, summed over the latent, while the encoder is trained."""
+    adversarial: Weight = 0.0
+    """PatchGAN, times the adaptive weight of VQGAN."""
+    adversarial_from_images: Images = 0
+    """Images seen before the discriminator comes in."""
+
+
+# ---- stages ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class TrainConfig(RunConfig):
-    """One training run of a tokenizer."""
+    """What every stage of a tokenizer's training has."""
 
-    stage: Literal["flow", "distillation", "kl-vae"] = "flow"
-    """``flow``: the diffusion decoder. ``distillation``: to one step. ``kl-vae``: encoder and plain decoder."""
-    model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    teacher_steps: int = TEACHER_STEPS
-    """Euler steps of the teacher (stage distillation)."""
-    one_step_share: float = 0.0
-    """Share of the images that are trained at t = 1, from where a single step decodes; the others at
-    sigmoid(N(0, 1)), which comes close to 1 rarely (stage flow)."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+    model: ClassVar[Any]
+    loss: ClassVar[Any]
+
+    def build_stage(self, objectives: bool = True) -> "Stage":
+        """Return the stage with fresh or given weights; without ``objectives`` it can make a result and not train."""
+        raise TypeError(f"{type(self).__name__} is no stage: use one of {', '.join(STAGES)}")
 
     def resumable(self) -> tuple[str, ...]:
-        names = (*RESUMABLE, "data.paths", "data.validation", "data.workers", "data.broken_limit")
-        if self.loss.adversarial:  # the adaptive weight and the discriminator's norm depend on it
-            return tuple(name for name in names if name != "microbatch")
-        return names
+        # What the paths hold is compared by content: see ``provenance``.
+        paths = ("data.paths", "model.encoder", "model.start_from")
+        return (*RESUMABLE, *paths, "data.workers", "data.broken_limit", "validation.*")
+
+    def without_effect(self) -> dict[str, str]:
+        found = super().without_effect()
+        loss = self.loss
+        if not loss.lpips:
+            found["loss.lpips_network"] = "loss.lpips is 0"
+        if not getattr(loss, "repa", 1):
+            found["loss.repa_network"] = "loss.repa is 0"
+        if not getattr(loss, "adversarial", 1):
+            settings = ("learning_rate", "betas", "warmup_images")
+            found["loss.adversarial_from_images"] = "loss.adversarial is 0"
+            found |= {f"discriminator.{name}": "loss.adversarial is 0" for name in settings}
+        if not getattr(self.model, "train_encoder", True):
+            found["loss.kl"] = "the encoder is frozen"
+        if self.validation.paths:
+            found["validation.share"] = "validation.paths says what is held out"
+        return found
+
+    def check(self, processes: int = 1) -> None:
+        if not self.data.paths:
+            raise ValueError("expected photographs to train on: pass --data.paths FOLDER_OR_TAR ...")
+        super().check(processes)
+        if getattr(self.loss, "adversarial", 0) and self.data.resolution < 24:
+            raise ValueError(f"a PatchGAN needs 24 pixels, found --data.resolution {self.data.resolution}")
+
+
+@dataclass(frozen=True)
+class FlowConfig(TrainConfig):
+    """The diffusion decoder, with or without its encoder."""
+
+    stage: ClassVar[str] = "flow"
+    model: ModelConfig = field(default_factory=ModelConfig)  # type: ignore[misc]
+    loss: FlowLoss = field(default_factory=FlowLoss)  # type: ignore[misc]
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    one_step_share: Share = 0.0
+    """Share of the images that are trained at t = 1, from where a single step decodes; the others at
+    sigmoid(N(0, 1)), which comes close to 1 rarely."""
+
+    def build_stage(self, objectives: bool = True) -> "Stage":
+        from .stages.flow import FlowStage
+
+        return FlowStage(self, objectives)
+
+    def without_effect(self) -> dict[str, str]:
+        model, found = self.model, super().without_effect()
+        if model.start_from is not None:
+            found["model.init"] = "the decoder is that of model.start_from"
+        if model.start_from is not None or (model.encoder and not is_encoder_size(model.encoder)):
+            given = {"model.encoder_width", "model.encoder_groups"}
+            found |= dict.fromkeys(given, "the encoder is not a fresh one")
+        return found
+
+    def resumable(self) -> tuple[str, ...]:
+        return _without_microbatch(super().resumable(), self.loss.adversarial)
+
+
+@dataclass(frozen=True)
+class DistillationConfig(TrainConfig):
+    """The decoder of a trained model to one step; its encoder stays as it is."""
+
+    stage: ClassVar[str] = "distillation"
+    model: TeacherConfig = field(default_factory=TeacherConfig)  # type: ignore[misc]
+    loss: DistillationLoss = field(default_factory=DistillationLoss)  # type: ignore[misc]
+    teacher_steps: Count = 12
+    """Euler steps of the teacher."""
+
+    def build_stage(self, objectives: bool = True) -> "Stage":
+        from .stages.distillation import DistillationStage
+
+        return DistillationStage(self, objectives)
+
+    def check(self, processes: int = 1) -> None:
+        super().check(processes)
+        if self.model.start_from is None:
+            raise ValueError("distillation needs the teacher: pass --model.start-from FOLDER")
+
+
+@dataclass(frozen=True)
+class KLVAEConfig(TrainConfig):
+    """The baseline: encoder and plain decoder by regression, and a PatchGAN where one is wanted."""
+
+    stage: ClassVar[str] = "kl-vae"
+    model: KLVAEModelConfig = field(default_factory=KLVAEModelConfig)  # type: ignore[misc]
+    loss: KLVAELoss = field(default_factory=KLVAELoss)  # type: ignore[misc]
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+
+    def build_stage(self, objectives: bool = True) -> "Stage":
+        from .stages.kl_vae import KLVAEStage
+
+        return KLVAEStage(self, objectives)
+
+    def without_effect(self) -> dict[str, str]:
+        model, found = self.model, super().without_effect()
+        if model.start_from is not None:
+            sizes = ("model.encoder", "model.encoder_width", "model.encoder_groups", "model.decoder_width")
+            found |= dict.fromkeys(sizes, "the networks are those of model.start_from")
+        elif model.encoder and not is_encoder_size(model.encoder):
+            found |= dict.fromkeys(("model.encoder_width", "model.encoder_groups"), "the encoder is not a fresh one")
+        return found
+
+    def resumable(self) -> tuple[str, ...]:
+        return _without_microbatch(super().resumable(), self.loss.adversarial)
+
+    def check(self, processes: int = 1) -> None:
+        super().check(processes)
+        if self.parallel == "fsdp":
+            raise ValueError("the kl-vae stage is small enough for one GPU: use --parallel ddp")
+
+
+STAGES: dict[str, type[TrainConfig]] = {c.stage: c for c in (FlowConfig, DistillationConfig, KLVAEConfig)}
+
+
+def _without_microbatch(names: tuple[str, ...], adversarial: float) -> tuple[str, ...]:
+    """Drop the microbatch where there is a discriminator: adaptive weight and spectral norm depend on it."""
+    return tuple(n for n in names if n != "microbatch") if adversarial else names
+
+
+def is_encoder_size(name: str) -> bool:
+    """Return whether a name is that of a fresh encoder, such as ``f8c4``."""
+    return re.fullmatch(r"f\d+c\d+", name) is not None
+
+
+# ---- checks, files --------------------------------------------------------------------------------------------------
+
+C = TypeVar("C", bound=RunConfig)
+
+_LIMITS = {">=": "of at least", ">": "above", "<=": "of at most", "<": "below"}
+
+
+def check_ranges(config: RunConfig) -> None:
+    """Raise ValueError for the first setting, by name, that is of another type or out of its range."""
+    values = _flat(to_dict(config))
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"expected {name} to be a finite number, found {value}")
+    try:
+        msgspec.convert(msgspec.to_builtins(config), type(config))
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).partition(" - at ")
+        name = re.sub(r"\[\d+\]|\[\.\.\.\]", "", place.strip("`$.") or "a setting")
+        limit = re.search(r"(>=|>|<=|<) (\S+)$", message)
+        if limit is None:
+            raise ValueError(f"{name}: {message[0].lower()}{message[1:]}") from error
+        bound = limit[2].removesuffix(".0")
+        raise ValueError(f"expected {name} {_LIMITS[limit[1]]} {bound}, found {values.get(name)}") from error
+
+
+def check_effects(config: RunConfig, base: RunConfig) -> None:
+    """Raise ValueError for a setting, neither of ``base`` nor the default, that has no effect beside the others."""
+    values, *allowed = (_flat(to_dict(c)) for c in (config, base, type(config)()))
+    for name, reason in config.without_effect().items():
+        if all(values[name] != other[name] for other in allowed):
+            raise ValueError(f"stage {config.stage}: {name} {values[name]} has no effect: {reason}")
+
+
+def without_idle(config: C) -> C:
+    """Return the config with defaults for settings that have no effect beside the others, such as LPIPS' network where
+    a recipe's LPIPS was switched off."""
+    defaults = type(config)()
+    for setting in config.without_effect():
+        section, _, name = setting.partition(".")
+        default = getattr(getattr(defaults, section), name)
+        config = dataclasses.replace(
+            config, **{section: dataclasses.replace(getattr(config, section), **{name: default})}
+        )
+    return config
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Return the whole config as plain values, with the name of its stage."""
+    stage = {"stage": config.stage} if config.stage else {}
+    return stage | json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def to_json(config: RunConfig) -> str:
-    """The whole config, readable and stable."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    """Return the whole config, readable and stable."""
+    return json.dumps(to_dict(config), indent=2) + "\n"
+
+
+def read_config(text: str) -> TrainConfig:
+    """Return the config of a tokenizer's run, as ``to_json`` writes it. Raise ValueError for anything else."""
+    try:
+        values = json.loads(text)
+        kind = STAGES[values.pop("stage")]
+        return msgspec.convert(values, kind)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"expected the settings of a run of `ssdd train`, found something else ({error})") from error
 
 
 def differences(config: RunConfig, saved: str) -> list[str]:
-    """Settings of ``config`` that differ from those of a saved run and would change it: ``name: saved -> new``."""
-    new, defaults = _flat(json.loads(to_json(config))), _flat(json.loads(to_json(type(config)())))
+    """Return settings that differ from those of a saved run and would change it: ``name: saved -> new``.
+
+    The length may grow where the learning rate does not depend on it.
+    """
+    new, defaults = _flat(to_dict(config)), _flat(to_dict(type(config)()))
     old = defaults | _flat(json.loads(saved))  # a setting that is newer than the run had its default there
-    may_change = config.resumable()
-    names = sorted(n for n in new.keys() | old.keys() if not {n, f"{n.partition('.')[0]}.*"} & set(may_change))
+    may_change = set(config.resumable())
+    if (
+        not config.optimizer.decay_images
+        and new["total_images"] > old["total_images"] >= config.optimizer.warmup_images
+    ):
+        may_change.add("total_images")
+    names = sorted(n for n in new.keys() | old.keys() if not {n, f"{n.partition('.')[0]}.*"} & may_change)
     return [f"{n}: {old.get(n)} -> {new.get(n)}" for n in names if new.get(n) != old.get(n)]
 
 
@@ -202,62 +530,12 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def check_run(config: RunConfig, processes: int = 1) -> None:
-    """Raises ValueError with one line if the settings that all runs have cannot be trained."""
-    for name in ("total_images", "batch_size"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"expected {name} of at least 1, found {getattr(config, name)}")
-    check_finite({"optimizer.learning_rate": config.optimizer.learning_rate})
-    if config.batch_size % processes:
-        raise ValueError(f"expected a batch size divisible by {processes} processes, found {config.batch_size}")
-    local = config.batch_size // processes
-    if config.microbatch and local % config.microbatch:
-        raise ValueError(f"expected a microbatch that divides the {local} images of a process, {config.microbatch} not")
-    if config.log.stats_images < 1 or config.log.checkpoint_images < 1 or config.log.keep_checkpoints < 1:
-        raise ValueError("expected log.stats_images, log.checkpoint_images and log.keep_checkpoints of at least 1")
-    if config.parallel == "fsdp" and processes == 1:
-        raise ValueError("expected several processes for --parallel fsdp, found one: use torchrun, or --parallel ddp")
-    if config.seed < 0 or config.optimizer.clip <= 0:
-        raise ValueError("expected a seed of at least 0 and an optimizer.clip above 0")
-
-
-def check_finite(settings: dict[str, float]) -> None:
-    """Raises ValueError for a setting, by name, that is negative or not finite."""
-    for name, value in settings.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"expected {name} of at least 0, found {value}")
-
-
-def check(config: TrainConfig, processes: int = 1) -> None:
-    """Raises ValueError with one line if the settings cannot be trained."""
-    if not config.data.paths:
-        raise ValueError("expected photographs to train on: pass --data.paths FOLDER_OR_TAR ...")
-    check_finite({f"loss.{name}": value for name, value in vars(config.loss).items() if isinstance(value, float)})
-    if not 0 <= config.one_step_share <= 1:
-        raise ValueError(f"expected a one_step_share from 0 to 1, found {config.one_step_share}")
-    if config.data.workers < 0 or config.data.broken_limit < 0:
-        raise ValueError("expected data.workers and data.broken_limit of at least 0")
-    if config.data.scale < 1 or config.data.resolution < 8:
-        raise ValueError("expected a data.scale of at least 1 and a data.resolution of at least 8")
-    if config.stage == "kl-vae" and config.parallel == "fsdp":
-        raise ValueError("the kl-vae stage is small enough for one GPU: use --parallel ddp")
-    check_run(config, processes)
-    if config.stage == "distillation" and (config.model.start_from is None or config.model.train_encoder):
-        raise ValueError(
-            "distillation needs the teacher (--model.start-from FOLDER) and a frozen encoder (--model.no-train-encoder)"
-        )
-    if config.stage == "distillation" and config.loss.adversarial:
-        raise ValueError("expected no adversarial loss in distillation: pass --loss.adversarial 0")
-    if config.loss.adversarial and config.data.resolution < 24:
-        raise ValueError(f"a PatchGAN needs 24 pixels, found --data.resolution {config.data.resolution}")
-
-
 def microbatch_size(config: RunConfig, processes: int) -> int:
-    """Images of one forward pass of one process."""
+    """Return the images of one forward pass of one process."""
     return config.microbatch or config.batch_size // processes
 
 
 def nonfinite_limit(config: RunConfig) -> int:
-    """Skipped updates in a row that end the run: half of all where that are fewer than the setting."""
+    """Return how many skipped updates in a row end the run: half of all where those are fewer than the setting."""
     updates = -(-config.total_images // config.batch_size)
     return min(config.nonfinite_limit, max(1, updates // 2))

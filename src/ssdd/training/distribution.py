@@ -4,24 +4,27 @@ Everything else is written for one process; with one, all of this does nothing.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from ..dtypes import DTYPES
 from ..processes import Processes
+from .config import Precision, RunConfig
 
-Parallel = Literal["ddp", "fsdp"]
 
+def spread(model: nn.Module, processes: Processes, config: RunConfig, ddp: bool = False) -> nn.Module:
+    """Return the network to call in training: ``model`` itself, wrapped by DDP, or sharded in place by FSDP2.
 
-def spread(model: nn.Module, processes: Processes, parallel: Parallel) -> nn.Module:
-    """The network to call in training: ``model`` itself, wrapped by DDP, or sharded in place by FSDP2."""
-    if parallel == "fsdp":
-        shard(model, processes)
+    ``ddp``: never sharded, for small networks.
+    """
+    if config.parallel == "fsdp" and not ddp:
+        shard(model, processes, config.precision)
         return model
     if processes.count == 1:
         return model
@@ -29,18 +32,23 @@ def spread(model: nn.Module, processes: Processes, parallel: Parallel) -> nn.Mod
     return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
 
-def shard(model: nn.Module, processes: Processes) -> None:
-    """FSDP2, in place: each block is gathered when it is its turn. Parameters must be contiguous."""
+def shard(model: nn.Module, processes: Processes, precision: Precision) -> None:
+    """Shard by FSDP2, in place: each block is gathered when it is its turn, in the precision of the computation.
+
+    Gradients are reduced in float32. Parameters must be contiguous.
+    """
     mesh = init_device_mesh(processes.device.type, (processes.count,))
+    dtype = None if precision == "fp32" else DTYPES[precision]
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for part in _used_from_outside(model):
-        fully_shard(part, mesh=mesh)
+        fully_shard(part, mesh=mesh, mp_policy=policy)
     for block in blocks(model):
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The parts that a model is gathered, and compiled, by."""
+    """Return the parts that a model is gathered, and compiled, by."""
     from ..autoencoder import AutoencoderSSDD
 
     names = (*AutoencoderSSDD._no_split_modules, "BasicTransformerBlock")  # the latter of diffusers' DiT
@@ -48,7 +56,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def _used_from_outside(model: nn.Module) -> list[nn.Module]:
-    """Parts of blocks that are not called by their block alone, and must be gathered for that.
+    """Return parts of blocks that are not called by their block alone, and must be gathered for that.
 
     diffusers' DiT asks its first block for the embedding of time and class when the block's turn is over.
     """
@@ -57,7 +65,7 @@ def _used_from_outside(model: nn.Module) -> list[nn.Module]:
 
 
 def accumulating(network: nn.Module, last: bool) -> AbstractContextManager[Any]:
-    """Around one forward and backward pass: gradients meet those of other processes in the ``last`` one only."""
+    """Return a context for a forward and backward pass: gradients meet those of other processes in the ``last`` one."""
     if isinstance(network, DistributedDataParallel) and not last:
         return network.no_sync()
     if isinstance(network, FSDPModule):
@@ -66,20 +74,20 @@ def accumulating(network: nn.Module, last: bool) -> AbstractContextManager[Any]:
 
 
 def full_tensor(value: Tensor) -> Tensor:
-    """A tensor in one piece, also where it is sharded (then all processes must ask for it)."""
+    """Return a tensor in one piece, also where it is sharded (then all processes must ask for it)."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def like(value: Tensor, parameter: Tensor) -> Tensor:
-    """``value``, whole, as ``parameter`` is kept: its device, its order in memory, its sharding."""
+def as_parameter(value: Tensor, parameter: Tensor) -> Tensor:
+    """Return a whole tensor as ``parameter`` is kept: its device, its order in memory, its sharding."""
     if isinstance(parameter, DTensor):
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
     # fused optimisers walk through parameter and state side by side: channels-last must be so in both
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def whole_state(module: nn.Module, main: bool = True) -> dict[str, Tensor]:
-    """``state_dict`` on the CPU, every tensor in one piece: a call for all processes; only the ``main`` one gets it."""
+def full_state(module: nn.Module, main: bool = True) -> dict[str, Tensor]:
+    """Return the ``state_dict`` on the CPU, every tensor in one piece: a call for all; only ``main`` gets it."""
     state: dict[str, Tensor] = {}
     for name, value in module.state_dict().items():
         gathered = full_tensor(value.detach())  # one at a time: a whole model need not fit a GPU

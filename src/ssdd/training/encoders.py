@@ -33,26 +33,32 @@ class EncoderChoice:
     statistics: dict[str, Any]
     """Config entries of the decoder's model: those of scaling_factor, shift_factor, latents_mean and latents_std that
     the source states, and what a KL-VAE's pipelines need besides (latents_convention, force_upcast)."""
+    foreign: bool = False
+    """Whether it is somebody else's: the scale of its latents can be anything."""
 
 
-def choose_encoder(name: str, width: int = ENCODER_WIDTH, groups: int = GROUPS) -> EncoderChoice:
-    """The encoder called ``name``.
+def choose_encoder(
+    name: str, width: int = ENCODER_WIDTH, groups: int = GROUPS, trainable: bool = False
+) -> EncoderChoice:
+    """Return the encoder called ``name``.
 
     Args:
         name: a size such as f8c4 (random weights); the folder of an AutoencoderSSDD or AutoencoderKL, of a training
             run or of a pipeline; an embedded model; a Hugging Face id OWNER/NAME or OWNER/NAME/SUBFOLDER;
             package.module:NAME or file.py:NAME, the user's own code (see ``ForeignEncoder``).
         width, groups: of a random one; see ``encoder_size``.
+        trainable: whether code of the user's own gets gradients.
 
     Raises ValueError, CheckpointError, OSError or ImportError with one line.
     """
     if re.fullmatch(r"f\d+c\d+", name):
         size = encoder_size(name, width, groups)
         return EncoderChoice(Encoder(size), size.latent_channels, size.factor, size, {})
-    if not Path(name).exists() and (own := re.fullmatch(OWN_CODE, name)):
-        foreign = ForeignEncoder(load_own(name, *own.groups()), name)
-        return EncoderChoice(foreign, foreign.latent_channels, foreign.spatial_factor, None, foreign.statistics)
-    read = kl_vae.read_encoder(find_model(name, lambda hub: download(hub, kl_vae.read_layout), _OTHERS))
+    if not Path(name).exists() and (code := re.fullmatch(OWN_CODE, name)):
+        own = ForeignEncoder(load_own(name, code[1], code[2]), name, trainable)
+        return EncoderChoice(own, own.latent_channels, own.spatial_factor, None, own.statistics, foreign=True)
+    folder = find_model(name, lambda hub: download(hub, kl_vae.read_layout), _OTHERS)
+    read = kl_vae.read_encoder(folder)
     module = Encoder(read.size)
     module.load_state_dict(read.state)
     stated = dict(read.statistics)
@@ -60,25 +66,26 @@ def choose_encoder(name: str, width: int = ENCODER_WIDTH, groups: int = GROUPS) 
         stated["latents_convention"] = "pipeline"
     if read.force_upcast:
         stated["force_upcast"] = True
-    return EncoderChoice(module, read.size.latent_channels, read.size.factor, read.size, stated)
+    foreign_kind = kl_vae.read_config(folder).get("_class_name") == "AutoencoderKL"
+    return EncoderChoice(module, read.size.latent_channels, read.size.factor, read.size, stated, foreign_kind)
 
 
-def resolve_model_folder(name: str, kind: str = "AutoencoderSSDD") -> str:
-    """What the ``from_pretrained`` of a whole model takes for ``name``: the result of a training run's folder, another
-    folder, and an embedded name or a Hugging Face id OWNER/NAME as it is.
+def resolve_model_folder(name: str, *kinds: str) -> str:
+    """Return what ``from_pretrained`` of a whole model takes for ``name``: the result of a training run's folder,
+    another folder, and an embedded name or a Hugging Face id OWNER/NAME as it is.
 
     Raises CheckpointError or FileNotFoundError with one line, as for a run that is not finished yet, or for a folder
-    whose class is not ``kind``.
+    whose class is not one of ``kinds`` (AutoencoderSSDD by default).
     """
     folder = find_model(name, Path)
     if not Path(name).is_dir():
         if folder == Path(name) and not re.fullmatch(HUB_ID, name):
             raise FileNotFoundError(f"{name}: expected a model folder or a Hugging Face id OWNER/NAME, found neither")
         return name
-    found = kl_vae.read_config(folder).get("_class_name")
-    if found != kind:
+    found, kinds = kl_vae.read_config(folder).get("_class_name"), kinds or ("AutoencoderSSDD",)
+    if found not in kinds:
         raise CheckpointError(
-            f"{folder}: expected an {kind} to start from, found {kl_vae.short(found)}; name it as --model.encoder to "
-            "take its encoder alone"
+            f"{folder}: expected an {' or '.join(kinds)} to start from, found {kl_vae.short(found)}; name it as "
+            "--model.encoder to take its encoder alone"
         )
     return str(folder)

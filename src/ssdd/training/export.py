@@ -1,4 +1,4 @@
-"""What a run leaves: the trained model's folder, and a report where it could not go on."""
+"""What a run leaves behind: a model of its result or of a checkpoint, and a report about a run that diverged."""
 
 import json
 import logging
@@ -6,51 +6,28 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
-from ..data.loader import CropStream, crop_batches
-from ..data.pixels import levels_to_values
 from ..files import share
-from ..statistics import LatentStatistics
-from .config import TrainConfig
-from .stages.base import Stage, State
-from .task import Task
+from . import checkpoint
+from .config import read_config
+from .stages.base import State
+
+if TYPE_CHECKING:
+    from .task import Task
 
 logger = logging.getLogger(__name__)
 
 STATISTICS_IMAGES = 256
 """Crops over which the latent's mean and standard deviation are taken at the end."""
 
-_BATCH = 16
 
-
-@torch.no_grad()
-def export(
-    stage: Stage, weights: State, stream: CropStream, config: TrainConfig, run: Path, device: torch.device
-) -> Path:
-    """Writes ``model/`` in the run's folder from an averaged ``stage.model``'s weights. Returns it.
-
-    The latents' statistics come from the encoder's source, or from the crops that would have come next.
-    """
-    result = stage.result(weights).to(device)
-    statistics: dict[str, Any] = dict(stage.statistics)
-    if not statistics:
-        measured = LatentStatistics()
-        batches = crop_batches(stream, config.total_images, _BATCH, config.data.workers)
-        for _ in tqdm(range(max(1, STATISTICS_IMAGES // _BATCH)), desc="latent statistics", leave=False):
-            measured.update(stage.latents(result, levels_to_values(next(batches).to(device))))
-        statistics = measured.config()
-    return write_model(run, lambda folder: stage.export(result.to("cpu"), folder, statistics))
-
-
-def write_model(run: Path, write: Callable[[Path], None]) -> Path:
-    """Has ``model/`` in the run's folder written, whole or not at all. Returns it."""
-    folder, partial = run / "model", run / "model.partial"
+def write_result(folder: Path, write: Callable[[Path], None]) -> Path:
+    """Have a model's folder written, whole or not at all. Return it."""
+    partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     write(partial)
     shutil.rmtree(folder, ignore_errors=True)
@@ -58,8 +35,46 @@ def write_model(run: Path, write: Callable[[Path], None]) -> Path:
     return folder
 
 
-def report_nonfinite(run: Path, task: Task, counts: dict[str, int], means: dict[str, float], weights: State) -> Path:
-    """Writes ``nonfinite/`` in the run's folder: the batch of the last skipped update, the weights, the numbers.
+def find_checkpoint(run: Path, images: int | None = None) -> Path:
+    """Return a run's checkpoint at so many images, or its newest. Raise FileNotFoundError with one line."""
+    folders = {int(folder.name): folder for folder in checkpoint.list_checkpoints(run)}
+    if not (run / "config.json").is_file() or not folders:
+        raise FileNotFoundError(f"{run}: expected a run with a checkpoint, found none: it has not come that far")
+    if images is not None and images not in folders:
+        raise FileNotFoundError(
+            f"{run}: expected a checkpoint at {', '.join(map(str, sorted(folders)))} images, found none at {images}"
+        )
+    return folders[max(folders) if images is None else images]
+
+
+def export_checkpoint(run: Path, folder: Path, images: int | None = None) -> int:
+    """Write the averaged model of a tokenizer's checkpoint as a folder that ``from_pretrained`` reads.
+
+    Args:
+        run: folder of a run, finished or not.
+        folder: of the model.
+        images: of the checkpoint; None for the newest.
+
+    Returns how many images it has seen. The latents' statistics are those that the encoder came with, if any: what a
+    finished run measures needs its photographs. Raises ValueError or OSError with one line.
+    """
+    found = find_checkpoint(run, images)
+    try:
+        config = read_config((run / "config.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"{run / 'config.json'}: {error}") from error
+    stage = config.build_stage(objectives=False)
+    if getattr(stage.start, "normalize", False):  # type: ignore[attr-defined]
+        known = json.loads((run / "latents.json").read_text())
+        stage.normalize_latents(tuple(known["latents_mean"]), tuple(known["latents_std"]))  # type: ignore[attr-defined]
+    weights: State = checkpoint.read_checkpoint(found)[0]["average"]
+    result = stage.result(weights)
+    write_result(folder, lambda partial: stage.export(result, partial, dict(stage.statistics)))
+    return int(found.name)
+
+
+def report_nonfinite(run: Path, task: "Task", counts: dict[str, int], means: dict[str, float], weights: State) -> Path:
+    """Write ``nonfinite/`` in the run's folder: the batch of the last skipped update, the weights, the numbers.
 
     The noise of that update is a function of the seed and of ``images_seen`` (see ``BatchRandom``).
     """
@@ -71,7 +86,7 @@ def report_nonfinite(run: Path, task: Task, counts: dict[str, int], means: dict[
         logger.warning("the batch could not be read again: %s", error)
     _save(weights, folder / "model.safetensors")
     wrong = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
-    report = {
+    report: dict[str, Any] = {
         "images_seen": counts["seen"],
         "skipped_updates": counts["skipped"],
         "in_a_row": counts["longest"],

@@ -1,10 +1,13 @@
-"""What a person sees of a run: progress bar, ``stats.jsonl``, TensorBoard, and a line or two at the start."""
+"""What a person sees of a run: progress bar, ``stats.jsonl``, TensorBoard or another tracker, lines of text."""
 
+import hashlib
+import importlib
 import json
 import logging
+import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,10 +15,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..files import atomic_path
-from ..processes import Processes, mean_over_processes
-from .config import RunConfig
+from ..processes import Processes, mean_over_processes, usable_cores
+from .config import RunConfig, to_dict
+from .parts import PartSize, dead_parts, table
 
 logger = logging.getLogger(__name__)
+
+SLOW = 0.1
+"""Share of the machine's peak below which a run says what may hold it up."""
 
 
 class RunLog:
@@ -26,14 +33,16 @@ class RunLog:
 
     def __init__(self, run: Path, config: RunConfig, processes: Processes, seen: int, share_of_peak: float) -> None:
         """share_of_peak: utilisation of the machine at one image per second."""
-        self.path, self.interval, self.processes = run / "stats.jsonl", config.log.stats_images, processes
-        self.share_of_peak, self.total = share_of_peak, config.total_images
+        self.run, self.interval, self.processes = run, config.log.stats_images, processes
+        self.batch_size, self.total, self.share_of_peak = config.batch_size, config.total_images, share_of_peak
         self.sums: dict[str, Tensor] = {}
-        self.since, self.started = seen, time.monotonic()
-        self.board: Any = None
+        self.since, self.started, self.waited = seen, time.monotonic(), 0.0
+        self.intervals, self.warned, self.new = 0, set[str](), seen == 0
+        self.tracker: Tracker | None = None
         if processes.main:
-            forget_after(self.path, seen)
-            self.board = _tensorboard(run / "tensorboard", seen)
+            for name in ("stats.jsonl", "validation.jsonl"):
+                forget_after(run / name, seen)
+            self.tracker = open_tracker(config, run, seen)
         self.bar = tqdm(
             total=config.total_images,
             initial=seen,
@@ -43,76 +52,189 @@ class RunLog:
             dynamic_ncols=True,
         )
 
-    def add(self, values: dict[str, Tensor], finite: Tensor, seen: int) -> bool:
-        """Scalars of one update, on the device, and whether it was taken. True at the end of an interval of the run."""
+    def ends_interval(self, seen: int) -> bool:
+        """Return whether the update that ends at ``seen`` images is the last of its log interval."""
+        return seen // self.interval != (seen - self.batch_size) // self.interval or seen >= self.total
+
+    def add(self, values: dict[str, Tensor], finite: Tensor, seen: int, waited: float) -> None:
+        """Add scalars of one update, on the device, whether it was taken, and the seconds it waited for data."""
         for name, value in values.items():
             # a skipped update is no part of the means; each name counts the updates that it was there in
             pair = torch.stack([torch.where(finite, value.detach().float(), 0.0), finite.float()])
             self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+        self.waited += waited
         self.bar.update(seen - self.bar.n)
-        return seen // self.interval != self.since // self.interval or seen >= self.total
 
-    def write(self, seen: int, **more: float) -> dict[str, float]:
-        """Means over the interval, and ``more`` as it is: the end of an interval, for all processes."""
+    def write(self, seen: int, parts: dict[str, PartSize], **more: float) -> dict[str, float]:
+        """Write means over the interval, and ``more`` as it is: a call for all processes. Return the means."""
         names = sorted(self.sums)
         pairs = mean_over_processes(torch.stack([self.sums[n] for n in names])).tolist() if names else []
         means = {name: value / taken for name, (value, taken) in zip(names, pairs, strict=True) if taken}
-        now = time.monotonic()
-        speed = (seen - self.since) / (now - self.started)
-        line = {"images": seen, **means, **more, "images_per_second": speed}
+        elapsed = time.monotonic() - self.started
+        speed = (seen - self.since) / elapsed
+        line: dict[str, Any] = {"images": seen, **means, **more, "images_per_second": speed}
         if self.share_of_peak:
             line["utilisation"] = speed * self.share_of_peak
-        self.sums, self.since, self.started = {}, seen, now
+        line["parts"] = {name: {"gradient": size.gradient, "update": size.update} for name, size in parts.items()}
         if self.processes.main:
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            _append(self.run / "stats.jsonl", line)
             shown = {k: v for k, v in line.items() if k in means or k == "utilisation"}
             self.bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items()})
-            self.scalars({k: v for k, v in line.items() if k != "images"}, seen)
+            self.scalars(line, seen)
+            self._warn(parts, line, self.waited / elapsed)
+        self.sums, self.since, self.started, self.waited = {}, seen, time.monotonic(), 0.0
+        self.intervals += 1
         return means
 
-    def scalars(self, values: dict[str, float], seen: int) -> None:
-        """To TensorBoard."""
-        if self.board is not None:
-            for name, value in values.items():
-                self.board.add_scalar(name, value, seen)
+    def validated(self, scores: dict[str, float], seen: int) -> None:
+        """Write the metrics of a validation."""
+        _append(self.run / "validation.jsonl", {"images": seen, **scores})
+        self.scalars({f"validation/{name}": value for name, value in scores.items()}, seen)
+
+    def scalars(self, values: dict[str, Any], seen: int) -> None:
+        """Send numbers to the tracker; those of a dictionary inside under ``name/``."""
+        if self.tracker is not None:
+            self.tracker.scalars({k: v for k, v in _flat(values).items() if k != "images"}, seen)
 
     def picture(self, page: np.ndarray, seen: int) -> None:
-        """A sample grid, uint8 (H, W, 3), to TensorBoard."""
-        if self.board is not None:
-            self.board.add_image("samples", page, seen, dataformats="HWC")
+        """Send a sample grid, uint8 (H, W, 3), to the tracker."""
+        if self.tracker is not None:
+            self.tracker.picture(page, seen)
 
     def say(self, message: str, *values: object) -> None:
-        """A line above the progress bar, from the main process."""
+        """Log a line above the progress bar, from the main process."""
         if self.processes.main:
             self.bar.clear()
             logger.info(message, *values)
 
     def close(self) -> None:
         self.bar.close()
-        if self.board is not None:
-            self.board.close()
+        if self.tracker is not None:
+            self.tracker.close()
+
+    def _warn(self, parts: dict[str, PartSize], line: dict[str, Any], waiting: float) -> None:
+        """Show the first measurement of a run; say once which part does not learn, and why a run is slow."""
+        if self.intervals == 0 and self.new:
+            self.say("gradient and update by part, after %d images:\n%s", line["images"], table(parts))
+        dead = [part for part in dead_parts(parts) if part not in self.warned] if self.intervals else []
+        if dead:
+            self.warned |= set(dead)
+            self.say("warning: %s: a gradient below 1e-5 of the largest part's: it hardly learns", ", ".join(dead))
+        if self.intervals and 0 < line.get("utilisation", 1.0) < SLOW and "slow" not in self.warned:
+            self.warned.add("slow")
+            reasons = slow_reasons(waiting, self.processes)
+            self.say("%.1f %% of the machine's peak: %s", 100 * line["utilisation"], "; ".join(reasons))
 
 
-def forget_after(stats: Path, seen: int) -> None:
-    """Drops the lines of a run that went on after its last checkpoint: they are about to be written again."""
-    if not stats.is_file():
+def slow_reasons(waiting: float, processes: Processes) -> list[str]:
+    """Return what may hold a run up. waiting: the share of its time that it waits for data."""
+    reasons = []
+    if waiting > 0.2:
+        reasons.append(f"{waiting:.0%} of the time is waiting for data (--data.workers, or faster storage)")
+    cores = usable_cores()
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if processes.device.type == "cpu" and busy > cores + 1:
+        reasons.append(f"{busy:.1f} processes want to run on {cores} cores: other work, or too many data workers")
+    return reasons or ["small images or batches; --compile may help"]
+
+
+# ---- trackers -------------------------------------------------------------------------------------------------------
+
+
+class Tracker(Protocol):
+    """Where curves and grids go."""
+
+    def scalars(self, values: dict[str, float], seen: int) -> None: ...
+
+    def picture(self, page: np.ndarray, seen: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files in the run's folder."""
+
+    def __init__(self, run: Path, seen: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=seen + 1 if seen else None)
+
+    def scalars(self, values: dict[str, float], seen: int) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, seen)
+
+    def picture(self, page: np.ndarray, seen: int) -> None:
+        self.writer.add_image("samples", page, seen, dataformats="HWC")
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WandbLike:
+    """wandb, or trackio, which has its interface. The run is known by its folder, and goes on there when resumed."""
+
+    def __init__(self, module: str, config: RunConfig, run: Path) -> None:
+        self.module = importlib.import_module(module)
+        folder = run.resolve()
+        options: dict[str, Any] = {"project": "ssdd", "name": run.name, "config": to_dict(config), "resume": "allow"}
+        if module == "wandb":
+            options |= {"dir": str(folder), "id": hashlib.sha256(str(folder).encode()).hexdigest()[:16]}
+        self.module.init(**options)
+
+    def scalars(self, values: dict[str, float], seen: int) -> None:
+        self.module.log(values, step=seen)
+
+    def picture(self, page: np.ndarray, seen: int) -> None:
+        self.module.log({"samples": self.module.Image(page)}, step=seen)
+
+    def close(self) -> None:
+        self.module.finish()
+
+
+def open_tracker(config: RunConfig, run: Path, seen: int) -> Tracker | None:
+    """Return the tracker that the config asks for.
+
+    A missing or broken TensorBoard is left out, with the reason: it comes unasked. Raises ImportError for another one
+    that is not installed.
+    """
+    name = config.log.to
+    if name == "tensorboard":
+        try:
+            return TensorBoard(run, seen)
+        except Exception as error:  # an import can fail in any way, such as a TypeError of a mismatched protobuf
+            logger.info("no TensorBoard: %s (pip install 'ssdd[train]')", " ".join(str(error).split()))
+            return None
+    try:
+        return WandbLike(name, config, run)
+    except ImportError as error:
+        raise ImportError(f"--log.to {name} needs the package {name}: pip install {name}") from error
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def forget_after(path: Path, seen: int) -> None:
+    """Drop the lines of a run that went on after its last checkpoint: they are about to be written again."""
+    if not path.is_file():
         return
     kept = []
-    for line in stats.read_text().splitlines():
+    for line in path.read_text().splitlines():
         try:
             if json.loads(line)["images"] <= seen:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue  # the last line of a run that was killed while it wrote
-    with atomic_path(stats, overwrite=True) as path:
-        path.write_text("".join(f"{line}\n" for line in kept))
+    with atomic_path(path, overwrite=True) as new:
+        new.write_text("".join(f"{line}\n" for line in kept))
 
 
-def _tensorboard(folder: Path, seen: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        logger.info("no TensorBoard scalars: pip install 'ssdd[train]' to have them")
-        return None
-    return SummaryWriter(str(folder), purge_step=seen + 1 if seen else None)
+def _append(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {prefix + name: value}
+    return flat

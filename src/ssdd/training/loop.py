@@ -1,29 +1,34 @@
 """The training loop: one function from a config to a trained model's folder.
 
 The same command, run again, resumes exactly: data, noise and schedule are functions of (seed, images seen). With
-several processes (``torchrun``) each runs this loop on its part of every batch.
+several processes (``torchrun``, ``srun``) each runs this loop on its part of every batch.
 """
 
 import json
 import logging
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import torch
 
+from ..data.images import save_image
 from ..dtypes import DTYPES
 from ..files import atomic_path, only_one
 from ..peak import peak_flops
 from ..processes import Processes, join_processes, sum_over_processes
-from .config import RunConfig, TrainConfig, check, differences, nonfinite_limit, to_json
+from . import provenance
+from .config import RunConfig, TrainConfig, differences, nonfinite_limit, to_json
 from .environment import describe_environment
 from .export import report_nonfinite
 from .flops import training_flops
 from .log import RunLog
-from .preview import save_preview
-from .state import TrainingState, place
+from .optimizers import schedule
+from .parts import PartSize, PartWatch, dead_parts, table
+from .state import TrainingState, to_device
 from .step import Autocast, autocast_for, take_update
 from .task import Task
 from .tokenizer import TokenizerTask
@@ -33,36 +38,32 @@ logger = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=RunConfig)
 
+CHECKED_UPDATES = 10
+"""Updates of ``--check``."""
+
 
 def train(config: TrainConfig, run: Path, device: torch.device | None = None) -> Path:
-    """Trains a tokenizer; see ``train_task``."""
-    return train_task(config, TokenizerTask, check, run, device)
+    """Train a tokenizer; see ``train_task``."""
+    return train_task(config, TokenizerTask, run, device)
 
 
-def train_task(
-    config: C,
-    make_task: Callable[[C], Task],
-    check: Callable[[C, int], None],
-    run: Path,
-    device: torch.device | None = None,
-) -> Path:
-    """Trains until ``config.total_images`` and returns the folder of the result, ``run / "model"``.
+def train_task(config: C, make_task: Callable[[C], Task], run: Path, device: torch.device | None = None) -> Path:
+    """Train until ``config.total_images`` and return the folder of the result, ``run / "model"``.
 
-    Under ``torchrun`` it is called by every process.
+    Under ``torchrun`` or ``srun`` it is called by every process.
 
     Args:
         config: of the run.
         make_task: what that config means, with fresh or given weights (torch's generator is seeded before).
-        check: raises ValueError if so many processes cannot train the settings.
         run: folder of the run.
         device: by default the process' GPU, or the CPU.
 
-    Raises ValueError if the settings cannot be trained or ``run`` holds a run with other settings,
-    FloatingPointError after too many updates in a row that were not finite, and TrainingStopped after SIGTERM or
-    SIGINT, once a checkpoint is saved.
+    Raises ValueError if the settings cannot be trained or ``run`` holds a run of other settings, photographs or
+    weights, FloatingPointError after too many updates in a row that were not finite, and TrainingStopped after SIGTERM,
+    SIGINT, SIGUSR1 or SIGHUP, once a checkpoint is saved.
     """
     with join_processes(device) as processes:
-        check(config, processes.count)
+        config.check(processes.count)
         if processes.main:
             _check_run(config, run)  # before anything is written there, and again when nobody else can
         with only_one(run) if processes.main else nullcontext():
@@ -77,39 +78,50 @@ def train_task(
 
 def _train(task: Task, run: Path, processes: Processes, stop: StopRequest) -> Path:
     config, device = task.config, processes.device
-    place(task.stage, config, device)
-    autocast = autocast_for(config, device)
-    if processes.main and config.log.sample_images:
-        task.open_preview(device)
-    if processes.main:
-        _record_start(config, run, processes)
-    share_of_peak = _announce(task, processes, autocast)
-
+    trained_on = task.provenance() if processes.main else {}
+    if _started(run):
+        provenance.check(run, trained_on)
+    processes.wait()
+    to_device(task.stage, config, device)
+    task.prepare(run, processes)
     state = TrainingState(task, processes, run)
     if state.seen >= config.total_images and (run / "model").is_dir():
         logger.info("this run is finished")
         return run / "model"
-    batches = task.batches(state.seen, processes)
-    finite_count = FiniteCount(device, state.skipped)
+    if processes.main:
+        provenance.write(run, trained_on)
+        _record_start(config, run, processes)
+    autocast = autocast_for(config, device)
+    share_of_peak = _announce(task, processes, autocast)
     log = RunLog(run, config, processes, state.seen, share_of_peak)
+    finite_count, watch = FiniteCount(device, state.skipped), PartWatch(task.stage.model)
+    batches = task.batches(state.seen, processes, state.data_position)
+    if state.seen == 0:
+        _validate(state, autocast, log)
 
     while state.seen < config.total_images:
-        before = state.seen
-        taken = take_update(state, next(batches), autocast)
-        finite_count.add(taken.finite, before)
+        before, begin = state.seen, time.monotonic()
+        batch = next(batches)
+        waited = time.monotonic() - begin
+        logs = log.ends_interval(before + config.batch_size)
+        result = take_update(state, batch, autocast, watch if logs else None)
+        finite_count.add(result.finite, before)
+        log.add(result.values, result.finite, state.seen, waited)
         ended = state.seen >= config.total_images
 
-        if log.add(taken.values, taken.finite, state.seen):
+        if logs:
             counts = finite_count.read()  # here, and nowhere else, the loop waits for the device
             state.skipped = counts["skipped"]
             counted = {name: sum_over_processes(count) for name, count in task.counts().items()}
-            more = {"skipped_updates": state.skipped, **counted, "learning_rate": taken.rate}
-            means = log.write(state.seen, **more)
+            more = {"skipped_updates": state.skipped, **counted, "learning_rate": result.rate}
+            means = log.write(state.seen, watch.read(), **more)
             if counts["longest"] >= nonfinite_limit(config):
                 log.close()
                 raise FloatingPointError(_explain_nonfinite(state, counts, means))
         if _passed(config.log.sample_images, before, state.seen) or (ended and config.log.sample_images):
-            _preview(state, autocast, log)
+            _draw_samples(state, autocast, log)
+        if _passed(task.validation_images, before, state.seen) or ended:
+            _validate(state, autocast, log)
         if _passed(config.log.checkpoint_images, before, state.seen):
             state.save()
         if number := stop.agreed():
@@ -126,21 +138,55 @@ def _train(task: Task, run: Path, processes: Processes, stop: StopRequest) -> Pa
     return run / "model"
 
 
-def _preview(state: TrainingState, autocast: Autocast, log: RunLog) -> None:
-    """A sample grid of the averaged model: a call for all processes; the main one draws."""
+def check_learning(config: C, make_task: Callable[[C], Task], device: torch.device | None = None) -> str:
+    """Take a few updates without writing anything. Return gradient and update by part at the first and the last."""
+    with join_processes(device) as processes, TemporaryDirectory() as run:
+        config.check(processes.count)
+        choose_tf32(config, processes.device)
+        torch.manual_seed(config.seed)
+        task = make_task(config)
+        to_device(task.stage, config, processes.device)
+        task.prepare(Path(run), processes)
+        state = TrainingState(task, processes, Path(run))
+        autocast, batches, lines = autocast_for(config, processes.device), task.batches(0, processes), []
+        sizes: dict[str, PartSize] = {}
+        for update in range(1, CHECKED_UPDATES + 1):
+            watch = PartWatch(task.stage.model) if update in (1, CHECKED_UPDATES) else None
+            result = take_update(state, next(batches), autocast, watch)
+            if watch is not None:
+                sizes, loss = watch.read(), float(result.values["total"])
+                lines += [f"update {update}, loss {loss:.4g}, gradient {float(result.values['gradient']):.4g}"]
+                lines += [table(sizes), ""]
+        dead = dead_parts(sizes)
+        lines += [f"warning: these parts hardly learn: {', '.join(dead)}" if dead else "every part learns"]
+        return "\n".join(lines)
+
+
+def _draw_samples(state: TrainingState, autocast: Autocast, log: RunLog) -> None:
+    """Draw a sample grid of the averaged model: a call for all processes; the main one draws."""
     weights = state.averaged_weights()
     if not state.processes.main:
         return
     with autocast():
-        found = state.task.preview(weights)
-    if found is not None:
-        save_preview(found.page, state.run, state.seen)
-        log.picture(found.page, state.seen)
-        log.scalars(found.scores, state.seen)
+        page = state.task.grid(weights)
+    if page is not None:
+        save_image(state.run / "samples" / f"{state.seen:012d}.png", page, overwrite=True)
+        log.picture(page, state.seen)
+
+
+def _validate(state: TrainingState, autocast: Autocast, log: RunLog) -> None:
+    """Measure the averaged model: a call for all processes; the main one measures."""
+    weights = state.averaged_weights()
+    if not state.processes.main:
+        return
+    with autocast():
+        scores = state.task.validate(weights, state.run, state.seen)
+    if scores:
+        log.validated(scores, state.seen)
 
 
 def _passed(interval: int, before: int, seen: int) -> bool:
-    """Did the clock pass a multiple of the interval (0: there is none)?"""
+    """Return whether the clock passed a multiple of the interval (0: there is none)."""
     return bool(interval) and before // interval != seen // interval
 
 
@@ -150,16 +196,20 @@ def choose_tf32(config: RunConfig, device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = config.tf32
 
 
+def _started(run: Path) -> bool:
+    """Return whether a run has something to lose: it came to its first checkpoint."""
+    return any((run / "checkpoints").glob("*")) or (run / "model").exists()
+
+
 def _check_run(config: RunConfig, run: Path) -> None:
-    """Raises ValueError if the folder holds anything but this very run."""
+    """Raise ValueError if the folder holds anything but this very run."""
     saved = run / "config.json"
     if saved.is_file():
-        started = any((run / "checkpoints").glob("*")) or (run / "model").exists()
         try:
             changed = differences(config, saved.read_text())
-        except (ValueError, AttributeError, RecursionError) as error:
+        except (ValueError, AttributeError, TypeError, LookupError, RecursionError) as error:
             raise ValueError(f"{saved}: expected the settings of a run, found something else ({error})") from error
-        if changed and started:  # a run that never came to its first checkpoint has nothing to lose
+        if changed and _started(run):
             raise ValueError(
                 f"{run} holds a run with other settings ({'; '.join(changed)}): choose another --out folder"
             )
@@ -168,7 +218,7 @@ def _check_run(config: RunConfig, run: Path) -> None:
 
 
 def _record_start(config: RunConfig, run: Path, processes: Processes) -> None:
-    """The resolved config, and a line about this start's environment."""
+    """Write the resolved config, and a line about this start's environment."""
     with atomic_path(run / "config.json", overwrite=True) as path:
         path.write_text(to_json(config))
     with (run / "environment.jsonl").open("a") as file:
@@ -176,7 +226,7 @@ def _record_start(config: RunConfig, run: Path, processes: Processes) -> None:
 
 
 def _announce(task: Task, processes: Processes, autocast: Autocast) -> float:
-    """Says what is about to run. Returns the share of the machine's peak that one image per second uses."""
+    """Log what is about to run. Return the share of the machine's peak that one image per second uses."""
     stage, config = task.stage, task.config
     with autocast():
         flops = training_flops(stage, config, processes.device)
@@ -193,16 +243,24 @@ def _announce(task: Task, processes: Processes, autocast: Autocast) -> float:
         task.name, f"{trained:,}", f"{frozen:,}", flops / 1e9, config.precision, tf32, processes.count,
         processes.device.type, peak / 1e12, 1 / share,
     )  # fmt: skip
+    warmup, decay = schedule(config)
+    if warmup + decay < config.optimizer.warmup_images + config.optimizer.decay_images:
+        logger.info(
+            "warm-up and decay are longer than this run: shortened to %d and %d of its %d images",
+            warmup, decay, config.total_images,
+        )  # fmt: skip
     return share
 
 
 def _explain_nonfinite(state: TrainingState, counts: dict[str, int], means: dict[str, float]) -> str:
-    """Leaves ``nonfinite/`` in the run's folder. Returns what to tell the user."""
+    """Leave ``nonfinite/`` in the run's folder. Return what to tell the user."""
     weights = state.trained_weights()
     if state.processes.main:
         report_nonfinite(state.run, state.task, counts, means, weights)
     state.processes.wait()
+    saved = f"the last checkpoint is at {state.saved} images" if state.saved >= 0 else "there is no checkpoint yet"
     return (
         f"{counts['longest']} updates in a row had a loss or gradient that is not finite, up to {state.seen} images; "
-        f"what was seen is in {state.run / 'nonfinite'}; lower --optimizer.learning-rate"
+        f"what was seen is in {state.run / 'nonfinite'}; {saved}: start a new run from it (ssdd train export) with a "
+        "lower --optimizer.learning-rate"
     )

@@ -1,13 +1,11 @@
 """Optimisers, the learning rate, and the update that is skipped where a gradient is not finite."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from .config import OptimizerConfig, Precision, RunConfig
 from .distribution import full_tensor
+from .parts import PartWatch
 
 UNDECAYED = "bias_table"
 """Tables of position biases are not decayed, as biases and norms are not."""
@@ -26,6 +24,16 @@ def learning_rate(config: RunConfig, seen: int) -> float:
     warmup = min(1.0, at / warmup_images) if warmup_images else 1.0
     decay = min(1.0, (config.total_images + config.batch_size - at) / decay_images) if decay_images else 1.0
     return o.learning_rate * min(warmup, max(0.0, decay))
+
+
+def discriminator_rate(config: RunConfig, seen: int) -> float:
+    """Return the discriminator's rate: its own warm-up, from where it comes in, and the run's decay."""
+    own = config.discriminator  # type: ignore[attr-defined]
+    since = seen - config.loss.adversarial_from_images + config.batch_size  # type: ignore[attr-defined]
+    _, decay_images = schedule(config)
+    left = config.total_images - seen
+    decay = min(1.0, left / decay_images) if decay_images else 1.0
+    return own.learning_rate * min(1.0, since / max(1, own.warmup_images), decay)
 
 
 def schedule(config: RunConfig) -> tuple[float, float]:
@@ -85,7 +93,7 @@ class Muon(torch.optim.Optimizer):
         self._adamw = torch.optim.AdamW(groups[1:], betas=config.betas, fused=True)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update all parameters that have a gradient."""
         first, *others = self.param_groups
         muon, adamw = self._muon.param_groups[0], self._adamw.param_groups
@@ -139,14 +147,18 @@ class Update:
         seed = torch.where(loss.detach().isfinite(), weight, float("nan"))
         loss.backward(seed.to(loss.dtype))
 
-    def step(self, rate: float) -> tuple[Tensor, Tensor]:
+    def step(self, rate: float, watch: PartWatch | None = None) -> tuple[Tensor, Tensor]:
         """Take one update at a learning rate. Return the gradient's norm before clipping, and whether it is finite."""
         self.scaler.unscale_(self.optimizer)
+        if watch is not None:
+            watch.before_step()
         norm = full_tensor(nn.utils.clip_grad_norm_(self.parameters, self.clip))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.scaler.step(self.optimizer)
         self.scaler.update(None if self.scaled else 1.0)
+        if watch is not None:
+            watch.after_step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm, norm.isfinite()
 

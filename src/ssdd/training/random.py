@@ -1,4 +1,7 @@
-"""Random draws of a training step: a function of (seed, images seen), equal for any number of processes."""
+"""Random draws of a training step: a function of (seed, position of the image in the run) alone.
+
+So how a batch is cut over processes and microbatches does not matter, and nobody draws for others.
+"""
 
 import random
 
@@ -8,38 +11,38 @@ from torch import Tensor
 
 
 class BatchRandom:
-    """Draws for the whole global batch and keeps one part, so that how the batch is cut does not matter.
+    """Draws for some images of a run.
 
     Args:
         seed: of the run.
-        images_seen: clock at the start of the step.
-        batch_size: images of the global batch.
-        part: the images of one forward pass of this process, a slice of the global batch.
-        device: where the draws are wanted (the CPU and CUDA streams differ).
+        first: position of the first image: how many the run has seen before it.
+        count: B, number of images.
+        device: where the draws are made (the CPU and CUDA streams differ).
     """
 
-    def __init__(self, seed: int, images_seen: int, batch_size: int, part: slice, device: torch.device) -> None:
-        state = np.random.SeedSequence([seed, images_seen]).generate_state(1, np.uint64)
-        self.generator = torch.Generator(device).manual_seed(int(state[0] >> np.uint64(1)))
-        self.batch_size, self.part, self.device = batch_size, part, device
+    def __init__(self, seed: int, first: int, count: int, device: torch.device) -> None:
+        self.device = device
+        self.generators = [
+            torch.Generator(device).manual_seed(_state(seed, position)) for position in range(first, first + count)
+        ]
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal draws, (images of this part, *shape)."""
-        return self._part_of(torch.randn(self.batch_size, *shape, generator=self.generator, device=self.device))
+        """Return standard normal draws, (B, *shape)."""
+        return torch.stack([torch.randn(shape, generator=g, device=self.device) for g in self.generators])
 
     def uniform(self, *shape: int) -> Tensor:
-        """Draws from [0, 1), (images of this part, *shape)."""
-        return self._part_of(torch.rand(self.batch_size, *shape, generator=self.generator, device=self.device))
+        """Return draws from [0, 1), (B, *shape)."""
+        return torch.stack([torch.rand(shape, generator=g, device=self.device) for g in self.generators])
 
-    def _part_of(self, draws: Tensor) -> Tensor:
-        part = draws[self.part]
-        return draws if len(part) == self.batch_size else part.clone()  # a view would keep the whole batch alive
+
+def _state(seed: int, position: int) -> int:
+    return int(np.random.SeedSequence([seed, position]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def seed_global_generators(seed: int, images_seen: int, rank: int) -> None:
-    """Seeds Python's, NumPy's and torch's own generators for one step.
+    """Seed Python's, NumPy's and torch's own generators for one step.
 
-    Nothing here draws from them, but a user's encoder may: with this, a resumed run repeats that as well.
+    Nothing here draws from them, but a user's encoder or loss may: with this, a resumed run repeats that as well.
     """
     state = np.random.SeedSequence([seed, images_seen, rank + 1]).generate_state(3, np.uint32)
     random.seed(int(state[0]))

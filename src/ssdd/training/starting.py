@@ -1,15 +1,21 @@
-"""From which weights a flow stage starts: an encoder and a decoder, fresh or given."""
+"""From which weights a stage starts: an encoder and a decoder, fresh or given."""
 
-import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from diffusers import AutoencoderKL
 from torch import nn
 
 from ..autoencoder import AutoencoderSSDD
+from ..checkpoints.kl_source import kl_encoder
+from ..checkpoints.kl_vae import read_config
+from ..checkpoints.own_code import ForeignEncoder
+from ..kl_baseline import AutoencoderKLBaseline, kl_decoder
 from ..nn.decoder import Decoder
+from ..nn.encoder import Encoder
 from ..nn.presets import EncoderSize, decoder_size
-from .config import TrainConfig
+from .config import KLVAEModelConfig, ModelConfig, TeacherConfig, is_encoder_size
 from .encoders import EncoderChoice, choose_encoder, resolve_model_folder
 
 _STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "latents_convention", "force_upcast")
@@ -17,10 +23,11 @@ _STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", 
 
 @dataclass(frozen=True)
 class Start:
-    """Networks before the first step.
+    """Networks of a diffusion decoder before the first step.
 
-    encoder: images -> moments. encoder_size: None for somebody's own module, which is not saved with the decoder.
-    statistics: config entries of its latents, empty where nobody measured them.
+    encoder: images -> moments. encoder_size: None for somebody's own module. statistics: config entries of its latents,
+    empty where nobody measured them. given: whether the decoder has weights already. normalize: whether the decoder is
+    to get the encoder's latents normalised: a fresh decoder, and an encoder that is not one of ours.
     """
 
     encoder: nn.Module
@@ -28,9 +35,11 @@ class Start:
     spatial_factor: int
     encoder_size: EncoderSize | None
     statistics: dict[str, Any]
+    given: bool = False
+    normalize: bool = False
 
     def encoder_config(self) -> dict[str, Any]:
-        """What ``AutoencoderSSDD`` is told about the encoder."""
+        """Return what ``AutoencoderSSDD`` is told about the encoder."""
         size = self.encoder_size
         if size is not None:
             return {
@@ -46,63 +55,122 @@ class Start:
         }
 
 
-def start(config: TrainConfig) -> Start:
-    """The networks that ``config.model`` asks for. Raises ValueError with one line where they do not fit."""
-    model = config.model
-    if model.start_from is None:
-        if (model.encoder is None or _is_preset(model.encoder)) and not model.train_encoder:
-            raise ValueError("a frozen encoder must come from somewhere: pass --encoder or --model.start-from")
-        choice = choose_encoder(model.encoder or "f8c4", model.encoder_width, model.encoder_groups)
-        decoder = Decoder(decoder_size(model.decoder or "S"), choice.latent_channels)
-        decoder.reset_parameters(model.init)
-        return _checked(_chosen(choice, decoder), config)
-    given = AutoencoderSSDD.from_pretrained(resolve_model_folder(model.start_from))
-    if model.decoder is not None and decoder_size(model.decoder) != given.decoder.size:
-        raise ValueError(f"{model.start_from}: expected a decoder of size {model.decoder}, found {given.decoder.size}")
-    if model.encoder is not None and not _is_preset(model.encoder):
-        choice = choose_encoder(model.encoder)
+def start_flow(model: ModelConfig | TeacherConfig, resolution: int, train_encoder: bool) -> Start:
+    """Return the networks that a config asks for. Raise ValueError with one line where they do not fit."""
+    start = _fresh(model, train_encoder) if model.start_from is None else _given(model, train_encoder)
+    check_factor(resolution, start.spatial_factor)
+    return start
+
+
+def _fresh(model: ModelConfig | TeacherConfig, train_encoder: bool) -> Start:
+    """Return a fresh decoder on a fresh or given encoder."""
+    assert isinstance(model, ModelConfig)
+    name = model.encoder or "f8c4"
+    if is_encoder_size(name) and not train_encoder:
+        raise ValueError("a frozen encoder must come from somewhere: pass --encoder or --model.start-from")
+    choice = choose_encoder(name, model.encoder_width, model.encoder_groups, train_encoder)
+    decoder = Decoder(decoder_size(model.decoder or "S"), choice.latent_channels)
+    decoder.reset_parameters(model.init)
+    return _chosen(choice, decoder, normalize=choice.foreign and not train_encoder)
+
+
+def _given(model: ModelConfig | TeacherConfig, train_encoder: bool) -> Start:
+    """Return a whole model, or its decoder on another encoder."""
+    given = AutoencoderSSDD.from_pretrained(resolve_model_folder(str(model.start_from)))
+    decoder = getattr(model, "decoder", None)
+    if decoder is not None and decoder_size(decoder) != given.decoder.size:
+        raise ValueError(f"{model.start_from}: expected a decoder of size {decoder}, found {given.decoder.size}")
+    if model.encoder is not None and not is_encoder_size(model.encoder):
+        choice = choose_encoder(model.encoder, trainable=train_encoder)
         if given.decoder.latent_channels != choice.latent_channels:
             raise ValueError(
                 f"{model.start_from}: expected a decoder of {choice.latent_channels} latent channels for the encoder "
                 f"{model.encoder}, found {given.decoder.latent_channels}"
             )
-        return _checked(_chosen(choice, given.decoder), config)
+        return _chosen(choice, given.decoder, given=True)
     if given.encoder is None:
         raise ValueError(f"{model.start_from} has no encoder of its own: pass --encoder")
-    found = f"f{given.spatial_factor}c{given.config.latent_channels}"
+    c = given.config
+    found = f"f{given.spatial_factor}c{c.latent_channels}"
     if model.encoder not in (None, found):
         raise ValueError(f"{model.start_from}: expected an encoder {model.encoder}, found {found}")
-    return _checked(_its_own(given, given.encoder), config)
-
-
-def _chosen(choice: EncoderChoice, decoder: Decoder) -> Start:
-    return Start(choice.module, decoder, choice.spatial_factor, choice.size, choice.statistics)
-
-
-def _its_own(given: AutoencoderSSDD, encoder: nn.Module) -> Start:
-    """Encoder and decoder of one model."""
-    c = given.config
     size = EncoderSize(tuple(c.block_out_channels), c.latent_channels, c.encoder_groups)
     known = c.latents_std is not None or c.scaling_factor != 1.0
     statistics = {name: c[name] for name in _STATISTICS if known and c[name] is not None}
-    return Start(encoder, given.decoder, size.factor, size, statistics)
+    return Start(given.encoder, given.decoder, size.factor, size, statistics, given=True)
 
 
-def _checked(result: Start, config: TrainConfig) -> Start:
-    check_factor(config, result.spatial_factor)
-    if config.model.train_encoder and result.encoder_size is None:
-        raise ValueError(f"{config.model.encoder} stays as it is: pass --model.no-train-encoder")
-    return result
+def _chosen(choice: EncoderChoice, decoder: Decoder, given: bool = False, normalize: bool = False) -> Start:
+    return Start(
+        choice.module, decoder, choice.spatial_factor, choice.size, choice.statistics, given=given, normalize=normalize
+    )
 
 
-def check_factor(config: TrainConfig, factor: int) -> None:
-    """Raises ValueError unless the crops are whole latent cells."""
-    if config.data.resolution % factor:
+def check_factor(resolution: int, factor: int) -> None:
+    """Raise ValueError unless the crops are whole latent cells."""
+    if resolution % factor:
         raise ValueError(
-            f"expected a data.resolution that is a multiple of the encoder's factor {factor}, "
-            f"found {config.data.resolution}"
+            f"expected a data.resolution that is a multiple of the encoder's factor {factor}, found {resolution}"
         )
 
 
-def _is_preset(name: str) -> bool:
-    return re.fullmatch(r"f\d+c\d+", name) is not None
+@dataclass(frozen=True)
+class KLVAEStart:
+    """Networks of a KL-VAE before the first step. given: whether the decoder has weights already."""
+
+    encoder: Encoder
+    post_quant_conv: nn.Module
+    decoder: Any
+    decoder_channels: tuple[int, ...]
+    decoder_groups: int
+    given: bool = False
+
+
+def start_kl_vae(model: KLVAEModelConfig, resolution: int) -> KLVAEStart:
+    """Return the networks that a config asks for. Raise ValueError with one line where they do not fit."""
+    start = _fresh_kl_vae(model) if model.start_from is None else _given_kl_vae(model.start_from)
+    check_factor(resolution, start.encoder.size.factor)
+    return start
+
+
+def _fresh_kl_vae(model: KLVAEModelConfig) -> KLVAEStart:
+    """Return a fresh decoder on a fresh or given encoder of our architecture."""
+    name = model.encoder or "f8c4"
+    if is_encoder_size(name) and not model.train_encoder:
+        raise ValueError("a frozen encoder must come from somewhere: pass --encoder or --model.start-from")
+    choice = choose_encoder(name, model.encoder_width, model.encoder_groups)
+    if choice.size is None or isinstance(choice.module, ForeignEncoder):
+        raise ValueError(
+            f"{name}: expected an encoder of the KL-VAE's architecture for this stage, found code of yours"
+        )
+    assert isinstance(choice.module, Encoder)
+    channels, groups = choice.size.channels, choice.size.groups
+    if model.decoder_width and model.decoder_width != channels[0]:
+        channels = tuple(c * model.decoder_width // channels[0] for c in channels)
+        groups = next(g for g in range(min(32, model.decoder_width // 4), 0, -1) if model.decoder_width % g == 0)
+    c = choice.size.latent_channels
+    return KLVAEStart(choice.module, nn.Conv2d(c, c, 1), kl_decoder(channels, c, groups), channels, groups)
+
+
+def _given_kl_vae(name: str) -> KLVAEStart:
+    """Return the networks of a trained KL-VAE."""
+    folder = resolve_model_folder(name, "AutoencoderKL", "AutoencoderKLBaseline")
+    if Path(folder).is_dir() and read_config(folder)["_class_name"] == "AutoencoderKLBaseline":
+        wide = AutoencoderKLBaseline.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
+        c = wide.config
+        channels = tuple(c.decoder_block_out_channels)
+        return KLVAEStart(wide.encoder, wide.post_quant_conv, wide.decoder, channels, c.decoder_groups, given=True)
+    vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
+    read = kl_encoder(vae)
+    encoder = Encoder(read.size)
+    encoder.load_state_dict(read.state)
+    post = vae.post_quant_conv if vae.post_quant_conv is not None else _identity(read.size.latent_channels)
+    return KLVAEStart(encoder, post, vae.decoder, read.size.channels, read.size.groups, given=True)
+
+
+def _identity(channels: int) -> nn.Conv2d:
+    """Return a 1x1 convolution that changes nothing."""
+    conv = nn.Conv2d(channels, channels, 1)
+    nn.init.dirac_(conv.weight)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return conv

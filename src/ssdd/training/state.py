@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from ..checkpoints.own_code import ForeignEncoder
 from ..optimization import can_compile, has_fused_norms, use_fused_norms
-from ..processes import Processes, all_agree, told_by_main
+from ..processes import Processes, all_agree, broadcast, gather
 from . import checkpoint
 from .average import Average
-from .config import RunConfig
-from .distribution import blocks, shard, spread, whole_state
-from .optimizers import Update
+from .config import OptimizerConfig, RunConfig
+from .distribution import blocks, full_state, full_tensor, shard, spread
+from .optimizers import Update, evaluation_point
 from .stages.base import Objective
 from .task import Task
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Player:
+class TrainedNetwork:
     """A trained network as it is called (perhaps wrapped), and its optimiser."""
 
     network: nn.Module
@@ -36,7 +36,7 @@ class TrainingState:
 
     Starts from the newest undamaged checkpoint of ``run``, if there is one.
 
-    Raises ValueError if that run had another number of items, DamagedCheckpoint if there is no good one.
+    Raises ValueError if the run cannot go on here, DamagedCheckpoint if there is no good one.
     """
 
     def __init__(self, task: Task, processes: Processes, run: Path) -> None:
@@ -47,29 +47,34 @@ class TrainingState:
         tensors, numbers = self._read()
         self.seen, self.skipped = int(numbers["images_seen"]), int(numbers["skipped_updates"])
         self.saved = self.seen if tensors else -1
+        self.data_position = self._position_of(numbers.get("data"))
         if tensors:
             stage.model.load_state_dict(tensors["model"])
-            self.average.averaged.load_state_dict(tensors["average"])
+            averaging = self.average.keep(self.seen) > 0
+            self.average.module.load_state_dict(tensors["average" if averaging else "model"])
             if stage.adversary is not None:
                 stage.adversary.load_state_dict(tensors["adversary"])
         if config.compile:
             compile_networks(stage, config, processes.device)
-        network = spread(stage.model, processes, config.parallel)
+        network = spread(stage.model, processes, config)
         if config.parallel == "fsdp":
-            shard(self.average.module, processes)
-        self.generator = Player(network, Update(stage.model, config.optimizer, config.precision, processes.device))
-        self.adversary: Player | None = None
+            shard(self.average.module, processes, "fp32")
+        self.generator = TrainedNetwork(network, self._update(stage.model, config.optimizer))
+        self.adversary: TrainedNetwork | None = None
         if stage.adversary is not None:
-            network = spread(stage.adversary, processes, "ddp")
-            self.adversary = Player(network, Update(stage.adversary, config.optimizer, config.precision, processes.device))
+            network = spread(stage.adversary, processes, config, ddp=True)
+            self.adversary = TrainedNetwork(network, self._update(stage.adversary, discriminator_optimizer(config)))
         if tensors:
-            for name, player in self._players().items():
-                checkpoint.restore_optimizer(player.update.optimizer, tensors[name], numbers[name])
+            for name, trained in self._trained().items():
+                checkpoint.restore_update(trained.update, tensors[name], numbers[name])
             logger.info("resumed at %d images", self.seen)
 
+    def _update(self, model: nn.Module, config: OptimizerConfig) -> Update:
+        return Update(model, config, self.config.precision, self.processes.device)
+
     def _read(self) -> tuple[dict[str, checkpoint.Tensors], dict[str, Any]]:
-        """Tensors and numbers of the checkpoint that the main process finds, in all processes; none for a new run."""
-        folder = told_by_main(checkpoint.newest_checkpoint(self.run) if self.processes.main else None)
+        """Return tensors and numbers of the checkpoint that the main process finds; none for a new run."""
+        folder = broadcast(checkpoint.newest_checkpoint(self.run) if self.processes.main else None)
         if folder is None:
             return {}, {"images_seen": 0, "skipped_updates": 0}
         try:
@@ -79,42 +84,57 @@ class TrainingState:
             raise checkpoint.DamagedCheckpoint(f"{error} (seen by process {self.processes.rank})") from error
         if not all_agree(True):
             raise checkpoint.DamagedCheckpoint(f"{folder}: another process could not read it")
-        unit = self.task.unit
-        if numbers.get(unit) != self.task.items:
-            raise ValueError(
-                f"{self.run}: expected the {numbers.get(unit)} {unit} that this run began with, found "
-                f"{self.task.items}: the order of all of them would change; choose another --out folder"
-            )
         return tensors, numbers
 
-    def _players(self) -> dict[str, Player]:
-        """By the name of the file of their optimiser's state."""
-        players = {"optimizer": self.generator}
-        return players if self.adversary is None else {**players, "adversary_optimizer": self.adversary}
+    def _position_of(self, positions: Any) -> Any:
+        """Return this process' position in streamed data, from those of all processes."""
+        if not positions or positions[0] is None:
+            return None
+        if len(positions) != self.processes.count:
+            raise ValueError(
+                f"{self.run}: expected the {len(positions)} processes that read this stream until now, found "
+                f"{self.processes.count}"
+            )
+        return positions[self.processes.rank]
+
+    def _trained(self) -> dict[str, TrainedNetwork]:
+        """Return the trained networks by the name of the file of their optimiser's state."""
+        trained = {"optimizer": self.generator}
+        return trained if self.adversary is None else {**trained, "adversary_optimizer": self.adversary}
 
     def averaged_weights(self) -> dict[str, Tensor]:
-        """The averaged model's state dict, whole, for the main process: a call for all."""
-        return whole_state(self.average.module, self.processes.main)
+        """Return the averaged model's state dict, whole, for the main process: a call for all.
+
+        Before the averaging begins these are the weights themselves, and schedule-free's own average of them.
+        """
+        weights = full_state(self.average.module, self.processes.main)
+        if self.seen and self.average.keep(self.seen) == 0:
+            points = evaluation_point(self.generator.update)
+            for name, p in self.stage.model.named_parameters():
+                if p in points:
+                    point = full_tensor(points[p])
+                    weights |= {name: point.cpu()} if self.processes.main else {}
+        return weights
 
     def trained_weights(self) -> dict[str, Tensor]:
-        """The model's state dict as it is, whole, for the main process: a call for all."""
-        return whole_state(self.stage.model, self.processes.main)
+        """Return the model's state dict as it is, whole, for the main process: a call for all."""
+        return full_state(self.stage.model, self.processes.main)
 
     def save(self) -> None:
-        """A checkpoint of this moment, unless there is one: a call for all processes; the main one writes."""
+        """Write a checkpoint of this moment, unless there is one: a call for all processes; the main one writes."""
         if self.saved == self.seen:
             return
         main = self.processes.main
-        tensors = {"model": self.trained_weights(), "average": whole_state(self.average.averaged, main)}
+        tensors = {"model": self.trained_weights(), "average": self.averaged_weights()}
         numbers: dict[str, Any] = {
             "images_seen": self.seen,
             "skipped_updates": self.skipped,
-            self.task.unit: self.task.items,
+            "data": gather(self.task.data_position()),
         }
         if self.stage.adversary is not None:
-            tensors["adversary"] = whole_state(self.stage.adversary, main)
-        for name, player in self._players().items():
-            tensors[name], numbers[name] = checkpoint.optimizer_tensors(player.update.optimizer, main)
+            tensors["adversary"] = full_state(self.stage.adversary, main)
+        for name, trained in self._trained().items():
+            tensors[name], numbers[name] = checkpoint.update_tensors(trained.update, main)
         if main:
             log = self.config.log
             checkpoint.write_checkpoint(checkpoint.checkpoint_folder(self.run, self.seen), tensors, numbers)
@@ -123,8 +143,14 @@ class TrainingState:
         self.processes.wait()
 
 
-def place(stage: Objective, config: RunConfig, device: torch.device) -> None:
-    """All networks to the device, channels-last (which FSDP2 does not take); the trained ones in training mode."""
+def discriminator_optimizer(config: RunConfig) -> OptimizerConfig:
+    """Return the discriminator's optimiser: Adam at its own rate."""
+    own = config.discriminator  # type: ignore[attr-defined]
+    return OptimizerConfig("adamw", own.learning_rate, own.betas, weight_decay=0.0, clip=config.optimizer.clip)
+
+
+def to_device(stage: Objective, config: RunConfig, device: torch.device) -> None:
+    """Move all networks to the device, channels-last (which FSDP2 does not take); trained ones in training mode."""
     form = torch.contiguous_format if config.parallel == "fsdp" else torch.channels_last
     for module in stage.frozen.values():
         module.to(device).to(memory_format=torch.channels_last)
@@ -134,20 +160,21 @@ def place(stage: Objective, config: RunConfig, device: torch.device) -> None:
 
 
 def compile_networks(stage: Objective, config: RunConfig, device: torch.device) -> None:
-    """``torch.compile`` in place, so that names in checkpoints stay. A user's own encoder is left as it is."""
-    own = [module for module in stage.frozen.values() if not isinstance(module, ForeignEncoder)]
+    """``torch.compile`` in place, so that names in checkpoints stay. A user's own code is left as it is."""
+    if not can_compile(device):
+        return
+    frozen = [module for module in stage.frozen.values() if not isinstance(module, ForeignEncoder)]
     # Sharded blocks are gathered one by one: each is a graph of its own.
     trained = blocks(stage.model) if config.parallel == "fsdp" else stage.compiled_parts()
     if device.type == "cpu" and has_fused_norms(stage.model):
         # The compiler takes many minutes for our networks there, and convolutions, most of a step, gain nothing.
-        if can_compile(device):
-            for module in (stage.model, *own):
-                use_fused_norms(module)
+        for module in (stage.model, *frozen):
+            use_fused_norms(module)
         return
     if stage.adversary is not None:
         import torch._functorch.config
 
         torch._functorch.config.donated_buffer = False  # the adaptive weight goes backward twice through LPIPS
         trained = [*trained, stage.adversary]
-    for module in (*trained, *own):
+    for module in (*trained, *frozen):
         module.compile()

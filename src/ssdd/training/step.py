@@ -1,4 +1,4 @@
-"""One update: gradients over the microbatches, clipped steps of the networks at play, the average."""
+"""One update: batch -> losses -> backward -> clip -> step -> average."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -7,78 +7,86 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..dtypes import DTYPES
 from ..objectives.adversarial import hinge_discriminator_loss
 from .config import RunConfig, microbatch_size
 from .distribution import accumulating
-from .optimizers import learning_rate
+from .optimizers import discriminator_rate, learning_rate
+from .parts import PartWatch
 from .random import BatchRandom, seed_global_generators
-from .stages.base import Judged
-from .state import Player, TrainingState
+from .stages.base import DiscriminatorInputs
+from .state import TrainedNetwork, TrainingState
 from .task import Batch
 
 Autocast = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What an update was: scalars on the device, for the log; whether it was finite (else it was skipped)."""
+class StepResult:
+    """Scalars of an update on the device, for the log; whether it was finite (else it was skipped)."""
 
     values: dict[str, Tensor]
     finite: Tensor
     rate: float
 
 
-def take_update(state: TrainingState, batch: Batch, autocast: Autocast) -> Taken:
-    """Trains on this process' part of a batch and moves the clock. Does not wait for the device."""
+def take_update(state: TrainingState, batch: Batch, autocast: Autocast, watch: PartWatch | None = None) -> StepResult:
+    """Train on this process' part of a batch and move the clock. Nothing here waits for the device with AdamW."""
     config = state.config
     seed_global_generators(config.seed, state.seen, state.processes.rank)
     values = _gradients(state, batch, autocast)
     rate = learning_rate(config, state.seen)
-    values["gradient"], finite = state.generator.update.step(rate)
+    values["gradient"], finite = state.generator.update.step(rate, watch)
     if state.adversary is not None and "discriminator" in values:
-        values["discriminator_gradient"], also = state.adversary.update.step(rate)
+        own_rate = discriminator_rate(config, state.seen)
+        values["discriminator_gradient"], also = state.adversary.update.step(own_rate)
         finite = finite & also
     state.seen += config.batch_size
     state.average.update(state.stage.model, state.seen)
-    return Taken(values, finite, rate)
+    return StepResult(values, finite, rate)
 
 
 def _gradients(state: TrainingState, batch: Batch, autocast: Autocast) -> dict[str, Tensor]:
-    """Adds up gradients over the microbatches. Returns the mean losses."""
-    config, rank, device = state.config, state.processes.rank, state.processes.device
+    """Add up gradients over the microbatches. Return the mean losses."""
+    config, device = state.config, state.processes.device
     size = microbatch_size(config, state.processes.count)
     pieces = batch.split(size)
     means: dict[str, Tensor] = {}
     for i, piece in enumerate(pieces):
         last, inputs = i == len(pieces) - 1, state.task.on_device(piece, device)
-        first = rank * len(batch) + i * size
-        part = slice(first, first + len(piece))
-        random = BatchRandom(config.seed, state.seen, config.batch_size, part, device)
+        first = state.seen + state.processes.rank * len(batch) + i * size  # position in the run
+        random = BatchRandom(config.seed, first, len(piece), device)
         with accumulating(state.generator.network, last):
             with autocast():
                 losses = state.stage.losses(state.generator.network, inputs, random, state.seen)
             state.generator.update.backward(losses.total, 1 / len(pieces))
-        found = {"total": losses.total, **losses.terms}
-        if state.adversary is not None and losses.judged is not None:
-            found["discriminator"] = _judge(state.adversary, losses.judged, 1 / len(pieces), last, autocast)
-        for name, value in found.items():
+        values = {"total": losses.total, **losses.terms}
+        if state.adversary is not None and losses.discriminator_inputs is not None:
+            inputs_ = losses.discriminator_inputs
+            values["discriminator"] = _discriminator_loss(state.adversary, inputs_, 1 / len(pieces), last, autocast)
+        for name, value in values.items():
             means[name] = means.get(name, 0) + value.detach() / len(pieces)
     return means
 
 
-def _judge(adversary: Player, judged: Judged, scale: float, last: bool, autocast: Autocast) -> Tensor:
-    """The discriminator's loss, and its gradients. Real and fake in one pass: one power iteration, one DDP pass."""
-    t = None if judged.t is None else torch.cat([judged.t, judged.t])
+def _discriminator_loss(
+    adversary: TrainedNetwork, inputs: DiscriminatorInputs, scale: float, last: bool, autocast: Autocast
+) -> Tensor:
+    """Return the discriminator's loss and add its gradients.
+
+    Real and fake go in one pass: one power iteration, one DDP pass.
+    """
+    t = None if inputs.t is None else torch.cat([inputs.t, inputs.t])
     with accumulating(adversary.network, last):
         with autocast():
-            logits = adversary.network(torch.cat([judged.real, judged.fake]), t)
+            logits = adversary.network(torch.cat([inputs.real, inputs.fake]), t)
         loss = hinge_discriminator_loss(*logits.float().chunk(2))
         adversary.update.backward(loss, scale)
     return loss
 
 
 def autocast_for(config: RunConfig, device: torch.device) -> Autocast:
-    """bf16 autocast on the device's type, or nothing."""
+    """Return autocast to the config's precision on the device's type, or nothing for fp32."""
     if config.precision == "fp32":
         return nullcontext
-    return lambda: torch.autocast(device.type, torch.bfloat16)
+    return lambda: torch.autocast(device.type, DTYPES[config.precision])

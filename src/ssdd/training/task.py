@@ -4,7 +4,6 @@ Shapes: B items of this process in a batch.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,29 +22,21 @@ class Batch(Protocol):
     def __len__(self) -> int: ...
 
     def split(self, size: int) -> Sequence[Any]:
-        """The same in pieces of that size."""
+        """Return the same in pieces of that size."""
         ...
 
 
-@dataclass(frozen=True)
-class Preview:
-    """A sample grid, uint8 (H, W, 3), and numbers about it for the log."""
-
-    page: np.ndarray
-    scores: dict[str, float]
-
-
 class Task(Protocol):
-    """A config with all that it means: data, networks, previews, the result.
+    """A config with all that it means: data, networks, validation, the result.
 
     What it makes of a position in its data is a function of (seed, position) alone, so that a run that stopped after
     p images goes on with item p.
     """
 
-    unit: str
-    """What an item is, in the plural, for messages and checkpoints."""
     batch_name: str
     """What a batch is called in the report about an update that was not finite."""
+    validation_images: int
+    """Images seen between two validations; 0 for none."""
 
     @property
     def config(self) -> RunConfig: ...
@@ -58,35 +49,48 @@ class Task(Protocol):
         """What is trained, for the log."""
         ...
 
-    @property
-    def items(self) -> int:
-        """How many there are: the order of all depends on it."""
+    def provenance(self) -> dict[str, Any]:
+        """Return what it is trained on, by content: see ``provenance``."""
         ...
 
-    def batches(self, seen: int, processes: Processes) -> Iterator[Batch]:
-        """This process' parts of the batches from position ``seen`` on, without end."""
+    def prepare(self, run: Path, processes: Processes) -> None:
+        """Make ready what depends on the data, with the networks on their device: a call for all processes.
+
+        Raises ValueError or OSError.
+        """
+        ...
+
+    def batches(self, seen: int, processes: Processes, position: Any = None) -> Iterator[Batch]:
+        """Return this process' parts of the batches from ``seen`` on, without end.
+
+        ``position``: what ``data_position`` gave then.
+        """
+        ...
+
+    def data_position(self) -> Any:
+        """Return where this process is in data that has no positions, as JSON can hold it; None for other data."""
         ...
 
     def on_device(self, piece: Any, device: torch.device) -> Any:
-        """A piece of a batch as ``stage.losses`` takes it."""
+        """Return a piece of a batch as ``stage.losses`` takes it."""
         ...
 
     def batch_at(self, seen: int) -> dict[str, Tensor]:
-        """The whole global batch at that position, by name, read once more. Raises ValueError if that fails."""
+        """Return the whole global batch at that position, by name, read once more. Raises ValueError if that fails."""
         ...
 
     def counts(self) -> dict[str, int]:
-        """Numbers of this process for the log, by name: summed over processes there."""
+        """Return numbers of this process for the log, by name: summed over processes there."""
         ...
 
-    def open_preview(self, device: torch.device) -> None:
-        """Makes ready for previews, in the main process, before anything is written. Raises ValueError or OSError."""
+    def grid(self, weights: State) -> np.ndarray | None:
+        """Return a sample grid of an averaged model, uint8 (H, W, 3), in the main process; None: nothing to show."""
         ...
 
-    def preview(self, weights: State) -> Preview | None:
-        """A sample grid of an averaged model's weights, in the main process; None if there is nothing to show."""
+    def validate(self, weights: State, run: Path, seen: int) -> dict[str, float]:
+        """Measure an averaged model, in the main process, and keep it if it is the best until now."""
         ...
 
     def export(self, weights: State, run: Path, device: torch.device) -> Path:
-        """Writes ``model/`` in the run's folder from an averaged model's weights. Returns it."""
+        """Write ``model/`` in the run's folder from an averaged model's weights. Return it."""
         ...

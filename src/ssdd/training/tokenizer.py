@@ -1,76 +1,210 @@
-"""The training of a tokenizer as the loop sees it: crops, one of the stages, grids of reconstructions.
+"""The training of a tokenizer as the loop sees it: crops, one of the stages, validation on held-out photographs.
 
 Shapes: B images of this process, S side of the crops.
 """
 
+import itertools
+import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..data.loader import BrokenImages, CropStream, crop_batches
 from ..data.pixels import levels_to_values
-from ..data.sources import open_source
-from ..processes import Processes
+from ..data.sources import ImageSource, SubsetSource, open_source
+from ..data.streaming import StreamedBatches, StreamedCrops, streaming_path
+from ..files import atomic_path
+from ..processes import Processes, broadcast
+from ..statistics import LatentStatistics
+from . import provenance
 from .config import TrainConfig
-from .export import export
-from .preview import preview, preview_images
-from .stages import Stage, build_stage
-from .stages.base import State
-from .task import Preview
+from .export import write_result
+from .stages.base import Stage, State
+from .validation import Validation, better, hold_out, read_crops, summary
+
+logger = logging.getLogger(__name__)
+
+LATENT_CROPS = 4096
+"""Crops over which a foreign encoder's latents are measured before the decoder is trained on them."""
+
+_BATCH = 16
 
 
 class TokenizerTask:
-    """Crops of photographs, and the stage that ``config.stage`` names.
+    """Crops of photographs, and the stage that the config is of.
 
     Raises ValueError or OSError if the data or the weights to start from cannot be had.
     """
 
-    unit = "photographs"
     batch_name = "images"
 
     def __init__(self, config: TrainConfig) -> None:
         data = config.data
         self.config = config
-        self.stream = CropStream(open_source(data.paths), data.resolution, data.scale, data.flip, config.seed)
-        self.stage: Stage = build_stage(config)
+        self.held_out: ImageSource | None = None
+        self.stream: CropStream | StreamedCrops
+        if any(map(streaming_path, data.paths)):
+            if len(data.paths) > 1:
+                raise ValueError("expected a stream as the one path of --data.paths, found several paths")
+            self.stream = StreamedCrops(data.paths[0], data.resolution, data.scale, data.flip, config.seed)
+            held_out = None
+        else:
+            trained, held_out = self._split(open_source(data.paths))
+            self.stream = CropStream(trained, data.resolution, data.scale, data.flip, config.seed)
+        if config.validation.count:
+            self.held_out = open_source(config.validation.paths) if config.validation.paths else held_out
+        self.stage: Stage = config.build_stage()
         self.broken = BrokenImages(data.broken_limit)
-        self._shown: Tensor | None = None
+        self.validation_images = config.validation.images
+        self._streamed: StreamedBatches | None = None
+        self._validation: Validation | None = None
+        self._before: dict[str, float] = {}
+
+    def _split(self, source: ImageSource) -> tuple[ImageSource, ImageSource | None]:
+        """Hold a share of the photographs out, unless others are given or there are too few."""
+        validation = self.config.validation
+        if validation.paths or not validation.count:
+            return source, None
+        trained, held_out = hold_out(len(source), validation.share, self.config.seed)
+        if not len(held_out) or not len(trained):
+            return source, None
+        return SubsetSource(source, trained), SubsetSource(source, held_out)
 
     @property
     def name(self) -> str:
         return self.config.stage
 
-    @property
-    def items(self) -> int:
-        return len(self.stream.source)
+    # ---- data ----------------------------------------------------------------------------------------------------
 
-    def batches(self, seen: int, processes: Processes) -> Iterator[Tensor]:
-        """uint8 (B, 3, S, S)."""
-        config = self.config
-        return crop_batches(
-            self.stream, seen, config.batch_size, config.data.workers, processes.rank, processes.count, self.broken
-        )
+    def provenance(self) -> dict[str, Any]:
+        stream = self.stream
+        data = {"sha256": stream.identity()} if isinstance(stream, StreamedCrops) else None
+        found: dict[str, Any] = {"photographs": data or provenance.photographs(stream.source)}  # type: ignore[union-attr]
+        return found | {name: provenance.weights(network) for name, network in self.stage.given.items()}
+
+    def batches(self, seen: int, processes: Processes, position: Any = None) -> Iterator[Tensor]:
+        """Return this process' parts of the batches, uint8 (B, 3, S, S)."""
+        config, rank, count = self.config, processes.rank, processes.count
+        workers = config.data.workers
+        if isinstance(self.stream, StreamedCrops):
+            self._streamed = StreamedBatches(
+                self.stream, config.batch_size, workers, rank, count, self.broken, position
+            )
+            return iter(self._streamed)
+        return crop_batches(self.stream, seen, config.batch_size, workers, rank, count, self.broken)
+
+    def data_position(self) -> Any:
+        return None if self._streamed is None else self._streamed.state()
 
     def on_device(self, piece: Tensor, device: torch.device) -> Tensor:
-        """uint8 (B, 3, S, S) -> float32 in [-1, 1], channels-last."""
+        """Return float32 in [-1, 1], channels-last, of uint8 (B, 3, S, S)."""
         images = levels_to_values(piece.to(device, non_blocking=True))
         return images.contiguous(memory_format=torch.channels_last)
 
     def batch_at(self, seen: int) -> dict[str, Tensor]:
+        if isinstance(self.stream, StreamedCrops):
+            raise ValueError("a stream has no positions")
         return {"images": torch.stack([self.stream[p] for p in range(seen, seen + self.config.batch_size)])}
 
     def counts(self) -> dict[str, int]:
         return {"broken_images": self.broken.count}
 
-    def open_preview(self, device: torch.device) -> None:
-        self._shown = preview_images(self.config).to(device)
+    def crops(self, count: int, start: int) -> Iterator[Tensor]:
+        """Return about so many training crops in batches, uint8 (b, 3, S, S), from a position on."""
+        workers = self.config.data.workers
+        if isinstance(self.stream, StreamedCrops):
+            batches: Iterator[Tensor] = iter(StreamedBatches(self.stream, _BATCH, workers, 0, 1))
+        else:
+            batches = crop_batches(self.stream, start, _BATCH, workers)
+        return itertools.islice(batches, max(1, count // _BATCH))
 
-    def preview(self, weights: State) -> Preview | None:
-        if self._shown is None or not len(self._shown):
+    # ---- before the first update -----------------------------------------------------------------------------------
+
+    def prepare(self, run: Path, processes: Processes) -> None:
+        """Measure a foreign encoder's latents, once a run, and read the crops of the validation."""
+        device = processes.device
+        if getattr(self.stage.start, "normalize", False):  # type: ignore[attr-defined]
+            path = run / "latents.json"
+            if processes.main and not path.is_file():
+                self._measure_latents(path, device)
+            processes.wait()
+            found = broadcast(json.loads(path.read_text()) if processes.main else None)
+            self.stage.normalize_latents(tuple(found["latents_mean"]), tuple(found["latents_std"]))  # type: ignore[attr-defined]
+        if self.held_out is not None and processes.main:
+            settings = self.config.validation
+            crops = read_crops(self.held_out, settings.count, self.config.data.resolution)
+            if len(crops):
+                steps = settings.steps or self.stage.steps
+                network = self.config.loss.lpips_network if self.config.loss.lpips else None
+                self._validation = Validation(crops, steps, network, device)
+        elif processes.main and self.config.validation.count and not isinstance(self.stream, StreamedCrops):
+            logger.info("too few photographs to hold any out: no validation (--validation.share, --validation.paths)")
+
+    @torch.no_grad()
+    def _measure_latents(self, path: Path, device: torch.device) -> None:
+        logger.info("measuring the encoder's latents over %d crops", LATENT_CROPS)
+        measured, encoder = LatentStatistics(), self.stage.frozen["encoder"]
+        for crops in self.crops(LATENT_CROPS, 0):
+            mean, _ = encoder(levels_to_values(crops.to(device))).float().chunk(2, dim=1)
+            measured.update(mean)
+        with atomic_path(path, overwrite=True) as partial:
+            partial.write_text(json.dumps(measured.config(), indent=2) + "\n")
+
+    # ---- what it has learnt ----------------------------------------------------------------------------------------
+
+    def grid(self, weights: State) -> np.ndarray | None:
+        count = self.config.log.sample_count
+        if self._validation is None or not count:
             return None
-        return preview(self.stage, self.stage.result(weights).to(self._shown.device), self._shown)
+        return self._validation.grid(self.stage, self._result(weights), count)
+
+    def validate(self, weights: State, run: Path, seen: int) -> dict[str, float]:
+        """Measure the model; keep the best in ``best/``, with its figures in ``best.json``."""
+        validation, settings = self._validation, self.config.validation
+        if validation is None or (seen == 0 and "start" not in self.stage.given):
+            return {}
+        result = self._result(weights)
+        scores = validation.measure(self.stage, result)
+        if seen == 0:
+            self._before = scores
+            return scores
+        name = f"{settings.best}_{validation.steps[0]}"
+        best = run / "best.json"
+        known = json.loads(best.read_text()) if best.is_file() else {}
+        if name in scores and better(settings.best, scores[name], known.get(name)):
+            write_result(run / "best", lambda folder: self.stage.export(result.to("cpu"), folder, {}))
+            with atomic_path(best, overwrite=True) as path:
+                path.write_text(json.dumps({"images": seen, **scores}, indent=2) + "\n")
+        if seen >= self.config.total_images:
+            logger.info("%s", summary(self._first_scores(run), scores, len(validation.crops)))
+        return scores
+
+    def _first_scores(self, run: Path) -> dict[str, float]:
+        """Return the figures of the model that the run started from, if there was one."""
+        if self._before or not (run / "validation.jsonl").is_file():
+            return self._before
+        first = json.loads((run / "validation.jsonl").read_text().partition("\n")[0] or "{}")
+        return first if first.get("images") == 0 else {}
+
+    def _result(self, weights: State) -> Any:
+        assert self._validation is not None
+        return self.stage.result(weights).to(self._validation.device)
 
     def export(self, weights: State, run: Path, device: torch.device) -> Path:
-        return export(self.stage, weights, self.stream, self.config, run, device)
+        """Write ``model/``; the latents' statistics come from the encoder's source, or from crops."""
+        from .export import STATISTICS_IMAGES
+
+        result = self.stage.result(weights).to(device)
+        statistics: dict[str, Any] = dict(self.stage.statistics)
+        if not statistics:
+            measured = LatentStatistics()
+            with torch.no_grad():
+                for crops in self.crops(STATISTICS_IMAGES, self.config.total_images):
+                    measured.update(self.stage.latents(result, levels_to_values(crops.to(device))))
+            statistics = measured.config()
+        return write_result(run / "model", lambda folder: self.stage.export(result.to("cpu"), folder, statistics))

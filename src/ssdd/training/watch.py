@@ -1,4 +1,4 @@
-"""Watching a run: updates that were not finite, and signals that ask it to stop."""
+"""Watch a run: count updates that were not finite, and note signals that ask it to stop."""
 
 import signal
 import threading
@@ -15,7 +15,7 @@ from ..processes import Processes
 
 
 class TrainingStopped(Exception):
-    """A signal stopped the run after it had saved a checkpoint."""
+    """Raised when a signal has stopped the run and a checkpoint is saved."""
 
     def __init__(self, signal_number: int, images_seen: int) -> None:
         self.signal_number, self.images_seen = signal_number, images_seen
@@ -24,32 +24,35 @@ class TrainingStopped(Exception):
 
 
 class FiniteCount:
-    """Counts skipped updates on the device; the host reads them at log steps only.
+    """Count skipped updates on the device; the host reads the counts at log steps only.
 
-    ``skipped`` in all, ``row`` in a row until now, ``longest`` row since the last reading, and the images ``seen`` at
-    the start of the last skipped update (-1: none).
+    It counts those ``skipped`` in all, those in a ``row`` until now, the ``longest`` row since the last reading, and
+    the images ``seen`` at the start of the last skipped update (-1 if there is none).
+
+    Args:
+        device: device of the counts.
+        skipped: number of updates that the run skipped before.
     """
 
     def __init__(self, device: torch.device, skipped: int = 0) -> None:
-        """skipped: by the run until now."""
         self.numbers = torch.tensor([skipped, 0, 0, -1], device=device)
 
     def add(self, finite: Tensor, seen: int) -> None:
-        """After an update that began at ``seen`` images."""
+        """Count an update that began at ``seen`` images."""
         skipped, row, longest, last = self.numbers.unbind()
         row = torch.where(finite, 0, row + 1)
         last = torch.where(finite, last, seen)
         self.numbers = torch.stack([skipped + ~finite, row, torch.maximum(longest, row), last])
 
     def read(self) -> dict[str, int]:
-        """The numbers; waits for the device."""
+        """Return the counts by name. Waits for the device."""
         skipped, row, longest, last = (int(n) for n in self.numbers.tolist())
         self.numbers[2] = self.numbers[1]
         return {"skipped": skipped, "row": row, "longest": longest, "seen": last}
 
 
 class StopRequest:
-    """SIGTERM or SIGINT to any process, agreed upon by all at the same update."""
+    """A signal that any process received, and on which all processes agree at the same update."""
 
     def __init__(self, processes: Processes) -> None:
         self.processes = processes
@@ -57,9 +60,9 @@ class StopRequest:
         self._pending: tuple[Any, Tensor] | None = None
 
     def agreed(self) -> int:
-        """The signal, or 0. Called once per update by every process.
+        """Return the signal, or 0. Every process calls this once per update.
 
-        Each call posts what this process knows and answers with what all knew one call ago, so that nobody waits.
+        Each call posts what this process knows and returns what all knew one call ago, so that nobody waits.
         """
         if self.processes.count == 1:
             return self.received
@@ -80,12 +83,18 @@ class StopRequest:
 
 @contextmanager
 def stop_requests(processes: Processes) -> Iterator[StopRequest]:
-    """Notes SIGTERM and SIGINT instead of dying of them."""
+    """Note SIGTERM, SIGINT, SIGUSR1 and SIGHUP instead of dying of them.
+
+    SIGUSR1 is what SLURM sends before the time limit (``--signal=USR1@120``), SIGHUP what a closed terminal sends. A
+    SIGHUP that is ignored, by ``nohup``, stays so.
+    """
     request = StopRequest(processes)
     if threading.current_thread() is not threading.main_thread():  # only the main thread may have handlers
         yield request
         return
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     before = [signal.signal(number, request._receive) for number in numbers]
     try:
         yield request

@@ -68,7 +68,10 @@ def test_original_file(tmp_path: Path) -> None:
     assert contestant.describe()["steps"] == 8
     mean = encoder.eval()(images()).chunk(2, dim=1)[0]
     torch.testing.assert_close(contestant.encode(images()), mean, atol=1e-5, rtol=1e-5)
-    refused(str(tmp_path / "decoder.safetensors"), "expected an encoder and a decoder, found a decoder alone")
+    refused(
+        str(tmp_path / "decoder.safetensors"),
+        "expected a model with an encoder, found one that only decodes: pass --encoder",
+    )
     refused("no/such.safetensors", "^no/such.safetensors: expected a safetensors file, found none", CheckpointError)
 
 

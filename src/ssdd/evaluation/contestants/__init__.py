@@ -1,19 +1,20 @@
 """What is compared: tokenizers of every kind, JPEG files, fewer pixels, all with one interface."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from ...checkpoints.layout import CheckpointError
-from ...checkpoints.places import OWN_CODE
+from ...checkpoints.own_code import OWN_CODE
 from .base import Contestant
 from .baselines import Bicubic, Jpeg
 from .networks import Autoencoder
 from .own import OwnCode
 from .pretrained import read_original_file, read_pretrained
 
-__all__ = ["JPEG_AUTO", "Bicubic", "Contestant", "Jpeg", "load_contestant"]
+__all__ = ["JPEG_AUTO", "Bicubic", "Contestant", "Jpeg", "check_encoder_attached", "load_contestant"]
 
 JPEG_AUTO = "jpeg:auto"
 """A name for ``Jpeg(other.latent_bytes(height, width))``: the caller knows the other contestant and the size."""
@@ -21,7 +22,12 @@ JPEG_AUTO = "jpeg:auto"
 _PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".pkl")
 
 
-def load_contestant(name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Contestant:
+def load_contestant(
+    name: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    encoder: str | None = None,
+) -> Contestant:
     """The contestant called ``name``.
 
     Args:
@@ -30,6 +36,7 @@ def load_contestant(name: str, device: torch.device | str = "cpu", dtype: torch.
             OWNER/NAME/SUBFOLDER; a .safetensors file in the authors' layout; package.module:NAME or file.py:NAME, the
             user's own code (see ``OwnCode``); jpeg:BYTES; bicubic:FACTOR.
         device, dtype: of the networks.
+        encoder: of an AutoencoderSSDD that has none; see ``checkpoints.encoders.load_encoder``. Others leave it.
 
     Raises ValueError, CheckpointError, OSError or ImportError with one line. ``JPEG_AUTO`` is left to the caller, and
     a ValueError here.
@@ -45,8 +52,17 @@ def load_contestant(name: str, device: torch.device | str = "cpu", dtype: torch.
             "and is never loaded: load it in code of yours with encode() and decode() and name that file.py:NAME"
         )
     if name.endswith(".safetensors") and not Path(name).is_dir():
-        return Autoencoder(_short(name), read_original_file(Path(name), device, dtype))
-    return Autoencoder(_short(name), read_pretrained(name, device, dtype))
+        return Autoencoder(_short(name), read_original_file(Path(name), device, dtype, encoder))
+    return Autoencoder(_short(name), read_pretrained(name, device, dtype, encoder))
+
+
+def check_encoder_attached(contestants: Iterable[Contestant], encoder: str | None) -> None:
+    """Raise ValueError, naming the models, if none of them took the ``encoder`` that was given."""
+    contestants = list(contestants)
+    if encoder is None or any(isinstance(c, Autoencoder) and c.encoder is not None for c in contestants):
+        return
+    names = ", ".join(dict.fromkeys(contestant.name for contestant in contestants))
+    raise ValueError(f"{names}: expected a model without an encoder for --encoder, found none")
 
 
 def _baseline(name: str, kind: str, number: str, device: torch.device) -> Contestant:

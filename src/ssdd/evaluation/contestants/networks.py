@@ -109,7 +109,10 @@ class Network:
 
 
 class Autoencoder(Network):
-    """A model of diffusers, or ours, of one of ``pretrained.CLASSES``."""
+    """A model of diffusers, or ours, of one of ``pretrained.CLASSES``.
+
+    encoder: name of the encoder that was attached to a model without one.
+    """
 
     def __init__(self, name: str, loaded: Pretrained) -> None:
         model = loaded.model
@@ -118,12 +121,17 @@ class Autoencoder(Network):
         config = model.config
         levels = config.get("encoder_block_out_channels") or config["block_out_channels"]
         self.spatial_factor, self.latent_channels = 2 ** (len(levels) - 1), config["latent_channels"]
-        self.parameters = _count(model)
+        self.encoder = loaded.encoder
+        self.parameters = _count(model) + _count(loaded.attached)
         self.decoder_parameters = sum(_count(getattr(model, part)) for part in CLASSES[self.kind])
         if self.kind == "AutoencoderSSDD":
             self.steps = config["num_inference_steps"]
         elif self.kind == "ConsistencyDecoderVAE":
             self.steps = _CONSISTENCY_STEPS
+
+    def describe(self) -> dict[str, Any]:
+        """See ``Contestant``; with the encoder if it was attached."""
+        return super().describe() | ({} if self.encoder is None else {"encoder": self.encoder})
 
     def _encode(self, x: Tensor) -> Tensor:
         encoded = self.model.encode(x)

@@ -34,11 +34,7 @@ class OwnCode(Network):
         self, typed: str, path: str, attribute: str, name: str, device: torch.device | str, dtype: torch.dtype
     ) -> None:
         own = load_own(typed, path, attribute)
-        states_dtype = isinstance(getattr(own, "dtype", None), torch.dtype)
-        self.foreign = ForeignEncoder(own, typed).to(device)
-        if isinstance(own, nn.Module) and not states_dtype:
-            self.foreign.dtype = dtype
-            own.to(dtype)
+        self.foreign = ForeignEncoder(own, typed).cast(dtype).to(device)
         if not callable(getattr(own, "decode", None)):
             raise ValueError(
                 f"{typed}: expected an object with decode(z) besides encode(x), found {type(own).__name__} without it: "

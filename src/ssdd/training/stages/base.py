@@ -1,7 +1,7 @@
 """What the loop needs of a stage, and what the stages share.
 
 A stage holds ``model``, the network that is optimised, averaged and saved, and apart from it the frozen networks
-(perceptual, features, encoder, teacher), which optimiser, average, checkpoints and DDP never see.
+(losses, encoder, teacher), which optimiser, average, checkpoints and DDP never see.
 
 Shapes: B batch, H x W pixels, c latent channels, h x w latent grid.
 """
@@ -25,8 +25,8 @@ State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What the discriminator tells apart: real and fake (B, C, H, W), without gradient, and their times (B,)."""
+class DiscriminatorInputs:
+    """real, fake: (B, C, H, W), without gradient; t: (B,), where the discriminator is told the time."""
 
     real: Tensor
     fake: Tensor
@@ -39,7 +39,7 @@ class StepLosses:
 
     total: Tensor
     terms: dict[str, Tensor]
-    judged: Judged | None = None
+    discriminator_inputs: DiscriminatorInputs | None = None
 
 
 class Objective(Protocol):
@@ -56,43 +56,45 @@ class Objective(Protocol):
     """Networks that are used and not trained, by name."""
 
     def losses(self, network: Network, batch: Any, random: BatchRandom, seen: int) -> StepLosses:
-        """Losses of a batch on the device; ``network`` is ``model``, perhaps wrapped; ``seen`` the clock."""
+        """Return the losses of a batch on the device; ``network`` is ``model``, perhaps wrapped; ``seen`` the clock."""
         ...
 
     def example(self, device: torch.device) -> Any:
-        """A batch of one image without content, for ``losses``."""
+        """Return a batch of one image without content, for ``losses``."""
         ...
 
     def compiled_parts(self) -> list[nn.Module]:
-        """The parts of ``model`` to compile, each as one graph."""
+        """Return the parts of ``model`` to compile, each as one graph."""
         ...
 
 
 class Stage(Objective, Protocol):
     """A stage of a tokenizer's training; its batches are images (B, 3, H, W) in [-1, 1]."""
 
-    preview_steps: tuple[int, ...]
-    """Numbers of decoding steps in the sample grids."""
+    steps: tuple[int, ...]
+    """Numbers of decoding steps that the result is looked at with; the first is the most important."""
     statistics: dict[str, Any]
     """Config entries of the latents' statistics where the encoder came with them; else they are measured."""
+    given: dict[str, nn.Module]
+    """Networks that the run starts from or is trained on: its provenance, by name."""
 
     def result(self, state: State) -> Any:
-        """The autoencoder with the weights of an (averaged) ``model``, in eval mode, on the CPU."""
+        """Return the autoencoder with the weights of an (averaged) ``model``, in eval mode, on the CPU."""
         ...
 
     def latents(self, result: Any, images: Tensor) -> Tensor:
-        """Raw latents (posterior mode), (B, c, h, w), of images (B, 3, H, W)."""
+        """Return raw latents (posterior mode), (B, c, h, w), of images (B, 3, H, W)."""
         ...
 
     def reconstruct(self, result: Any, images: Tensor, steps: int) -> Tensor:
-        """Reconstructions, (B, 3, H, W), in that many steps."""
+        """Return reconstructions, (B, 3, H, W), in that many steps."""
         ...
 
     def export(self, result: Any, folder: Path, statistics: dict[str, Any]) -> None:
-        """Writes the autoencoder as a folder that ``from_pretrained`` reads."""
+        """Write the autoencoder as a folder that ``from_pretrained`` reads."""
         ...
 
 
 def blank_image(side: int, device: torch.device) -> Tensor:
-    """(1, 3, S, S) of zeros, channels-last."""
+    """Return (1, 3, S, S) of zeros, channels-last."""
     return torch.zeros(1, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)

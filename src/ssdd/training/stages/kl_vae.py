@@ -10,16 +10,16 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from ...nn.presets import encoder_size
+from ...checkpoints.names import DIFFUSERS_ENCODER, rename
+from ...kl_baseline import AutoencoderKLBaseline
 from ...objectives.adversarial import PatchDiscriminator, adaptive_weight, frozen, hinge_generator_loss
+from ...objectives.image import ImageLosses, LossInputs, weighted_sum
 from ...objectives.kl import sample_posterior
-from ...objectives.perceptual import LPIPS
 from ...processes import mean_over_processes
-from ..config import TrainConfig
-from ..encoders import resolve_model_folder
+from ..config import KLVAEConfig
 from ..random import BatchRandom
-from ..starting import check_factor
-from .base import Judged, Network, State, StepLosses, blank_image
+from ..starting import KLVAEStart, start_kl_vae
+from .base import DiscriminatorInputs, Network, State, StepLosses, blank_image
 
 
 class KLVAEOutput(NamedTuple):
@@ -30,62 +30,77 @@ class KLVAEOutput(NamedTuple):
 
 
 class KLVAEModel(nn.Module):
-    """A diffusers ``AutoencoderKL`` in one forward pass."""
+    """Encoder (unless frozen) and decoder in one forward pass."""
 
-    def __init__(self, autoencoder: Any) -> None:
+    def __init__(self, start: KLVAEStart, train_encoder: bool) -> None:
         super().__init__()
-        self.autoencoder = autoencoder
+        self.encoder = start.encoder if train_encoder else None
+        self.post_quant_conv, self.decoder = start.post_quant_conv, start.decoder
 
-    def forward(self, images: Tensor, posterior_noise: Tensor) -> KLVAEOutput:
-        moments = self.autoencoder.encode(images).latent_dist.parameters
+    def forward(self, images: Tensor, moments: Tensor | None, posterior_noise: Tensor) -> KLVAEOutput:
+        """images: (B, 3, H, W); moments: of the frozen encoder, else None; posterior_noise: (B, c, h, w)."""
+        if self.encoder is not None:
+            moments = self.encoder(images)
+        assert moments is not None
         z, kl = sample_posterior(moments, posterior_noise)
-        return KLVAEOutput(self.autoencoder.decode(z).sample, kl)
+        return KLVAEOutput(self.decoder(self.post_quant_conv(z)), kl)
 
 
 class KLVAEStage:
     """KL-VAE by regression: w_l1 |x - x_hat| + w_lpips LPIPS + w_kl KL, and a PatchGAN where one is wanted.
 
-    A diffusers ``AutoencoderKL``, so that its result is a standard folder; its encoder is ours, the same network.
-    The adversarial term is scaled to the regression's gradient at the output layer (Esser et al. 2021).
+    The adversarial term is scaled to the regression's gradient at the output layer (Esser et al. 2021). The result is a
+    standard ``AutoencoderKL`` where encoder and decoder are of one width, else an ``AutoencoderKLBaseline``.
     """
 
-    preview_steps: tuple[int, ...] = (1,)
+    steps: tuple[int, ...] = (1,)
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: KLVAEConfig, objectives: bool = True) -> None:
+        loss, trains_encoder = config.loss, config.model.train_encoder
         self.config = config
+        self.start = start_kl_vae(config.model, config.data.resolution)
         self.statistics: dict[str, Any] = {}
-        self.model = KLVAEModel(_start(config))
-        self.factor = 2 ** (len(self.model.autoencoder.config.block_out_channels) - 1)
-        check_factor(config, self.factor)
-        if config.recompute:
-            self.model.autoencoder.enable_gradient_checkpointing()
+        self.given: dict[str, nn.Module] = {} if trains_encoder else {"encoder": self.start.encoder}
         self.frozen: dict[str, nn.Module] = {}
-        if config.loss.lpips:
-            self.frozen["perceptual"] = LPIPS(config.loss.lpips_network)
-        self.adversary = PatchDiscriminator() if config.loss.adversarial else None
+        if not trains_encoder:
+            self.frozen["encoder"] = self.start.encoder.eval().requires_grad_(False)
+        self.model = KLVAEModel(self.start, trains_encoder)
+        if self.start.given:
+            self.given["start"] = nn.ModuleList([self.start.encoder, self.start.decoder])
+        if config.recompute:
+            self.model.decoder.gradient_checkpointing = True
+            self.start.encoder.gradient_checkpointing = trains_encoder
+        self.weights = {"l1": loss.l1}
+        self.adversary: PatchDiscriminator | None = None
+        if objectives:
+            self.frozen["images"] = losses = ImageLosses(loss.lpips, loss.lpips_network, loss.own)
+            self.weights |= losses.weights
+            self.adversary = PatchDiscriminator() if loss.adversarial else None
 
     def losses(self, network: Network, images: Tensor, random: BatchRandom, seen: int) -> StepLosses:
-        weights = self.config.loss
-        grid = [s // self.factor for s in images.shape[-2:]]
-        out = network(images, random.normal(self.model.autoencoder.config.latent_channels, *grid))
+        size, weights = self.start.encoder.size, self.config.loss
+        with torch.no_grad():
+            moments = self.frozen["encoder"](images) if "encoder" in self.frozen else None
+        grid = [s // size.factor for s in images.shape[-2:]]
+        out = network(images, moments, random.normal(size.latent_channels, *grid))
         reconstruction = out.reconstruction.float()
-        terms = {"l1": (reconstruction - images).abs().mean(), "kl": out.kl.mean()}
-        regression = weights.l1 * terms["l1"]
-        if "perceptual" in self.frozen:
-            terms["lpips"] = self.frozen["perceptual"](reconstruction, images).float().mean()
-            regression = regression + weights.lpips * terms["lpips"]
-        total = regression + weights.kl * terms["kl"]
-        judged = None
+        terms = {"l1": (reconstruction - images).abs().mean()}
+        terms |= self.frozen["images"](LossInputs(reconstruction, images, images.new_ones(len(images))))
+        regression = total = weighted_sum(terms, self.weights)
+        if self.model.encoder is not None:
+            terms["kl"] = out.kl.mean()
+            total = total + weights.kl * terms["kl"]
+        inputs = None
         if self.adversary is not None and seen >= weights.adversarial_from_images:
             with frozen(self.adversary):
                 terms["adversarial"] = hinge_generator_loss(self.adversary(reconstruction))
             terms["adaptive"] = self._adaptive_weight(regression, terms["adversarial"])
             total = total + weights.adversarial * terms["adaptive"] * terms["adversarial"]
-            judged = Judged(images, reconstruction.detach())
-        return StepLosses(total, terms, judged)
+            inputs = DiscriminatorInputs(images, reconstruction.detach())
+        return StepLosses(total, terms, inputs)
 
     def _adaptive_weight(self, regression: Tensor, adversarial: Tensor) -> Tensor:
-        output = self.model.autoencoder.decoder.conv_out.weight
+        output = self.model.decoder.conv_out.weight
 
         def gradient(loss: Tensor) -> Tensor:
             # of the whole batch: the weight must not depend on how the batch is cut over processes
@@ -100,12 +115,36 @@ class KLVAEStage:
         if self.adversary is None:
             return [self.model]
         # The adaptive weight asks for the gradient of the output layer alone; inside a graph it would cost all of it.
-        vae = self.model.autoencoder
-        return [vae.encoder, vae.decoder.mid_block, *vae.decoder.up_blocks]
+        encoder, decoder = self.model.encoder, self.model.decoder
+        return [*([encoder] if encoder is not None else []), decoder.mid_block, *decoder.up_blocks]
+
+    # ---- result ------------------------------------------------------------------------------------------------
 
     def result(self, state: State) -> Any:
-        model = AutoencoderKL.from_config(self.model.autoencoder.config)
-        model.load_state_dict({name.removeprefix("autoencoder."): tensor for name, tensor in state.items()})
+        size, decoder = self.start.encoder.size, self.start.decoder_channels
+        own = {f"encoder.{name}": tensor for name, tensor in self.start.encoder.state_dict().items()} | state
+        if decoder != size.channels or self.start.decoder_groups != size.groups:
+            wide = AutoencoderKLBaseline(
+                block_out_channels=size.channels,
+                decoder_block_out_channels=decoder,
+                latent_channels=size.latent_channels,
+                encoder_groups=size.groups,
+                decoder_groups=self.start.decoder_groups,
+                sample_size=self.config.data.resolution,
+            )
+            wide.load_state_dict(own)
+            return wide.eval()
+        levels = len(size.channels)
+        model = AutoencoderKL(
+            block_out_channels=size.channels,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            layers_per_block=2,
+            latent_channels=size.latent_channels,
+            norm_num_groups=size.groups,
+            sample_size=self.config.data.resolution,
+        )
+        model.load_state_dict({_diffusers_name(name): tensor for name, tensor in own.items()})
         return model.eval()
 
     def latents(self, result: Any, images: Tensor) -> Tensor:
@@ -115,25 +154,12 @@ class KLVAEStage:
         return result.decode(self.latents(result, images)).sample
 
     def export(self, result: Any, folder: Path, statistics: dict[str, Any]) -> None:
-        # AutoencoderKL itself knows only these two of the statistics
+        # a KL-VAE's config knows only these two of the statistics
         stored = {k: v for k, v in statistics.items() if k in ("scaling_factor", "shift_factor")}
         result.register_to_config(**stored)
         result.save_pretrained(folder, safe_serialization=True)
 
 
-def _start(config: TrainConfig) -> Any:
-    """A fresh AutoencoderKL with our encoder's sizes, or a given one."""
-    if config.model.start_from is not None:
-        folder = resolve_model_folder(config.model.start_from, kind="AutoencoderKL")
-        return AutoencoderKL.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
-    size = encoder_size(config.model.encoder or "f8c4", config.model.encoder_width, config.model.encoder_groups)
-    levels = len(size.channels)
-    return AutoencoderKL(
-        block_out_channels=size.channels,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        layers_per_block=2,
-        latent_channels=size.latent_channels,
-        norm_num_groups=size.groups,
-        sample_size=config.data.resolution,
-    )
+def _diffusers_name(name: str) -> str:
+    own = name.removeprefix("encoder.")
+    return name if own == name else rename(own, DIFFUSERS_ENCODER)

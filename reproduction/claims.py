@@ -1,6 +1,6 @@
-"""The paper's claims (arXiv 2510.04961) as tests on evaluations, and the rule that makes verdicts of them.
+"""The paper's claims (arXiv 2510.04961) as tests on evaluations, and the rule that turns outcomes into verdicts.
 
-A test compares two contenders on the same crops of the same photographs. Its outcome is *yes*, *no* or *undecided*:
+A test compares two models on the same crops of the same photographs. Its outcome is *yes*, *no* or *undecided*:
 
     better   a is better than b           yes: the whole interval of a - b is on the better side
     keeps    a is worse by at most 5 %    yes: the whole interval is within
@@ -11,30 +11,30 @@ and *no* where the whole interval is on the other side. A claim holds if all of 
 says no, and is undecided otherwise. Rows without tests are studies.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .reproduction import Scale
+from reproduction.runs import Scale
 
 Outcome = Literal["yes", "no", "undecided", "not measured"]
 Verdict = Literal["holds", "does not hold", "undecided", "not run", "study: no verdict", "rehearsal: no verdict"]
 
 TOLERANCE = 0.05
-"""Of b's value: by how much a may be worse where it is to keep what b has."""
+"""Share of b's value by which a may be worse where it is to keep what b has."""
 FRECHET_MARGIN = 0.05
-"""Of b's value: half of the interval of a difference of Fréchet distances. Assumed, for a distance of sets has no
-interval of its own."""
+"""Half of the interval of a difference of Fréchet distances, as a share of b's value. It is assumed: a distance of sets
+has no interval of its own."""
 COST_LIMIT = 1.15
-"""Operations of a over those of b that count as equal cost."""
+"""Ratio of the operations of a and b up to which their costs are equal."""
 
 LPIPS, FRECHET, DETAIL = "lpips_squeeze", "frechet", "high_frequency_ratio"
 HIGHER_IS_BETTER = ("psnr", "ssim_gaussian_11", DETAIL)
 
 
 @dataclass(frozen=True)
-class Contender:
-    """What a row compares: a run's model, with a number of decoding steps where it has a choice, by a protocol."""
+class Model:
+    """A trained model as it is evaluated: by which protocol, and in how many decoding steps if it has a choice."""
 
     run: str
     protocol: str
@@ -42,36 +42,38 @@ class Contender:
 
     @property
     def label(self) -> str:
+        """Return its name in tables."""
         steps = "" if self.steps is None else f", {self.steps} step{'' if self.steps == 1 else 's'}"
-        return f"{self.run}{steps}"
+        small = self.protocol.startswith(("crops-128", "paper-128"))
+        return self.run + steps + ("" if small else f" ({self.protocol})")
 
 
 @dataclass(frozen=True)
 class Test:
-    """A question about two contenders. metric: LPIPS, FRECHET, DETAIL or ``flops``."""
+    """A question about two models. metric: LPIPS, FRECHET, DETAIL or ``flops``."""
 
-    __test__ = False  # pytest would take it for one of its own
+    __test__ = False  # pytest would collect it
 
     kind: Literal["better", "keeps", "detail", "cost"]
     metric: str
-    a: Contender
-    b: Contender
+    a: Model
+    b: Model
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A row of the table. paper: what it says, with its figures where they are known."""
+    """A row of the table. paper: what the paper says, with its figures where they are known."""
 
     row: str
     text: str
     paper: str
-    contenders: tuple[Contender, ...]
+    models: tuple[Model, ...]
     tests: tuple[Test, ...] = ()
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of a metric, a - b: its interval, and b's own value."""
+    """The difference a - b of a metric with its 95 % interval, and b's value as the reference."""
 
     mean: float
     low: float
@@ -79,61 +81,59 @@ class Difference:
     reference: float
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A test's outcome, and the difference (or the ratio of costs) that it comes from."""
-
-    test: Test
-    outcome: Outcome
-    found: Difference | float | None = None
-
-
 def frechet_difference(a: float, b: float) -> Difference:
-    """Of two Fréchet distances to the same originals, with the assumed margin."""
+    """Return the difference of two Fréchet distances to the same originals, with the assumed margin."""
     margin = FRECHET_MARGIN * b
     return Difference(a - b, a - b - margin, a - b + margin, b)
 
 
-def judge(test: Test, found: Difference | float | None) -> Outcome:
-    """The outcome of a test from its measured difference, or ratio of costs; None: a number is missing."""
-    if found is None:
+def judge(test: Test, measured: Difference | float | None) -> Outcome:
+    """Return the outcome of a test from the difference, the ratio of costs, or None where a number is missing."""
+    if measured is None:
         return "not measured"
-    if isinstance(found, float):
-        return "yes" if found <= COST_LIMIT else "undecided"
+    if isinstance(measured, float):
+        return "yes" if measured <= COST_LIMIT else "undecided"
     sign = 1 if test.metric in HIGHER_IS_BETTER else -1  # so that more is better
-    low, high = sorted((sign * found.low, sign * found.high))
-    limit = 0.0 if test.kind == "better" else -TOLERANCE * abs(found.reference)
+    low, high = sorted((sign * measured.low, sign * measured.high))
+    limit = 0.0 if test.kind == "better" else -TOLERANCE * abs(measured.reference)
     if low > limit:
         return "yes"
     return "no" if high < limit else "undecided"
 
 
-def conclude(claim: Claim, answers: Mapping[Test, Answer], complete: bool, rehearsal: bool = False) -> Verdict:
-    """The rule. complete: whether all contenders of the claim were evaluated; rehearsal: by models that make noise."""
+def conclude(outcomes: Sequence[Outcome], complete: bool, rehearsal: bool = False) -> Verdict:
+    """Return the verdict on a claim.
+
+    Args:
+        outcomes: of its tests; empty for a study.
+        complete: whether all of its models were evaluated.
+        rehearsal: whether the models were trained too shortly for any verdict.
+    """
     if not complete:
         return "not run"
     if rehearsal:
         return "rehearsal: no verdict"
-    if not claim.tests:
+    if not outcomes:
         return "study: no verdict"
-    outcomes = {answers[test].outcome for test in claim.tests}
     if "no" in outcomes:
         return "does not hold"
-    return "holds" if outcomes == {"yes"} else "undecided"
+    return "holds" if set(outcomes) == {"yes"} else "undecided"
 
 
 def claims(scale: Scale) -> dict[str, Claim]:
-    """All rows of the table, by name."""
-    protocol, many = scale.protocol, scale.steps
-    student, teacher, kl_vae = of(scale, "distillation", 1), of(scale, "joint", many), of(scale, "kl-vae")
-    single = of(scale, "joint", 1)
-    shared = tuple(of(scale, f"decoder-{size}", many) for size in scale.decoders)
-    own = of(scale, f"decoder-{scale.decoder}", many)
-    sides = ((scale.resolution, protocol), (scale.large_resolution, scale.large_protocol))
-    tuned = tuple(Contender(f"finetuned-{side}", p, many) for side, p in sides)
-    untuned = tuple(Contender(f"decoder-{scale.decoder}", p, many) for _, p in sides)
-    gan, plain = of(scale, "gan", many), of(scale, "no-lpips", many)
-    found = (
+    """Return all rows of the table, by name."""
+
+    def model(run: str, steps: int | None = scale.steps) -> Model:
+        return Model(run, scale.protocol, steps)
+
+    student, teacher, kl_vae = model("distillation", 1), model("joint"), model("kl-vae", None)
+    single = model("joint", 1)
+    shared = tuple(model(f"decoder-{size}") for size in scale.decoders)
+    sides = ((scale.resolution, scale.protocol), (scale.large_resolution, scale.large_protocol))
+    tuned = tuple(Model(f"finetuned-{side}", protocol, scale.steps) for side, protocol in sides)
+    untuned = tuple(Model(f"decoder-{scale.decoder}", protocol, scale.steps) for _, protocol in sides)
+    gan, no_lpips = model("gan"), model("no-lpips")
+    rows = (
         Claim(
             "kl-vae",
             "SSDD reconstructs better than a KL-VAE at equal or lower cost",
@@ -158,7 +158,7 @@ def claims(scale: Scale) -> dict[str, Claim]:
             "rFID 0.50 (S), 0.47 (B), 0.42 (M), 0.42 (L), 0.38 (H), one step, on one encoder",
             (teacher, *shared),
             (
-                *_both("keeps", own, teacher),
+                *_both("keeps", model(f"decoder-{scale.decoder}"), teacher),
                 *(t for a, b in zip(shared[1:], shared[:-1], strict=True) for t in _both("better", a, b)),
             ),
         ),
@@ -173,7 +173,7 @@ def claims(scale: Scale) -> dict[str, Claim]:
             "compression",
             "More downsampling at constant compression",
             "a study; no figure published to us",
-            (teacher, *(of(scale, latent, many) for latent in scale.latents[1:])),
+            (teacher, *map(model, scale.latents[1:])),
         ),
         Claim(
             "no-gan",
@@ -186,24 +186,19 @@ def claims(scale: Scale) -> dict[str, Claim]:
             "objectives",
             "LPIPS and flow matching each matter",
             "no figure published to us",
-            (teacher, plain, student, kl_vae),
-            (*_both("better", teacher, plain), *_both("better", student, kl_vae)),
+            (teacher, no_lpips, student, kl_vae),
+            (*_both("better", teacher, no_lpips), *_both("better", student, kl_vae)),
         ),
         Claim(
             "steps",
             "Metrics against the number of decoding steps",
             "a study; no figure published to us",
-            tuple(of(scale, "joint", steps) for steps in scale.sweep),
+            tuple(model("joint", steps) for steps in scale.sweep),
         ),
     )
-    return {claim.row: claim for claim in found}
+    return {claim.row: claim for claim in rows}
 
 
-def of(scale: Scale, run: str, steps: int | None = None) -> Contender:
-    """A run's model on the crops of the resolution that most are trained at."""
-    return Contender(run, scale.protocol, steps)
-
-
-def _both(kind: Literal["better", "keeps"], a: Contender, b: Contender) -> tuple[Test, ...]:
-    """By the distance of features, as the paper's rFID, and by LPIPS, which has intervals."""
+def _both(kind: Literal["better", "keeps"], a: Model, b: Model) -> tuple[Test, ...]:
+    """Return a test by the distance of features, as the paper's rFID, and one by LPIPS, which has intervals."""
     return Test(kind, FRECHET, a, b), Test(kind, LPIPS, a, b)

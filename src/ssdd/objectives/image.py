@@ -1,0 +1,88 @@
+"""What compares a predicted image with its target, the same for all stages: LPIPS and losses of the user's own.
+
+Shapes: B batch, H x W pixels.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from ..checkpoints.own_code import load_own
+from ..checkpoints.places import OWN_CODE
+from . import LPIPSNetwork
+from .perceptual import LPIPS
+
+
+class LossInputs(NamedTuple):
+    """What a loss may look at.
+
+    prediction: (B, 3, H, W) float32 in about [-1, 1], the image that the decoder's output stands for.
+    target: (B, 3, H, W) in [-1, 1], the photograph, or the teacher's image in distillation.
+    t: (B,) in [0, 1], the noise level that the decoder saw; 1 for the KL-VAE, which sees no noise.
+    """
+
+    prediction: Tensor
+    target: Tensor
+    t: Tensor
+
+
+class ImageLosses(nn.Module):
+    """Frozen networks and functions that map ``LossInputs`` to scalars, by name.
+
+    Args:
+        lpips: weight of LPIPS; 0 leaves it out.
+        network: backbone of LPIPS.
+        own: ``file.py:NAME`` or ``package.module:NAME``, with ``:WEIGHT`` behind it for another weight than 1.
+
+    Raises ValueError, ImportError, OSError or RuntimeError with one line where one cannot be had.
+    """
+
+    def __init__(self, lpips: float, network: LPIPSNetwork, own: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.weights: dict[str, float] = {}
+        self.networks = nn.ModuleDict()
+        self.functions: dict[str, Callable[[LossInputs], Tensor]] = {}
+        if lpips:
+            self.weights["lpips"] = lpips
+            self.networks["lpips"] = LPIPS(network)
+        for spec in own:
+            name, weight, loss = _load(spec)
+            if name in self.weights:
+                raise ValueError(f"{spec}: expected losses of different names, found two called {name}")
+            self.weights[name], self.functions[name] = weight, loss
+            if isinstance(loss, nn.Module):
+                self.networks[name] = loss.eval()
+        self.requires_grad_(False)
+
+    def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
+        """Return the losses before their weights, float32 scalars."""
+        found: dict[str, Tensor] = {}
+        if "lpips" in self.networks:
+            found["lpips"] = self.networks["lpips"](inputs.prediction, inputs.target).float().mean()
+        for name, loss in self.functions.items():
+            value: Any = loss(inputs)
+            if not isinstance(value, Tensor) or value.dim() != 0:
+                what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"--loss {name}: expected a scalar tensor, the mean over the batch, found {what}")
+            found[name] = value.float()
+        return found
+
+
+def weighted_sum(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+    """Return the sum of ``weights[name] * terms[name]`` over the terms that have a weight."""
+    return sum((weights[name] * value for name, value in terms.items() if name in weights), start=0.0)  # type: ignore[return-value]
+
+
+def _load(spec: str) -> tuple[str, float, Callable[[LossInputs], Tensor]]:
+    """Return name, weight and loss of ``file.py:NAME[:WEIGHT]``; a class is called without arguments."""
+    match = re.fullmatch(rf"(?P<code>{OWN_CODE})(:(?P<weight>[\d.]+(e-?\d+)?))?", spec)
+    if match is None:
+        raise ValueError(f"expected a loss as file.py:NAME or file.py:NAME:WEIGHT, found {spec!r}")
+    path, name = match[2], match[3]
+    loss = load_own(match["code"], path, name, make=False)
+    loss = loss() if isinstance(loss, type) else loss
+    if not callable(loss):
+        raise ValueError(f"{spec}: expected a function of LossInputs, found {type(loss).__name__}")
+    return name, float(match["weight"] or 1), loss

@@ -1,0 +1,131 @@
+"""How good a model is on held-out photographs while it trains: figures and sample grids.
+
+Shapes: N crops, S side, in uint8 (N, S, S, 3).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.images import ImageError
+from ..data.pixels import images_to_tensor
+from ..data.sources import ImageSource
+from ..data.transforms import centre_crop
+from ..evaluation.features import available_extractors, load_extractor
+from ..evaluation.frechet import GaussianStatistics, frechet_distance
+from ..evaluation.image_metrics import BatchMetrics, rounded
+from ..objectives import LPIPSNetwork
+from ..objectives.perceptual import available_network, backbone_path
+from .stages.base import Stage
+
+MOST = 500
+"""Photographs that are held out by a share of the data, at most."""
+
+LOWER_IS_BETTER = ("lpips", "fd")
+
+_BATCH, _GAP = 16, 4
+
+
+def hold_out(length: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of a data set that are trained on and those that are held out, sorted; a seeded choice."""
+    count = min(MOST, round(share * length))
+    order = np.random.default_rng([seed, length]).permutation(length)
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
+def read_crops(source: ImageSource, count: int, side: int) -> np.ndarray:
+    """Return centre crops, uint8 (N, S, S, 3), of evenly spaced images of a source; unreadable ones are left out."""
+    crops = []
+    for index in np.linspace(0, len(source) - 1, min(count, len(source))).astype(int):
+        try:
+            crops.append(centre_crop(source.read(int(index)), side))
+        except ImageError:
+            continue  # the loader counts and names it
+    return np.stack(crops) if crops else np.zeros((0, side, side, 3), np.uint8)
+
+
+class Validation:
+    """Measures reconstructions of the same crops again and again.
+
+    PSNR, SSIM, LPIPS and a Fréchet distance on the first extractor whose weights are at hand. The distance is between
+    as many crops as there are here: it can be compared within a run, and with nothing else.
+    """
+
+    def __init__(
+        self, crops: np.ndarray, steps: Sequence[int], lpips: LPIPSNetwork | None, device: torch.device
+    ) -> None:
+        self.crops, self.steps, self.device = crops, tuple(steps), device
+        network = lpips if lpips is not None and backbone_path(lpips).is_file() else available_network()
+        self.metrics = BatchMetrics([network] if network else [], device)
+        self.lpips = f"lpips_{network}"
+        names = available_extractors()
+        self.extractor = load_extractor(names[0], device, download=False) if names and len(crops) > 1 else None
+        self._real: GaussianStatistics | None = None
+
+    @torch.no_grad()
+    def measure(self, stage: Stage, result: Any) -> dict[str, float]:
+        """Return the metrics of a model by name and number of steps: ``psnr_1``, ``lpips_8``, ``fd_1``, ..."""
+        scores: dict[str, float] = {}
+        for steps in self.steps:
+            made = np.concatenate([rounded(x).images for x in self._reconstructions(stage, result, self.crops, steps)])
+            values = self.metrics(self.crops, made)
+            names = {"psnr": "psnr", "ssim": "ssim_gaussian_11", "lpips": self.lpips}
+            means = {short: float(np.mean(values[name])) for short, name in names.items() if name in values}
+            if self.extractor is not None:
+                self._real = self._real or self._statistics(self.crops)
+                means["fd"] = float(frechet_distance(self._real, self._statistics(made)).value)
+            scores |= {f"{name}_{steps}": value for name, value in means.items()}
+        return scores
+
+    @torch.no_grad()
+    def grid(self, stage: Stage, result: Any, count: int) -> np.ndarray:
+        """Return a page: originals in the first row, then a row for each number of steps; black where not finite."""
+        shown = self.crops[:: max(1, len(self.crops) // count)][:count]
+        rows = [shown]
+        for steps in self.steps:
+            rows.append(np.concatenate([rounded(x).images for x in self._reconstructions(stage, result, shown, steps)]))
+        return grid(rows)
+
+    def _reconstructions(self, stage: Stage, result: Any, crops: np.ndarray, steps: int) -> list[Tensor]:
+        pieces = torch.from_numpy(crops).split(_BATCH)
+        return [stage.reconstruct(result, images_to_tensor(piece).to(self.device), steps).float() for piece in pieces]
+
+    def _statistics(self, images: np.ndarray) -> GaussianStatistics:
+        assert self.extractor is not None
+        statistics = GaussianStatistics(self.extractor.width, self.device, self.extractor.identity)
+        for piece in torch.from_numpy(images).split(_BATCH):
+            statistics.update(self.extractor(piece.to(self.device)))
+        return statistics
+
+
+def better(metric: str, new: float, old: float | None) -> bool:
+    """Return whether a metric's new value is better than the best one until now; None: there is none."""
+    if old is None:
+        return True
+    return new < old if metric in LOWER_IS_BETTER else new > old
+
+
+def summary(before: dict[str, float], after: dict[str, float], count: int) -> str:
+    """Return the figures of a model before and after its training as lines of text."""
+    lines = [f"on {count} held-out crops:".ljust(34) + ("before     after" if before else "")]
+    for name, value in after.items():
+        metric, steps = name.rsplit("_", 1)
+        old = f"{before[name]:10.4g}" if name in before else ""
+        lines.append(
+            f"  {metric.upper():5} {steps:>2} step{'s' if steps != '1' else ' '}".ljust(30) + f"{old}{value:10.4g}"
+        )
+    return "\n".join(lines)
+
+
+def grid(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Return rows of K images each, uint8 (K, S, S, 3), on one white page."""
+    count, side = rows[0].shape[:2]
+    step = side + _GAP
+    page = np.full((len(rows) * step - _GAP, count * step - _GAP, 3), 255, np.uint8)
+    for r, row in enumerate(rows):
+        for c, image in enumerate(row):
+            page[r * step : r * step + side, c * step : c * step + side] = image
+    return page

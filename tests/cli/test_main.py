@@ -32,7 +32,7 @@ OPTIONS = {
     "tokenize": ("verify", "--out", "--model", "--size", "--crop", "--flips", "--only", "--labels", "--store"),
     "bench": ("decode", "encode", "train", "memory", "generation"),
     "generate": ("train LATENTS", "sample RUN", "evaluate RUN", "--decoder", "--recipe", "DiT-XL/2"),
-    "train": ("tiny-encoder", "demo-decoder", "LATENT-SIZE-pretraining"),
+    "train": ("tiny-encoder", "demo-decoder", "pretraining", "finetune", "--latent"),
     "data": ("check", "--out", "--workers"),
 }
 

@@ -50,6 +50,12 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Pat
     return make
 
 
+@pytest.fixture(scope="session")
+def start(small_model: Callable[[int], Path]) -> tuple[str, ...]:
+    """Options of ``tiny-encoder`` by which it starts from that model."""
+    return ("--model.start-from", str(small_model(0)), "--encoder", "None", "--model.decoder", "None")
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A handful of crops for the latent statistics, no measurement of the machine's peak, and one thread, as in the

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from ssdd.training import checkpoint
 from ssdd.training.checkpoint import (
@@ -16,10 +17,13 @@ from ssdd.training.checkpoint import (
     newest_checkpoint,
     prune_checkpoints,
     read_checkpoint,
+    restore_update,
+    update_tensors,
     write_checkpoint,
 )
-from ssdd.training.config import TrainConfig
+from ssdd.training.config import OptimizerConfig, TrainConfig
 from ssdd.training.loop import train
+from ssdd.training.optimizers import Update
 from tests.training.runs import newest
 
 Small = Callable[..., TrainConfig]
@@ -52,6 +56,40 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert found["model"]["a"].equal(tensors["model"]["a"])
     assert found["model"]["n"].equal(torch.tensor(3))
     assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "schedule-free-radam"])
+def test_update_in_half_precision_is_restored(tmp_path: Path, name: str) -> None:
+    """The scale of the loss, momentum or a counter begins anew: an fp16 run does not resume exactly."""
+
+    def fresh() -> tuple[nn.Module, Update]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+        return model, Update(model, OptimizerConfig(name), "fp16", torch.device("cpu"))  # type: ignore[arg-type]
+
+    def go_on(model: nn.Module, update: Update, steps: range) -> None:
+        for step in steps:
+            loss = model(torch.full((2, 4), float(step))).square().mean()
+            update.backward(loss * (float("inf") if step == 1 else 1.0), 1.0)  # the second one is skipped
+            update.step(1e-2)
+
+    model, update = fresh()
+    go_on(model, update, range(7))
+    assert update.scaler.get_scale() == 2.0**15
+    tensors, numbers = update_tensors(update)
+    write_checkpoint(
+        checkpoint_folder(tmp_path, 7),
+        {"model": model.state_dict(), "optimizer": tensors},
+        {"images_seen": 7, "optimizer": numbers},
+    )
+    found, state = read_checkpoint(checkpoint_folder(tmp_path, 7))
+    again, restored = fresh()
+    again.load_state_dict(found["model"])
+    restore_update(restored, found["optimizer"], state["optimizer"])
+    for network, its_update in ((model, update), (again, restored)):
+        go_on(network, its_update, range(7, 12))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert restored.scaler.state_dict() == update.scaler.state_dict()
 
 
 def test_full_disk_is_one_line_and_the_checkpoint_before_is_intact(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from ssdd.training.stages.distillation import DistillationStage
 
 Small = Callable[..., TrainConfig]
 
-LENGTH = ("--total-images", "800", "--batch-size", "4", "--average.halflife-images", "40", "--log.stats-images", "400")
-"""Two hundred updates of four images."""
+LENGTH = ("--total-images", "480", "--batch-size", "4", "--average.halflife-images", "40", "--log.stats-images", "240")
+"""A hundred and twenty updates of four images."""
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +27,11 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def student_config(small: Small, teacher: Path, small_model: Callable[[int], Path]) -> Small:
+def student_config(small: Small, teacher: Path, start: tuple[str, ...]) -> Small:
     """``student_config("--seed", "1")``: settings of a distillation of the teacher."""
 
     def make(*options: str) -> TrainConfig:
         if not (teacher / "model").is_dir():
-            start = ("--model.start-from", str(small_model(0)), "--encoder", "None", "--model.decoder", "None")
             train(small(*LENGTH, *start, "--optimizer.learning-rate", "2e-3"), teacher)
         return small("--model.start-from", str(teacher), *LENGTH, *options, recipe="tiny-distillation")
 
@@ -43,7 +42,7 @@ def test_student_is_closer_to_the_teachers_many_step_image(
     student_config: Small, teacher: Path, tmp_path: Path, picture: Callable[..., object]
 ) -> None:
     """On images that neither has seen: distillation has learned nothing, or the wrong target."""
-    config = student_config("--optimizer.learning-rate", "5e-4")
+    config = student_config("--optimizer.learning-rate", "5e-4", "--teacher-steps", "4")
     student = AutoencoderSSDD.from_pretrained(train(config, tmp_path / "student"))
     master = AutoencoderSSDD.from_pretrained(teacher / "model")
     assert student.config.num_inference_steps == 1, "a distilled model must decode in one step by default"
@@ -54,7 +53,7 @@ def test_student_is_closer_to_the_teachers_many_step_image(
     with torch.no_grad():
         z = master.encode(held_out).latent_dist.mode()
         assert torch.equal(z, student.encode(held_out).latent_dist.mode()), "the encoder has changed"
-        many = master.decode(z, num_inference_steps=12, noise=noise).sample
+        many = master.decode(z, num_inference_steps=4, noise=noise).sample
         one = master.decode(z, num_inference_steps=1, noise=noise).sample
         distilled = student.decode(z, noise=noise).sample
     to_teacher, to_student = (float((x - many).square().mean()) for x in (one, distilled))

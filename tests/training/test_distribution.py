@@ -34,9 +34,11 @@ ADVERSARIAL = ("--data.resolution", "32", "--loss.adversarial", "0.5", "--loss.a
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "schedule-free-radam"])
-def test_two_processes_are_one(small: Small, command: Command, tmp_path: Path, optimizer: str) -> None:
+def test_two_processes_are_one(
+    start: tuple[str, ...], small: Small, command: Command, tmp_path: Path, optimizer: str
+) -> None:
     """Gradients are not averaged over processes, or a process sees other crops, noise or times."""
-    options = (*TEN, "--optimizer.name", optimizer)
+    options = (*start, *TEN, "--optimizer.name", optimizer)
     train(small(*options), tmp_path / "one")
     two = command(tmp_path / "two", *options, processes=2)
     assert two.statuses == [0, 0], two.output
@@ -54,9 +56,11 @@ def test_two_processes_are_one_with_a_discriminator(small: Small, command: Comma
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "schedule-free-radam"])
-def test_sharded_model_is_the_same_model(small: Small, command: Command, tmp_path: Path, optimizer: str) -> None:
+def test_sharded_model_is_the_same_model(
+    start: tuple[str, ...], small: Small, command: Command, tmp_path: Path, optimizer: str
+) -> None:
     """FSDP2 trains something else, or its checkpoint is not whole: it resumes as an ordinary run."""
-    ten = (*TEN, "--optimizer.name", optimizer)
+    ten = (*start, *TEN, "--optimizer.name", optimizer)
     train(small(*ten), tmp_path / "one")
     options = (*ten, "--parallel", "fsdp", "--microbatch", "1")
     stopped = command(tmp_path / "two", *options, processes=2, terminate_at=5)
@@ -66,17 +70,19 @@ def test_sharded_model_is_the_same_model(small: Small, command: Command, tmp_pat
     compare(tmp_path / "one", tmp_path / "two", TOLERANCES[optimizer])
 
 
-def test_microbatches_are_one_batch(small: Small, tmp_path: Path) -> None:
+def test_microbatches_are_one_batch(start: tuple[str, ...], small: Small, tmp_path: Path) -> None:
     """Accumulated gradients are summed instead of averaged, or their noise is not that of the batch."""
-    train(small(*TEN), tmp_path / "one")
-    train(small(*TEN, "--microbatch", "1"), tmp_path / "four")
+    train(small(*start, *TEN), tmp_path / "one")
+    train(small(*start, *TEN, "--microbatch", "1"), tmp_path / "four")
     compare(tmp_path / "one", tmp_path / "four", 1e-5)
 
 
-def test_microbatches_with_several_processes(small: Small, command: Command, tmp_path: Path) -> None:
+def test_microbatches_with_several_processes(
+    start: tuple[str, ...], small: Small, command: Command, tmp_path: Path
+) -> None:
     """Gradients meet at the wrong pass, or a microbatch takes another process' part of the noise."""
-    train(small(*TEN), tmp_path / "one")
-    two = command(tmp_path / "two", *TEN, "--microbatch", "1", processes=2)
+    train(small(*start, *TEN), tmp_path / "one")
+    two = command(tmp_path / "two", *start, *TEN, "--microbatch", "1", processes=2)
     assert two.statuses == [0, 0], two.output
     compare(tmp_path / "one", tmp_path / "two", 1e-5)
 
@@ -89,18 +95,20 @@ def test_batch_that_cannot_be_cut(small: Small, command: Command, tmp_path: Path
     assert "expected a batch size divisible by 2 processes, found 5" in odd.output
 
 
-def test_error_in_one_process_ends_all(command: Command, tmp_path: Path) -> None:
+def test_error_in_one_process_ends_all(start: tuple[str, ...], command: Command, tmp_path: Path) -> None:
     """A full disk, which only the main process meets, leaves the others waiting for it for ever."""
-    ended = command(tmp_path / "run", *TEN, processes=2, full_disk=True)
+    ended = command(tmp_path / "run", *start, *TEN, processes=2, full_disk=True)
     assert 1 in ended.statuses, ended.output
     assert 0 not in ended.statuses
     assert "make room, and the same command goes on from there" in ended.output
 
 
-def test_nonfinite_stop_of_two_processes(command: Command, tmp_path: Path) -> None:
+def test_nonfinite_stop_of_two_processes(start: tuple[str, ...], command: Command, tmp_path: Path) -> None:
     """Both stop, and the report is whole although one of them writes it."""
     options = ("--optimizer.learning-rate", "1e30", "--optimizer.clip", "1e30", "--optimizer.warmup-images", "0")
-    ended = command(tmp_path / "run", *TEN, *options, "--nonfinite-limit", "3", "--parallel", "fsdp", processes=2)
+    ended = command(
+        tmp_path / "run", *start, *TEN, *options, "--nonfinite-limit", "3", "--parallel", "fsdp", processes=2
+    )
     assert ended.statuses == [1, 1], ended.output
     assert {p.name for p in (tmp_path / "run" / "nonfinite").iterdir()} == {
         "images.safetensors",

@@ -19,10 +19,9 @@ Small = Callable[..., TrainConfig]
 
 
 def test_model_of_an_unfinished_run(
-    ssdd: Callable[..., Any], stopped: Callable[..., Path], small_model: Callable[[int], Path], tmp_path: Path
+    ssdd: Callable[..., Any], stopped: Callable[..., Path], start: tuple[str, ...], tmp_path: Path
 ) -> None:
     """A run of weeks cannot be looked at before its end, or shows other weights than its averaged ones."""
-    start = ("--model.start-from", str(small_model(0)), "--encoder", "None", "--model.decoder", "None")
     run = stopped(tmp_path / "run", *start)
     before = sorted(p for p in run.rglob("*") if not p.name.startswith("."))
     result = ssdd("train", "export", run, "--out", tmp_path / "model")
@@ -74,10 +73,7 @@ def test_export_knows_foreign_latents(small: Small, stopped: Callable[..., Path]
 
 
 @pytest.mark.parametrize("images", [None, 12])
-def test_chosen_checkpoint(
-    small: Small, small_model: Callable[[int], Path], tmp_path: Path, images: int | None
-) -> None:
+def test_chosen_checkpoint(small: Small, start: tuple[str, ...], tmp_path: Path, images: int | None) -> None:
     """Another checkpoint than the one that was asked for; the newest by default."""
-    start = ("--model.start-from", str(small_model(0)), "--encoder", "None", "--model.decoder", "None")
     train(small(*start), tmp_path / "run")
     assert export_checkpoint(tmp_path / "run", tmp_path / "model", images) == (images or 24)

@@ -39,11 +39,11 @@ def foreign(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         block_out_channels=(32, 32, 32),
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1,
+        layers_per_block=2,
         latent_channels=4,
         norm_num_groups=8,
     )
-    vae.quant_conv.weight.data *= 50
+    vae.quant_conv.weight.data *= 500
     vae.save_pretrained(tmp_path / "vae")
     return str(tmp_path / "vae")
 
@@ -71,7 +71,7 @@ def test_foreign_latents_enter_normalised(
         z = encoder(x).chunk(2, dim=1)[0]
     assert float(z.abs().mean()) > 5, "this encoder is of no use here"
     if ae.encoder is not None:
-        assert torch.allclose(ae.encode(x).latent_dist.mode(), z, atol=1e-4), "its own latents are to stay raw"
+        torch.testing.assert_close(ae.encode(x).latent_dist.mode(), z, atol=1e-3, rtol=1e-4)  # raw, as ever
 
     # The model in training, and what is exported of it, make the same image.
     stage.normalize_latents(known["latents_mean"], known["latents_std"])

@@ -69,19 +69,10 @@ def test_tensorboard_scalars_and_pictures(small: Small, photographs: Path, tmp_p
     assert [e.step for e in events.Images("samples")] == [12, 24]
 
 
-def test_training_learns(small: Small, tmp_path: Path) -> None:
+def test_training_learns(small: Small, start: tuple[str, ...], tmp_path: Path) -> None:
     """The loss does not fall: a sign, a detached tensor, a step that isn't taken."""
-    options = (
-        "--total-images",
-        "320",
-        "--batch-size",
-        "8",
-        "--log.stats-images",
-        "64",
-        "--log.checkpoint-images",
-        "1000",
-    )
-    train(small(*options), tmp_path / "run")
+    options = (*start, "--optimizer.learning-rate", "2e-3", "--total-images", "640", "--batch-size", "8")
+    train(small(*options, "--log.stats-images", "128", "--log.checkpoint-images", "1000"), tmp_path / "run")
     lines = stats(tmp_path / "run")
     assert lines[-1]["flow"] < 0.6 * lines[0]["flow"], [line["flow"] for line in lines]
 

@@ -81,7 +81,9 @@ def test_own_encoder_is_trained_with_the_decoder(small: Small, stopped: Callable
     assert 0.2 < float(z.std()) < 5, "the stored statistics are not those of the trained encoder"
 
 
-def test_own_losses_are_part_of_the_total(small: Small, small_model: Callable[[int], Path], tmp_path: Path) -> None:
+def test_own_losses_are_part_of_the_total(
+    small: Small, small_model: Callable[[int], Path], start: tuple[str, ...], tmp_path: Path
+) -> None:
     """A loss of the user's own is only logged, has another weight, or is trained itself."""
     (tmp_path / "mine.py").write_text(LOSSES)
     options = ("--loss", f"{tmp_path}/mine.py:brightness:0.5", f"{tmp_path}/mine.py:Noisy")
@@ -110,11 +112,10 @@ def test_own_losses_are_part_of_the_total(small: Small, small_model: Callable[[i
     ],
 )
 def test_own_losses_that_are_none(
-    small: Small, small_model: Callable[[int], Path], tmp_path: Path, loss: str, message: str
+    small: Small, start: tuple[str, ...], tmp_path: Path, loss: str, message: str
 ) -> None:
     """The reason is a traceback in the first update, or a loss that is added to each pixel."""
     (tmp_path / "mine.py").write_text(LOSSES)
-    start = ("--model.start-from", str(small_model(0)), "--encoder", "None", "--model.decoder", "None")
     with pytest.raises((ValueError, ImportError), match=message) as caught:
         train(small(*start, "--loss", f"{tmp_path}/mine.py:{loss}"), tmp_path / "run")
     assert "\n" not in str(caught.value)

@@ -66,7 +66,7 @@ def test_every_part_of_a_fresh_model_learns(small: Small, tmp_path: Path, caplog
 
 def test_part_that_does_not_learn_is_named_once(
     small: Small,
-    small_model: Callable[[int], Path],
+    start: tuple[str, ...],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -81,7 +81,6 @@ def test_part_that_does_not_learn_is_named_once(
         return stage
 
     monkeypatch.setattr(FlowConfig, "build_stage", cut)
-    start = ("--model.start-from", str(small_model(0)), "--encoder", "None", "--model.decoder", "None")
     with caplog.at_level("INFO"):
         train(small(*start), tmp_path / "run")
     warnings = [r.getMessage() for r in caplog.records if "hardly learns" in r.getMessage()]
@@ -98,9 +97,8 @@ def test_check_writes_nothing_and_shows_the_table(ssdd: Callable[..., Any], phot
     assert list(tmp_path.iterdir()) == [], "something was written"
 
 
-def test_stats_stay_json(small: Small, small_model: Callable[[int], Path], tmp_path: Path) -> None:
+def test_stats_stay_json(small: Small, start: tuple[str, ...], tmp_path: Path) -> None:
     """The sizes of the parts of a skipped update are no JSON, and ``stats.jsonl`` cannot be read."""
-    start = ("--model.start-from", str(small_model(0)), "--encoder", "None", "--model.decoder", "None")
     train(small(*start, "--total-images", "8"), tmp_path / "run")
     (line,) = (tmp_path / "run" / "stats.jsonl").read_text().splitlines()
     parts = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} in stats.jsonl"))["parts"]

@@ -64,13 +64,12 @@ def test_teacher_replaced(small: Small, stopped: Stopped, small_model: Model, tm
 def test_photographs_moved_or_replaced(
     small: Small,
     stopped: Stopped,
-    small_model: Model,
+    start: tuple[str, ...],
     photographs: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """One photograph more, or others under the same names, and every crop after the resumption is another."""
-    start = ("--model.start-from", str(small_model(0)), "--encoder", "None", "--model.decoder", "None")
     run = stopped(tmp_path / "run", *start)
     moved = Path(shutil.copytree(photographs, tmp_path / "moved"))
     shutil.copytree(photographs, tmp_path / "more")
@@ -95,9 +94,8 @@ def test_photographs_moved_or_replaced(
     assert files(run) == before, "a finished run was written to"
 
 
-def test_hostile_file(small: Small, stopped: Stopped, small_model: Model, tmp_path: Path) -> None:
+def test_hostile_file(small: Small, stopped: Stopped, start: tuple[str, ...], tmp_path: Path) -> None:
     """What is not JSON ends in a traceback."""
-    start = ("--model.start-from", str(small_model(0)), "--encoder", "None", "--model.decoder", "None")
     run = stopped(tmp_path / "run", *start)
     for text in ("[" * 100_000, "3", "{"):
         (run / "trained_on.json").write_text(text)

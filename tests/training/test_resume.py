@@ -34,7 +34,13 @@ def whole() -> dict[int, Path]:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_twenty_updates_are_ten_and_a_kill_and_ten(
-    small: Small, command: Command, whole: dict[int, Path], tmp_path: Path, processes: int, workers: int
+    start: tuple[str, ...],
+    small: Small,
+    command: Command,
+    whole: dict[int, Path],
+    tmp_path: Path,
+    processes: int,
+    workers: int,
 ) -> None:
     """Resuming loses or repeats something: data, noise, optimiser or average, or the workers change the data."""
 
@@ -47,9 +53,9 @@ def test_twenty_updates_are_ten_and_a_kill_and_ten(
 
     if processes not in whole:
         whole[processes] = tmp_path / "whole"
-        finish(whole[processes], *TWENTY)
+        finish(whole[processes], *start, *TWENTY)
     run = tmp_path / "cut"
-    options = (*TWENTY, "--data.workers", str(workers))
+    options = (*start, *TWENTY, "--data.workers", str(workers))
     killed = command(run, *options, processes=processes, kill_at=13)
     assert killed.statuses == [-9] * processes, killed.output
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["000000000040"], "no checkpoint to go on from"
@@ -64,15 +70,17 @@ def test_twenty_updates_are_ten_and_a_kill_and_ten(
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_sigterm_saves_and_the_same_command_goes_on(command: Command, tmp_path: Path, processes: int) -> None:
+def test_sigterm_saves_and_the_same_command_goes_on(
+    start: tuple[str, ...], command: Command, tmp_path: Path, processes: int
+) -> None:
     """A preempted job must lose nothing, whichever process gets the signal; its status says it is unfinished."""
-    stopped = command(tmp_path / "run", *TWENTY, processes=processes, terminate_at=7)
+    stopped = command(tmp_path / "run", *start, *TWENTY, processes=processes, terminate_at=7)
     assert stopped.statuses == [143] * processes, stopped.output
     assert "stopped by SIGTERM" in stopped.output
     assert "Traceback" not in stopped.output, stopped.output
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert int(saved.name) in (28, 32, 36), "it did not stop at once"
-    resumed = command(tmp_path / "run", *TWENTY, processes=processes)
+    resumed = command(tmp_path / "run", *start, *TWENTY, processes=processes)
     assert f"resumed at {int(saved.name)} images" in resumed.output, resumed.output
     assert resumed.statuses == [0] * processes
 
@@ -83,25 +91,18 @@ def test_sigterm_saves_and_the_same_command_goes_on(command: Command, tmp_path: 
         ("--optimizer.name", "muon"),
         # Its average has not begun: the one that is saved is schedule-free's own.
         ("--optimizer.name", "schedule-free-radam", "--average.from-images", "1000"),
-        ("--precision", "fp16"),
     ],
-    ids=["muon", "schedule-free", "fp16"],
+    ids=["muon", "schedule-free"],
 )
 def test_other_optimizers_resume_exactly(
-    small: Small, command: Command, tmp_path: Path, options: tuple[str, ...]
+    small: Small, command: Command, start: tuple[str, ...], tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     """Momentum, the counters in the parameter groups or the scale of the loss begin anew."""
-    options = (*TEN, *options)
+    options = (*TEN, *start, *options)
     train(small(*options), tmp_path / "whole")
     assert command(tmp_path / "cut", *options, kill_at=8).statuses == [-9]
     train(small(*options), tmp_path / "cut")
     assert newest(tmp_path / "whole") == newest(tmp_path / "cut")
-    states = [
-        json.loads((sorted((tmp_path / run / "checkpoints").iterdir())[-1] / "state.json").read_text())
-        for run in ("whole", "cut")
-    ]
-    assert states[0] == states[1]
-    assert bool(states[0]["optimizer"]["scaler"]) is ("fp16" in options)
 
 
 def test_adversary_resumes_exactly(small: Small, command: Command, tmp_path: Path) -> None:
@@ -116,40 +117,42 @@ def test_adversary_resumes_exactly(small: Small, command: Command, tmp_path: Pat
     assert stats(tmp_path / "whole") == stats(tmp_path / "cut")
 
 
-def test_two_commands_on_one_folder(small: Small, tmp_path: Path) -> None:
+def test_two_commands_on_one_folder(start: tuple[str, ...], small: Small, tmp_path: Path) -> None:
     """A requeued job that starts while the old one still saves destroys both."""
     (tmp_path / "run").mkdir()
     with only_one(tmp_path / "run"), pytest.raises(ValueError, match="is being trained by another process"):
-        train(small(), tmp_path / "run")
-    train(small("--total-images", "4"), tmp_path / "run")
+        train(small(*start), tmp_path / "run")
+    train(small(*start, "--total-images", "4"), tmp_path / "run")
 
 
-def test_skipped_updates_are_still_counted_after_resuming(small: Small, tmp_path: Path) -> None:
-    train(small("--total-images", "12"), tmp_path / "run")
+def test_skipped_updates_are_still_counted_after_resuming(start: tuple[str, ...], small: Small, tmp_path: Path) -> None:
+    train(small(*start, "--total-images", "12"), tmp_path / "run")
     (folder,) = (tmp_path / "run" / "checkpoints").iterdir()
     state = json.loads((folder / "state.json").read_text())
     (folder / "state.json").write_text(json.dumps({**state, "skipped_updates": 5}))
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "total_images": 24}))
-    train(small(), tmp_path / "run")
+    train(small(*start), tmp_path / "run")
     assert stats(tmp_path / "run")[-1]["skipped_updates"] == 5
 
 
-def test_run_may_go_on_with_another_number_of_processes(small: Small, command: Command, tmp_path: Path) -> None:
+def test_run_may_go_on_with_another_number_of_processes(
+    start: tuple[str, ...], small: Small, command: Command, tmp_path: Path
+) -> None:
     """A checkpoint must not be tied to the machine that wrote it; the result differs by rounding only."""
-    assert command(tmp_path / "run", *TWENTY, processes=2, terminate_at=7).statuses == [143, 143]
-    train(small(*TWENTY), tmp_path / "run")
-    train(small(*TWENTY), tmp_path / "one")
+    assert command(tmp_path / "run", *start, *TWENTY, processes=2, terminate_at=7).statuses == [143, 143]
+    train(small(*start, *TWENTY), tmp_path / "run")
+    train(small(*start, *TWENTY), tmp_path / "one")
     for a, b in zip(stats(tmp_path / "run"), stats(tmp_path / "one"), strict=True):
         assert a["total"] == pytest.approx(b["total"], rel=1e-4), "the loss curve breaks at the resumption"
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "no state", "empty state"])
 def test_damaged_checkpoint_is_passed_over(
-    small: Small, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+    start: tuple[str, ...], small: Small, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A checkpoint that a crash or a bad disk spoiled stops a run, or worse, is trained on."""
-    options = ("--total-images", "36", "--log.checkpoint-images", "12", "--log.keep-checkpoints", "3")
+    options = (*start, "--total-images", "36", "--log.checkpoint-images", "12", "--log.keep-checkpoints", "3")
     train(small(*options), tmp_path / "run")
     before = newest(tmp_path / "run")
     last = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
@@ -171,32 +174,31 @@ def test_damaged_checkpoint_is_passed_over(
     assert newest(tmp_path / "run") == before, "the repeated updates are others"
 
 
-def test_all_checkpoints_damaged(small: Small, tmp_path: Path) -> None:
+def test_all_checkpoints_damaged(start: tuple[str, ...], small: Small, tmp_path: Path) -> None:
     """Starting over in silence would throw the run away."""
-    train(small(), tmp_path / "run")
+    train(small(*start), tmp_path / "run")
     for folder in (tmp_path / "run" / "checkpoints").iterdir():
         (folder / "average.safetensors").unlink()
     with pytest.raises(ValueError, match="all 2 checkpoints are damaged; to begin anew, choose another --out"):
-        train(small(), tmp_path / "run")
+        train(small(*start), tmp_path / "run")
 
 
-def test_half_written_checkpoint_is_no_checkpoint(small: Small, tmp_path: Path) -> None:
+def test_half_written_checkpoint_is_no_checkpoint(start: tuple[str, ...], small: Small, tmp_path: Path) -> None:
     """A run killed while it wrote leaves a folder that must be neither used nor in the way."""
-    train(small("--total-images", "12"), tmp_path / "run")
+    train(small(*start, "--total-images", "12"), tmp_path / "run")
     partial = tmp_path / "run" / "checkpoints" / "000000000024.partial"
     partial.mkdir()
     (partial / "model.safetensors").write_bytes(b"half")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "total_images": 24}))
-    train(small(), tmp_path / "run")
+    train(small(*start), tmp_path / "run")
     assert not partial.exists()
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["000000000012", "000000000024"]
 
 
-def test_run_can_be_lengthened(small: Small, small_model: Callable[[int], Path], tmp_path: Path) -> None:
+def test_run_can_be_lengthened(small: Small, start: tuple[str, ...], tmp_path: Path) -> None:
     """A longer run is not what it would have been from the start, or one whose rate has decayed goes on."""
-    options = ("--model.start-from", str(small_model(0)), "--encoder", "None", "--model.decoder", "None")
-    options += ("--optimizer.warmup-images", "8")
+    options = (*start, "--optimizer.warmup-images", "8")
     train(small(*options), tmp_path / "whole")
     train(small(*options, "--total-images", "12"), tmp_path / "grown")
     train(small(*options), tmp_path / "grown")
@@ -212,13 +214,11 @@ def test_run_can_be_lengthened(small: Small, small_model: Callable[[int], Path],
         train(small(*decaying), tmp_path / "decayed")
 
 
-def test_schedule_free_exports_its_own_average(
-    small: Small, small_model: Callable[[int], Path], tmp_path: Path
-) -> None:
+def test_schedule_free_exports_its_own_average(small: Small, start: tuple[str, ...], tmp_path: Path) -> None:
     """Before the moving average begins, the training sequence y is exported, and not the average x of the method."""
-    options = ("--model.start-from", str(small_model(0)), "--encoder", "None", "--model.decoder", "None")
-    options += ("--optimizer.name", "schedule-free-radam", "--average.from-images", "1000")
-    config = small(*options, "--optimizer.warmup-images", "0", "--optimizer.learning-rate", "1e-2")
+    options = (*start, "--optimizer.name", "schedule-free-radam", "--average.from-images", "1000")
+    options += ("--optimizer.warmup-images", "0", "--total-images", "48")  # its first five updates are hardly any
+    config = small(*options, "--optimizer.learning-rate", "1e-2")
     train(config, tmp_path / "run")
     tensors = read_checkpoint(list_checkpoints(tmp_path / "run")[-1])[0]
     y, z, found = tensors["model"], tensors["optimizer"], exported(tmp_path / "run")
@@ -231,13 +231,13 @@ def test_schedule_free_exports_its_own_average(
         x = y[name] + (y[name] - z[f"{index}.z"]) * (1 - beta) / beta
         torch.testing.assert_close(found[name], x)
         moved = max(moved, float((x - y[name]).abs().max()))
-    assert moved > 1e-3, "x and y are the same here: nothing is tested"
+    assert moved > 1e-4, "x and y are the same here: nothing is tested"
 
 
 def test_stream_goes_on_exactly(
     small: Small,
     stopped: Callable[..., Path],
-    small_model: Callable[[int], Path],
+    start: tuple[str, ...],
     photographs: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -253,8 +253,7 @@ def test_stream_goes_on_exactly(
             rows = {"image": cells[4 * shard : 4 * shard + 4], "label": [0] * 4}
             dataset = datasets.Dataset.from_dict(rows, features=features)
             dataset.to_parquet(tmp_path / name / f"train-{shard:05d}-of-00003.parquet")
-    options = ("--model.start-from", str(small_model(0)), "--encoder", "None", "--model.decoder", "None")
-    options += ("--data.workers", "0", "--data.paths")
+    options = (*start, "--log.stats-images", "4", "--data.paths")
     stream = f"hf:{tmp_path}/stream:train?streaming"
     train(small(*options, stream), tmp_path / "whole")
     stopped(tmp_path / "cut", *options, stream)

@@ -24,11 +24,6 @@ def lines(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture
-def start(small_model: Callable[[int], Path]) -> tuple[str, ...]:
-    return ("--model.start-from", str(small_model(0)), "--encoder", "None", "--model.decoder", "None")
-
-
 def test_held_out_photographs_are_never_trained_on(small: Small, start: tuple[str, ...], photographs: Path) -> None:
     """The figures are those of photographs that the model has learnt by heart."""
     task = TokenizerTask(small(*start, "--validation.share", "0.25", "--validation.count", "9"))

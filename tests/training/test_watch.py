@@ -11,13 +11,12 @@ import torch
 
 from ssdd.peak import peak_flops
 from ssdd.processes import Processes
-from ssdd.training.config import TrainConfig
+from ssdd.training.config import FlowConfig
 from ssdd.training.environment import describe_environment, git_revision
 from ssdd.training.flops import training_flops
 from ssdd.training.log import RunLog, forget_after
-from ssdd.training.preview import grid
 from ssdd.training.random import seed_global_generators
-from ssdd.training.stages import build_stage
+from ssdd.training.validation import grid
 from ssdd.training.watch import FiniteCount, TrainingStopped, stop_requests
 
 ONE = Processes(0, 1, torch.device("cpu"))
@@ -102,13 +101,13 @@ def test_stats_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
 
 
 def test_means_leave_skipped_updates_out(tmp_path: Path) -> None:
-    config = TrainConfig(total_images=100)
+    config = FlowConfig(total_images=100)
     log = RunLog(tmp_path, config, ONE, seen=0, share_of_peak=0.0)
     for value, finite in ((1.0, True), (float("nan"), False), (3.0, True), (100.0, False)):
-        log.add({"loss": torch.tensor(value)}, torch.tensor(finite), 4)
-    assert log.write(4)["loss"] == 2.0
-    log.add({"loss": torch.tensor(float("inf"))}, torch.tensor(False), 8)
-    assert log.write(8) == {}, "a mean of nothing"
+        log.add({"loss": torch.tensor(value)}, torch.tensor(finite), 4, waited=0.0)
+    assert log.write(4, {})["loss"] == 2.0
+    log.add({"loss": torch.tensor(float("inf"))}, torch.tensor(False), 8, waited=0.0)
+    assert log.write(8, {}) == {}, "a mean of nothing"
     log.close()
     lines = [json.loads(line) for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
     assert [line.get("loss") for line in lines] == [2.0, None]
@@ -117,7 +116,7 @@ def test_means_leave_skipped_updates_out(tmp_path: Path) -> None:
 def test_operations_are_counted_as_known(small) -> None:  # type: ignore[no-untyped-def]
     """XXS with c = 4: its forward pass is counted by hand through its convolutions and products; training is 3 times
     that, less what needs no gradient."""
-    stage = build_stage(small("--encoder", "f4c4"))
+    stage = small().build_stage()
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -125,7 +124,7 @@ def test_operations_are_counted_as_known(small) -> None:  # type: ignore[no-unty
         moments = stage.model.encoder(x)
         stage.model.decoder(x, torch.zeros(1), moments[:, :4])
     forward = counter.get_total_flops()
-    found = training_flops(stage, small("--encoder", "f4c4"), torch.device("cpu"))
+    found = training_flops(stage, small(), torch.device("cpu"))
     assert 2.8 * forward < found < 3.01 * forward, "forward and backward are about three forward passes"
     assert all(p.grad is None for p in stage.model.parameters()), "the first update would begin with a gradient"
 

@@ -98,6 +98,8 @@ def _positions(rows: int, columns: int, device: torch.device) -> tuple[Tensor, T
 
 def _attend_reference(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: tuple[int, int]) -> Tensor:
     at = _positions(*grid, q.device)
+    if q.dtype == torch.float16:  # products of large latents overflow there
+        q, k = q.float(), k.float()
     scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5  # (B, h, N, N)
     weights = (scores + window_bias(table, at, at).float()).softmax(dim=-1)
     return weights.to(v.dtype) @ v

@@ -105,8 +105,8 @@ SCALES = {
         decoder="S",
         joint_decoder="S",
         plans={
-            "encoder": Plan(128, 2.0, 1e-3, 400_000, 10_000, 100_000),
-            "pretraining": Plan(128, 2.0, 1e-3, 400_000, 10_000, 100_000),
+            "encoder": Plan(128, 2.0, 2e-3, 400_000, 10_000, 100_000),
+            "pretraining": Plan(128, 2.0, 2e-3, 400_000, 10_000, 100_000),
             "finetuning": Plan(256, 1.25, 5e-4, 75_000, 2500, 40_000),
             "distillation": Plan(256, 1.25, 2e-4, 25_000, 1000, 12_500),
             "kl-vae": Plan(128, 2.0, 1e-3, 800_000, 10_000, 200_000),
@@ -127,9 +127,9 @@ SCALES = {
         decoder="XXS",
         joint_decoder="XXS",
         plans={
-            "encoder": Plan(64, 3.0, 1e-3, 64_000, 1600, 24_000),
-            "pretraining": Plan(64, 3.0, 1e-3, 64_000, 1600, 24_000),
-            "finetuning": Plan(128, 1.5, 5e-4, 16_000, 400, 8000),
+            "encoder": Plan(64, 3.0, 4e-3, 64_000, 1600, 24_000),
+            "pretraining": Plan(64, 3.0, 4e-3, 64_000, 1600, 24_000),
+            "finetuning": Plan(128, 1.5, 1e-3, 16_000, 400, 8000),
             "distillation": Plan(128, 1.5, 2e-4, 6400, 320, 3200),
             "kl-vae": Plan(64, 3.0, 1.5e-3, 128_000, 1600, 48_000),
             "kl-vae-large": Plan(128, 1.5, 5e-4, 22_400, 400, 11_200),

@@ -331,7 +331,10 @@ class TrainConfig(RunConfig):
             found |= {f"discriminator.{name}": "loss.adversarial is 0" for name in settings}
         if not getattr(self.model, "train_encoder", True):
             found["loss.kl"] = "the encoder is frozen"
-        if self.validation.paths:
+        if not self.validation.count:
+            held_out = ("paths", "share", "images", "steps", "best")
+            found |= {f"validation.{name}": "validation.count is 0" for name in held_out}
+        elif self.validation.paths:
             found["validation.share"] = "validation.paths says what is held out"
         return found
 

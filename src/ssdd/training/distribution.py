@@ -3,6 +3,7 @@
 Everything else is written for one process; with one, all of this does nothing.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -76,6 +77,13 @@ def accumulating(network: nn.Module, last: bool) -> AbstractContextManager[Any]:
 def full_tensor(value: Tensor) -> Tensor:
     """Return a tensor in one piece, also where it is sharded (then all processes must ask for it)."""
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def write_back(kept: Sequence[Tensor], whole: Sequence[Tensor]) -> None:
+    """Copy whole tensors, which are equal in all processes, to the shards that they came from by ``full_tensor``."""
+    for tensor, value in zip(kept, whole, strict=True):
+        if isinstance(tensor, DTensor):
+            tensor.copy_(distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None))
 
 
 def as_parameter(value: Tensor, parameter: Tensor) -> Tensor:

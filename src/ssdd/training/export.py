@@ -64,9 +64,9 @@ def export_checkpoint(run: Path, folder: Path, images: int | None = None) -> int
     except ValueError as error:
         raise ValueError(f"{run / 'config.json'}: {error}") from error
     stage = config.build_stage(objectives=False)
-    if getattr(stage.start, "normalize", False):  # type: ignore[attr-defined]
+    if stage.normalize_latents is not None:
         known = json.loads((run / "latents.json").read_text())
-        stage.normalize_latents(tuple(known["latents_mean"]), tuple(known["latents_std"]))  # type: ignore[attr-defined]
+        stage.normalize_latents(tuple(known["latents_mean"]), tuple(known["latents_std"]))
     weights: State = checkpoint.read_checkpoint(found)[0]["average"]
     result = stage.result(weights)
     write_result(folder, lambda partial: stage.export(result, partial, dict(stage.statistics)))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import OptimizerConfig, Precision, RunConfig
-from .distribution import full_tensor
+from .distribution import full_tensor, write_back
 from .parts import PartWatch
 
 UNDECAYED = "bias_table"
@@ -97,19 +97,23 @@ class Muon(torch.optim.Optimizer):
         """Update all parameters that have a gradient."""
         first, *others = self.param_groups
         muon, adamw = self._muon.param_groups[0], self._adamw.param_groups
-        muon["params"], muon["lr"] = [], first["lr"]
+        muon["lr"] = first["lr"]
         for p in first["params"]:
             if p.grad is None:
                 continue
             state = self.state[p]
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(p)
-            rows = _rows(p.detach(), p)
-            rows.grad = _rows(p.grad, p)
-            self._muon.state[rows] = {"momentum_buffer": _rows(state["momentum_buffer"], p)}
-            muon["params"].append(rows)
-        self._muon.step()
-        self._muon.state.clear()
+            # A sharded matrix is put together: its orthogonal one needs all of it.
+            kept = (p.detach(), state["momentum_buffer"])
+            weight, momentum, grad = (full_tensor(tensor) for tensor in (*kept, p.grad))
+            rows = _rows(weight, weight)
+            rows.grad = _rows(grad, weight)
+            muon["params"] = [rows]
+            self._muon.state[rows] = {"momentum_buffer": _rows(momentum, weight)}
+            self._muon.step()
+            self._muon.state.clear()
+            write_back(kept, (weight, momentum))
         for inner, outer in zip(adamw, others, strict=True):
             inner["params"], inner["lr"] = outer["params"], outer["lr"]
         self._adamw.state = self.state

@@ -56,9 +56,10 @@ def check(run: Path, found: dict[str, Any]) -> None:
         before = saved.get(name)
         if before is None or before == value:
             continue
-        if isinstance(value, dict) and isinstance(before, dict) and before.get("count") != value["count"]:
+        counts = [v.get("count") if isinstance(v, dict) else None for v in (before, value)]  # a stream has none
+        if counts[0] != counts[1]:
             raise ValueError(
-                f"{run}: expected the {before.get('count')} {name} that this run began with, found {value['count']}: "
+                f"{run}: expected the {counts[0]} {name} that this run began with, found {counts[1]}: "
                 "the order of all of them would change; choose another --out folder"
             )
         what = "others under that name" if isinstance(value, dict) else "other weights under that name"

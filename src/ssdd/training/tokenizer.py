@@ -128,13 +128,13 @@ class TokenizerTask:
     def prepare(self, run: Path, processes: Processes) -> None:
         """Measure a foreign encoder's latents, once a run, and read the crops of the validation."""
         device = processes.device
-        if getattr(self.stage.start, "normalize", False):  # type: ignore[attr-defined]
+        if self.stage.normalize_latents is not None:
             path = run / "latents.json"
             if processes.main and not path.is_file():
                 self._measure_latents(path, device)
             processes.wait()
             found = broadcast(json.loads(path.read_text()) if processes.main else None)
-            self.stage.normalize_latents(tuple(found["latents_mean"]), tuple(found["latents_std"]))  # type: ignore[attr-defined]
+            self.stage.normalize_latents(tuple(found["latents_mean"]), tuple(found["latents_std"]))
         if self.held_out is not None and processes.main:
             settings = self.config.validation
             crops = read_crops(self.held_out, settings.count, self.config.data.resolution)

@@ -6,7 +6,7 @@ A stage holds ``model``, the network that is optimised, averaged and saved, and 
 Shapes: B batch, H x W pixels, c latent channels, h x w latent grid.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,9 @@ Network = Callable[..., Any]
 
 State = dict[str, Tensor]
 """A state dict."""
+
+NormalizeLatents = Callable[[Sequence[float], Sequence[float]], None]
+"""Takes mean and standard deviation of each channel."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ class Stage(Objective, Protocol):
     """Numbers of decoding steps that the result is looked at with; the first is the most important."""
     statistics: dict[str, Any]
     """Config entries of the latents' statistics where the encoder came with them; else they are measured."""
+    normalize_latents: NormalizeLatents | None
+    """Lets latents enter the decoder as (z - mean) / std, per channel; None: they enter as they are."""
     given: dict[str, nn.Module]
     """Networks that the run starts from or is trained on: its provenance, by name."""
 

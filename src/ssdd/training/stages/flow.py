@@ -23,7 +23,7 @@ from ...objectives.repa import DinoFeatures, Projection, feature_block, repa_los
 from ..config import DistillationConfig, FlowConfig
 from ..random import BatchRandom
 from ..starting import Start, start_flow
-from .base import DiscriminatorInputs, Network, State, StepLosses, blank_image
+from .base import DiscriminatorInputs, Network, NormalizeLatents, State, StepLosses, blank_image
 
 STEPS = 8
 """Default number of decoding steps of a model that is not distilled."""
@@ -107,6 +107,7 @@ class FlowStage:
         if self.trains_encoder and isinstance(encoder, Encoder):
             encoder.gradient_checkpointing = config.recompute
         self.model = FlowModel(decoder, encoder if self.trains_encoder else None, projection)
+        self.normalize_latents: NormalizeLatents | None = decoder.normalize_latents if self.start.normalize else None
         if self.start.given:
             self.given["start"] = nn.ModuleList([encoder, decoder])
 
@@ -150,10 +151,6 @@ class FlowStage:
         """Return (c, h, w) of the latent of images (B, 3, H, W)."""
         factor = self.start.spatial_factor
         return self.start.decoder.latent_channels, images.shape[-2] // factor, images.shape[-1] // factor
-
-    def normalize_latents(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Let latents of the frozen encoder enter the decoder as (z - mean) / std, per channel."""
-        self.model.decoder.normalize_latents(mean, std)
 
     def example(self, device: torch.device) -> Tensor:
         return blank_image(self.config.data.resolution, device)

@@ -19,7 +19,7 @@ from ...processes import mean_over_processes
 from ..config import KLVAEConfig
 from ..random import BatchRandom
 from ..starting import KLVAEStart, start_kl_vae
-from .base import DiscriminatorInputs, Network, State, StepLosses, blank_image
+from .base import DiscriminatorInputs, Network, NormalizeLatents, State, StepLosses, blank_image
 
 
 class KLVAEOutput(NamedTuple):
@@ -60,6 +60,7 @@ class KLVAEStage:
         self.config = config
         self.start = start_kl_vae(config.model, config.data.resolution)
         self.statistics: dict[str, Any] = {}
+        self.normalize_latents: NormalizeLatents | None = None
         self.given: dict[str, nn.Module] = {} if trains_encoder else {"encoder": self.start.encoder}
         self.frozen: dict[str, nn.Module] = {}
         if not trains_encoder:

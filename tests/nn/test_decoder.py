@@ -115,7 +115,7 @@ def gradient_by_block(model: Decoder) -> dict[str, float]:
 
 @pytest.mark.parametrize("size", ["XXS", "S"])
 def test_every_block_has_a_gradient_from_the_start(size: str) -> None:
-    """With small convolutions the coarse levels and the transformer never learn: their gradient is below AdamW's eps."""
+    """With small convolutions coarse levels and transformer never learn: their gradient is below AdamW's eps."""
     torch.manual_seed(0)
     model = Decoder(decoder_size(size), 4)
     x, noise, t, z = torch.randn(2, 3, 64, 64), torch.randn(2, 3, 64, 64), torch.rand(2), torch.randn(2, 4, 8, 8)

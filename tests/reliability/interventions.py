@@ -55,8 +55,8 @@ def _lose(photograph: Path) -> None:
         photograph.unlink()
         return load(self)  # type: ignore[arg-type]
 
-    load = encode.ModelOptions.load
-    encode.ModelOptions.load = loaded  # type: ignore[assignment,method-assign]
+    load = encode.EncoderOptions.load
+    encode.EncoderOptions.load = loaded  # type: ignore[assignment,method-assign]
     for module, name in ((evaluate, "_entries"), (data, "Summary")):
         real = getattr(module, name)
         setattr(module, name, lambda *a, real=real: (photograph.unlink(), real(*a))[1])

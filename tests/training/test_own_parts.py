@@ -48,7 +48,7 @@ class Noisy(nn.Module):
         self.weight = nn.Parameter(torch.full((1,), 2.0))
 
     def forward(self, inputs):
-        return self.weight.sum() * inputs.t.mean()
+        return self.weight.sum() * inputs.t.mean() + 0.0 * inputs.prediction.mean()
 
 
 def image(inputs):
@@ -108,7 +108,7 @@ def test_own_losses_are_part_of_the_total(
         ("brightness:half", "expected a loss as file.py:NAME or file.py:NAME:WEIGHT"),
         ("missing", "found no such name there"),
         ("number", "expected a function of LossInputs, found int"),
-        ("image", r"--loss image: expected a scalar tensor, the mean over the batch, found \(4, 3, 16, 16\)"),
+        ("image", r"--loss image: expected a scalar tensor, the mean over the batch, found \(1, 3, 16, 16\)"),
     ],
 )
 def test_own_losses_that_are_none(

@@ -35,7 +35,7 @@ def test_held_out_photographs_are_never_trained_on(small: Small, start: tuple[st
     assert task.provenance()["photographs"]["count"] == 9
     again = TokenizerTask(small(*start, "--validation.share", "0.25", "--validation.count", "9"))
     assert {again.held_out.key(i) for i in range(3)} == held_out, "another choice after each start"  # type: ignore[union-attr]
-    without = TokenizerTask(small(*start, "--validation.share", "0.25"))
+    without = TokenizerTask(small(*start))
     assert (without.held_out, len(without.stream.source)) == (None, 12)  # type: ignore[union-attr]
     own = TokenizerTask(small(*start, "--validation.paths", str(photographs), "--validation.count", "2"))
     assert (len(own.held_out), len(own.stream.source)) == (12, 12)  # type: ignore[arg-type,union-attr]

@@ -139,13 +139,14 @@ def _own_recipe(name: str) -> TrainConfig:
 def _refuse_settings_of_others(name: str, config: TrainConfig, arguments: Sequence[str]) -> None:
     """Exit with a line that names the stage for a setting that other stages have and this one has not."""
     own = _flags(config)
-    others = {flag: stage for stage, kind in STAGES.items() for flag in _flags(kind())}
+    flags = {stage: _flags(kind()) for stage, kind in STAGES.items()}
     for argument in arguments:
         flag = argument.partition("=")[0].replace("_", "-")
-        if flag in others and flag not in own:
+        others = [stage for stage in flags if flag in flags[stage]]
+        if others and flag not in own:
             _usage_error(
                 f"ssdd train {name}",
-                f"{flag} has no effect in the stage {config.stage}: it is a setting of the stage {others[flag]}",
+                f"{flag} has no effect in the stage {config.stage}: it is a setting of {' and '.join(others)}",
             )
 
 

@@ -4,12 +4,13 @@ Shapes: B batch, H x W pixels.
 """
 
 import re
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..checkpoints.own_code import load_own
+from ..checkpoints.own_code import load_own, one_line
 from ..checkpoints.places import OWN_CODE
 from . import LPIPSNetwork
 from .perceptual import LPIPS
@@ -62,12 +63,23 @@ class ImageLosses(nn.Module):
         if "lpips" in self.networks:
             found["lpips"] = self.networks["lpips"](inputs.prediction, inputs.target).float().mean()
         for name, loss in self.functions.items():
-            value: Any = loss(inputs)
+            value = _call(name, loss, inputs)
             if not isinstance(value, Tensor) or value.dim() != 0:
                 what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(f"--loss {name}: expected a scalar tensor, the mean over the batch, found {what}")
+            if inputs.prediction.requires_grad and not value.requires_grad:
+                raise ValueError(f"--loss {name}: expected a loss with a gradient, found a constant: is it detached?")
             found[name] = value.float()
         return found
+
+
+def _call(name: str, loss: Callable[[LossInputs], Tensor], inputs: LossInputs) -> Any:
+    """Return what a user's loss gives. Raise ValueError with one line that says where its code failed."""
+    try:
+        return loss(inputs)
+    except Exception as error:  # whatever the user's code raises
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise ValueError(f"--loss {name}: {one_line(error)} ({frame.filename}:{frame.lineno})") from error
 
 
 def weighted_sum(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:

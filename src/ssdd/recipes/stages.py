@@ -196,7 +196,7 @@ def run_name(stage: str, axes: Axes) -> str:
 C = TypeVar("C", bound=TrainConfig)
 
 
-def _planned(config: C, scale: Scale, plan: Plan, axes: Axes) -> C:
+def planned(config: C, scale: Scale, plan: Plan, axes: Axes) -> C:
     """Return a config with the settings that the stages of a scale share, and those of the plan."""
     rates = {"learning_rate": plan.rate, "warmup_images": plan.warmup_images, "decay_images": plan.decay_images}
     side = axes.resolution or plan.resolution
@@ -217,7 +217,7 @@ def _planned(config: C, scale: Scale, plan: Plan, axes: Axes) -> C:
 def _flow(scale: Scale, model: ModelConfig, stage: str, axes: Axes) -> FlowConfig:
     loss = FlowLoss(lpips_network=scale.lpips_network, repa=scale.repa)
     config = FlowConfig(model=model, loss=loss, one_step_share=scale.one_step_share)
-    return _planned(config, scale, scale.plans[stage], axes)
+    return planned(config, scale, scale.plans[stage], axes)
 
 
 @recipe("encoder", lambda axes: run_name("encoder", axes))
@@ -258,7 +258,7 @@ def distillation(axes: Axes) -> DistillationConfig:
     scale = SCALES[axes.scale]
     loss = DistillationLoss(lpips_network=scale.lpips_network, repa=scale.repa)
     config = DistillationConfig(model=TeacherConfig(f"runs/{run_name('finetuning', axes)}"), loss=loss)
-    return _planned(config, scale, scale.plans["distillation"], axes)
+    return planned(config, scale, scale.plans["distillation"], axes)
 
 
 @recipe("kl-vae", lambda axes: run_name("kl-vae", axes))
@@ -277,7 +277,7 @@ def kl_vae(axes: Axes) -> KLVAEConfig:
         lpips_network=scale.lpips_network, adversarial=0.5, adversarial_from_images=min(start_gan, 50_000 * _BATCH)
     )
     discriminator = DiscriminatorConfig(plan.rate, warmup_images=min(1000 * _BATCH, plan.images // 20))
-    config = _planned(KLVAEConfig(model=model, loss=loss, discriminator=discriminator), scale, plan, axes)
+    config = planned(KLVAEConfig(model=model, loss=loss, discriminator=discriminator), scale, plan, axes)
     if config.optimizer.name == "muon":  # plain convolutional decoders learn no better by it
         config = replace(config, optimizer=replace(config.optimizer, name="adamw"))
     return config

@@ -5,6 +5,7 @@ with exactly the settings that it uses. A number's range stands in its type. Not
 """
 
 import dataclasses
+import importlib.util
 import json
 import math
 import re
@@ -125,6 +126,8 @@ class RunConfig:
     def check(self, processes: int = 1) -> None:
         """Raise ValueError with one line if so many processes cannot train these settings."""
         check_ranges(self)
+        if self.log.to != "tensorboard" and importlib.util.find_spec(self.log.to) is None:
+            raise ValueError(f"--log.to {self.log.to} needs the package {self.log.to}: pip install {self.log.to}")
         check_effects(self, type(self)())
         if self.batch_size % processes:
             raise ValueError(f"expected a batch size divisible by {processes} processes, found {self.batch_size}")
@@ -173,7 +176,7 @@ class ValidationConfig:
     steps: tuple[Count, ...] = ()
     """Numbers of decoding steps; by default 1 and those that the model is for."""
     best: Literal["lpips", "psnr", "ssim", "fd"] = "lpips"
-    """Metric, at the first number of steps, by which the best model is kept in ``best/``."""
+    """Metric, at the first number of steps, by which the best model is kept in ``best/``; psnr without its weights."""
 
 
 @dataclass(frozen=True)
@@ -352,7 +355,9 @@ class FlowConfig(TrainConfig):
 
     stage: ClassVar[str] = "flow"
     model: ModelConfig = field(default_factory=ModelConfig)  # type: ignore[misc]
+    """What is trained, and from which weights it starts."""
     loss: FlowLoss = field(default_factory=FlowLoss)  # type: ignore[misc]
+    """Weights of the objectives; 0 switches one off."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     one_step_share: Share = 0.0
     """Share of the images that are trained at t = 1, from where a single step decodes; the others at
@@ -382,7 +387,9 @@ class DistillationConfig(TrainConfig):
 
     stage: ClassVar[str] = "distillation"
     model: TeacherConfig = field(default_factory=TeacherConfig)  # type: ignore[misc]
+    """The model that is distilled."""
     loss: DistillationLoss = field(default_factory=DistillationLoss)  # type: ignore[misc]
+    """Weights of the objectives; 0 switches one off."""
     teacher_steps: Count = 12
     """Euler steps of the teacher."""
 
@@ -403,7 +410,9 @@ class KLVAEConfig(TrainConfig):
 
     stage: ClassVar[str] = "kl-vae"
     model: KLVAEModelConfig = field(default_factory=KLVAEModelConfig)  # type: ignore[misc]
+    """The baseline's networks, and from which weights they start."""
     loss: KLVAELoss = field(default_factory=KLVAELoss)  # type: ignore[misc]
+    """Weights of the objectives; 0 switches one off."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
 
     def build_stage(self, objectives: bool = True) -> "Stage":
@@ -523,7 +532,8 @@ def differences(config: RunConfig, saved: str) -> list[str]:
     ):
         may_change.add("total_images")
     names = sorted(n for n in new.keys() | old.keys() if not {n, f"{n.partition('.')[0]}.*"} & may_change)
-    return [f"{n}: {old.get(n)} -> {new.get(n)}" for n in names if new.get(n) != old.get(n)]
+    changed = [f"{n}: {old.get(n)} -> {new.get(n)}" for n in names if new.get(n) != old.get(n)]
+    return [f"{line}, and the rate depends on it" if line.startswith("total_images") else line for line in changed]
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

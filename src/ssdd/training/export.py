@@ -37,6 +37,8 @@ def write_result(folder: Path, write: Callable[[Path], None]) -> Path:
 
 def find_checkpoint(run: Path, images: int | None = None) -> Path:
     """Return a run's checkpoint at so many images, or its newest. Raise FileNotFoundError with one line."""
+    if not run.is_dir():
+        raise FileNotFoundError(f"{run}: expected a run's folder, found none")
     folders = {int(folder.name): folder for folder in checkpoint.list_checkpoints(run)}
     if not (run / "config.json").is_file() or not folders:
         raise FileNotFoundError(f"{run}: expected a run with a checkpoint, found none: it has not come that far")

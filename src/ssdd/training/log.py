@@ -134,7 +134,7 @@ def slow_reasons(waiting: float, processes: Processes) -> list[str]:
     cores = usable_cores()
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if processes.device.type == "cpu" and busy > cores + 1:
-        reasons.append(f"{busy:.1f} processes want to run on {cores} cores: other work, or too many data workers")
+        reasons.append(f"{busy:.1f} processes want to run on {cores} core{'s' if cores > 1 else ''}")
     return reasons or ["small images or batches; --compile may help"]
 
 
@@ -194,8 +194,7 @@ class WandbLike:
 def open_tracker(config: RunConfig, run: Path, seen: int) -> Tracker | None:
     """Return the tracker that the config asks for.
 
-    A missing or broken TensorBoard is left out, with the reason: it comes unasked. Raises ImportError for another one
-    that is not installed.
+    A missing or broken TensorBoard is left out, with the reason: it comes unasked.
     """
     name = config.log.to
     if name == "tensorboard":
@@ -204,10 +203,7 @@ def open_tracker(config: RunConfig, run: Path, seen: int) -> Tracker | None:
         except Exception as error:  # an import can fail in any way, such as a TypeError of a mismatched protobuf
             logger.info("no TensorBoard: %s (pip install 'ssdd[train]')", " ".join(str(error).split()))
             return None
-    try:
-        return WandbLike(name, config, run)
-    except ImportError as error:
-        raise ImportError(f"--log.to {name} needs the package {name}: pip install {name}") from error
+    return WandbLike(name, config, run)
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

@@ -81,9 +81,13 @@ def _train(task: Task, run: Path, processes: Processes, stop: StopRequest) -> Pa
     trained_on = task.provenance() if processes.main else {}
     if _started(run):
         provenance.check(run, trained_on)
+    elif processes.main:
+        _write_config(config, run)  # the first file of a run: others without it would be somebody else's
     processes.wait()
     to_device(task.stage, config, device)
     task.prepare(run, processes)
+    autocast = autocast_for(config, device)
+    share_of_peak = _announce(task, processes, autocast)  # before a checkpoint is read: spectral norms count its passes
     state = TrainingState(task, processes, run)
     if state.seen >= config.total_images and (run / "model").is_dir():
         logger.info("this run is finished")
@@ -91,8 +95,6 @@ def _train(task: Task, run: Path, processes: Processes, stop: StopRequest) -> Pa
     if processes.main:
         provenance.write(run, trained_on)
         _record_start(config, run, processes)
-    autocast = autocast_for(config, device)
-    share_of_peak = _announce(task, processes, autocast)
     log = RunLog(run, config, processes, state.seen, share_of_peak)
     finite_count, watch = FiniteCount(device, state.skipped), PartWatch(task.stage.model)
     batches = task.batches(state.seen, processes, state.data_position)
@@ -117,7 +119,8 @@ def _train(task: Task, run: Path, processes: Processes, stop: StopRequest) -> Pa
             means = log.write(state.seen, watch.read(), **more)
             if counts["longest"] >= nonfinite_limit(config):
                 log.close()
-                raise FloatingPointError(_explain_nonfinite(state, counts, means))
+                terms = [name for name, value in result.values.items() if not value.isfinite().all()]
+                raise FloatingPointError(_explain_nonfinite(state, counts, means, terms))
         if _passed(config.log.sample_images, before, state.seen) or (ended and config.log.sample_images):
             _draw_samples(state, autocast, log)
         if _passed(task.validation_images, before, state.seen) or ended:
@@ -217,10 +220,14 @@ def _check_run(config: RunConfig, run: Path) -> None:
         raise ValueError(f"{run}: expected a new folder or a run's, found other files: choose another --out folder")
 
 
-def _record_start(config: RunConfig, run: Path, processes: Processes) -> None:
-    """Write the resolved config, and a line about this start's environment."""
+def _write_config(config: RunConfig, run: Path) -> None:
     with atomic_path(run / "config.json", overwrite=True) as path:
         path.write_text(to_json(config))
+
+
+def _record_start(config: RunConfig, run: Path, processes: Processes) -> None:
+    """Write the resolved config, and a line about this start's environment."""
+    _write_config(config, run)
     with (run / "environment.jsonl").open("a") as file:
         file.write(json.dumps(describe_environment(processes)) + "\n")
 
@@ -243,6 +250,8 @@ def _announce(task: Task, processes: Processes, autocast: Autocast) -> float:
         task.name, f"{trained:,}", f"{frozen:,}", flops / 1e9, config.precision, tf32, processes.count,
         processes.device.type, peak / 1e12, 1 / share,
     )  # fmt: skip
+    if config.precision == "fp16" and processes.device.type == "cpu":
+        logger.warning("fp16 is for GPUs, and very slow on a CPU: --precision bf16 or fp32")
     warmup, decay = schedule(config)
     if warmup + decay < config.optimizer.warmup_images + config.optimizer.decay_images:
         logger.info(
@@ -252,15 +261,20 @@ def _announce(task: Task, processes: Processes, autocast: Autocast) -> float:
     return share
 
 
-def _explain_nonfinite(state: TrainingState, counts: dict[str, int], means: dict[str, float]) -> str:
+def _explain_nonfinite(state: TrainingState, counts: dict[str, int], means: dict[str, float], terms: list[str]) -> str:
     """Leave ``nonfinite/`` in the run's folder. Return what to tell the user."""
     weights = state.trained_weights()
     if state.processes.main:
         report_nonfinite(state.run, state.task, counts, means, weights)
     state.processes.wait()
-    saved = f"the last checkpoint is at {state.saved} images" if state.saved >= 0 else "there is no checkpoint yet"
+    where = f" ({', '.join(terms)})" if terms else ""
+    advice = "lower --optimizer.learning-rate"
+    if state.saved >= 0:
+        advice = (
+            f"the last checkpoint is at {state.saved} images: start a new run from it (ssdd train export) with a lower "
+            "--optimizer.learning-rate"
+        )
     return (
-        f"{counts['longest']} updates in a row had a loss or gradient that is not finite, up to {state.seen} images; "
-        f"what was seen is in {state.run / 'nonfinite'}; {saved}: start a new run from it (ssdd train export) with a "
-        "lower --optimizer.learning-rate"
+        f"{counts['longest']} updates in a row had a loss or gradient that is not finite{where}, up to {state.seen} "
+        f"images; what was seen is in {state.run / 'nonfinite'}; {advice}"
     )

@@ -173,10 +173,11 @@ class TokenizerTask:
         if seen == 0:
             self._before = scores
             return scores
-        name = f"{settings.best}_{validation.steps[0]}"
-        best = run / "best.json"
-        known = json.loads(best.read_text()) if best.is_file() else {}
-        if name in scores and better(settings.best, scores[name], known.get(name)):
+        steps, best = validation.steps[0], run / "best.json"
+        metric = settings.best if f"{settings.best}_{steps}" in scores else "psnr"  # its weights may be missing
+        known = _read_figures(best.read_text()) if best.is_file() else {}
+        name = f"{metric}_{steps}"
+        if better(metric, scores[name], known.get(name)):
             write_result(run / "best", lambda folder: self.stage.export(result.to("cpu"), folder, {}))
             with atomic_path(best, overwrite=True) as path:
                 path.write_text(json.dumps({"images": seen, **scores}, indent=2) + "\n")
@@ -188,7 +189,7 @@ class TokenizerTask:
         """Return the figures of the model that the run started from, if there was one."""
         if self._before or not (run / "validation.jsonl").is_file():
             return self._before
-        first = json.loads((run / "validation.jsonl").read_text().partition("\n")[0] or "{}")
+        first = _read_figures((run / "validation.jsonl").read_text().partition("\n")[0])
         return first if first.get("images") == 0 else {}
 
     def _result(self, weights: State) -> Any:
@@ -208,3 +209,11 @@ class TokenizerTask:
                     measured.update(self.stage.latents(result, levels_to_values(crops.to(device))))
             statistics = measured.config()
         return write_result(run / "model", lambda folder: self.stage.export(result.to("cpu"), folder, statistics))
+
+
+def _read_figures(text: str) -> dict[str, float]:
+    """Return the figures of a model; none for a line that was cut off."""
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError):
+        return {}

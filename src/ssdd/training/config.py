@@ -532,8 +532,7 @@ def differences(config: RunConfig, saved: str) -> list[str]:
     ):
         may_change.add("total_images")
     names = sorted(n for n in new.keys() | old.keys() if not {n, f"{n.partition('.')[0]}.*"} & may_change)
-    changed = [f"{n}: {old.get(n)} -> {new.get(n)}" for n in names if new.get(n) != old.get(n)]
-    return [f"{line}, and the rate depends on it" if line.startswith("total_images") else line for line in changed]
+    return [f"{n}: {old.get(n)} -> {new.get(n)}" for n in names if new.get(n) != old.get(n)]
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,7 +15,6 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, 
 from .embedded import embedded_folder, embedded_names
 from .kl_vae import find_weights, read_config
 from .layout import CheckpointError
-from .own_code import OWN_CODE as OWN_CODE
 from .own_code import OWN_ENCODER, one_line
 
 HUB_ID = r"\w[\w.-]*/\w[\w.-]*"

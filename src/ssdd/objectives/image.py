@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..checkpoints.own_code import load_own, one_line
-from ..checkpoints.places import OWN_CODE
+from ..checkpoints.own_code import OWN_CODE, load_own, one_line
 from . import LPIPSNetwork
 from .perceptual import LPIPS
 

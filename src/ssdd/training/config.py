@@ -239,64 +239,52 @@ class KLVAEModelConfig:
     """False: the encoder is frozen, and the decoder is trained on its latents."""
 
 
-_OWN_LOSSES = tyro.conf.arg(aliases=["--loss"])
-
-
 @dataclass(frozen=True)
-class FlowLoss:
-    """Weights of the objectives; 0 switches one off."""
+class ImageLoss:
+    """Weights of what compares images, in every stage; 0 switches one off."""
 
-    flow: Weight = 1.0
-    """Flow matching."""
     lpips: Weight = 0.5
+    """LPIPS to the target: the photograph, or in distillation the teacher's image."""
     lpips_network: LPIPSNetwork = "vgg"
-    repa: Weight = 0.0
-    """Alignment of the decoder's features with those of ``repa_network``."""
-    repa_network: str = "facebook/dinov2-base"
-    """Hugging Face id or folder of a DINOv2."""
-    own: Annotated[tuple[str, ...], _OWN_LOSSES] = ()
+    own: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--loss"])] = ()
     """Losses of yours: ``file.py:NAME``, or ``file.py:NAME:WEIGHT``; see docs/extending.md."""
-    kl: Weight = 1e-6
-    """KL of the posterior, summed over the latent, while the encoder is trained."""
-    adversarial: Weight = 0.0
-    """PatchGAN on (image, x_t), an ablation."""
-    adversarial_from_images: Images = 0
-    """Images seen before the discriminator comes in."""
 
 
 @dataclass(frozen=True)
-class DistillationLoss:
+class DistillationLoss(ImageLoss):
     """Weights of the objectives; 0 switches one off."""
 
     flow: Weight = 1.0
-    """Squared error to the teacher's image."""
-    lpips: Weight = 0.5
-    """LPIPS to the teacher's image."""
-    lpips_network: LPIPSNetwork = "vgg"
+    """Flow matching; in distillation the squared error to the teacher's image."""
     repa: Weight = 0.0
     """Alignment of the decoder's features with those of ``repa_network`` on the photograph."""
     repa_network: str = "facebook/dinov2-base"
     """Hugging Face id or folder of a DINOv2."""
-    own: Annotated[tuple[str, ...], _OWN_LOSSES] = ()
-    """Losses of yours: ``file.py:NAME``, or ``file.py:NAME:WEIGHT``; see docs/extending.md."""
 
 
 @dataclass(frozen=True)
-class KLVAELoss:
+class AutoencoderLoss:
+    """Weights of what a stage has that can train the encoder; 0 switches one off."""
+
+    kl: Weight = 1e-6
+    """KL of the posterior, summed over the latent, while the encoder is trained."""
+    adversarial: Weight = 0.0
+    """PatchGAN: of the KL-VAE, times the adaptive weight of VQGAN; of the flow stage, an ablation on (image, x_t)."""
+    adversarial_from_images: Images = 0
+    """Images seen before the discriminator comes in."""
+
+
+@dataclass(frozen=True)
+class FlowLoss(DistillationLoss, AutoencoderLoss):
+    """Weights of the objectives; 0 switches one off."""
+
+
+@dataclass(frozen=True)
+class KLVAELoss(ImageLoss, AutoencoderLoss):
     """Weights of the objectives; 0 switches one off."""
 
     l1: Weight = 1.0
     """Absolute error."""
-    lpips: Weight = 0.5
-    lpips_network: LPIPSNetwork = "vgg"
-    own: Annotated[tuple[str, ...], _OWN_LOSSES] = ()
-    """Losses of yours: ``file.py:NAME``, or ``file.py:NAME:WEIGHT``; see docs/extending.md."""
-    kl: Weight = 1e-6
-    """KL of the posterior, summed over the latent, while the encoder is trained."""
-    adversarial: Weight = 0.0
-    """PatchGAN, times the adaptive weight of VQGAN."""
-    adversarial_from_images: Images = 0
-    """Images seen before the discriminator comes in."""
 
 
 # ---- stages ---------------------------------------------------------------------------------------------------------

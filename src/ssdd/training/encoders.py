@@ -12,8 +12,8 @@ from torch import nn
 
 from ..checkpoints import kl_vae
 from ..checkpoints.layout import CheckpointError
-from ..checkpoints.own_code import ForeignEncoder, load_own
-from ..checkpoints.places import HUB_ID, OWN_CODE, download, find_model
+from ..checkpoints.own_code import OWN_CODE, ForeignEncoder, load_own
+from ..checkpoints.places import HUB_ID, download, find_model
 from ..nn.encoder import Encoder
 from ..nn.presets import ENCODER_WIDTH, GROUPS, EncoderSize, encoder_size
 

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ssdd.objectives import perceptual
+from ssdd.objectives.image import shifted
 from ssdd.objectives.perceptual import LPIPS, available_network, backbone_path
 
 needs_squeeze = pytest.mark.skipif(
@@ -58,3 +60,13 @@ def test_missing_weights_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     with pytest.raises(RuntimeError, match=r"vgg16-397923af\.pth, which is missing and could not be downloaded"):
         LPIPS("vgg")
+
+
+def test_images_move_under_the_network() -> None:
+    """Each image begins at its own place on LPIPS's grid, whole, with its border mirrored around it."""
+    images = torch.randn(3, 6, 16, 20)
+    positions = torch.tensor([[0.0, 0.99], [0.3, 0.6], [0.8, 0.1]])
+    padded = F.pad(images, (3, 3, 3, 3), mode="reflect")
+    corners = [(0, 3), (1, 2), (3, 0)]
+    moved = torch.stack([p[:, y : y + 19, x : x + 23] for p, (y, x) in zip(padded, corners, strict=True)])
+    torch.testing.assert_close(shifted(images, positions), moved, rtol=0, atol=0)

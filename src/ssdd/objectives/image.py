@@ -8,11 +8,16 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoints.own_code import OWN_CODE, load_own, one_line
 from . import LPIPSNetwork
 from .perceptual import LPIPS
+
+SHIFTS = 4
+"""Positions of an image on LPIPS's grid, in each direction: its first layers have strides of 2 and 2."""
 
 
 class LossInputs(NamedTuple):
@@ -56,11 +61,20 @@ class ImageLosses(nn.Module):
                 self.networks[name] = loss.eval()
         self.requires_grad_(False)
 
-    def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
-        """Return the losses before their weights, float32 scalars."""
+    def forward(self, inputs: LossInputs, positions: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the losses before their weights, float32 scalars.
+
+        Args:
+            positions: (B, 2) in [0, 1): where each image lies on LPIPS's grid, vertically and horizontally. Without
+                them every image begins at a multiple of LPIPS's strides, and so does every trace that they leave in
+                its gradient: the decoder learns to draw a weave with their period.
+        """
         found: dict[str, Tensor] = {}
         if "lpips" in self.networks:
-            found["lpips"] = self.networks["lpips"](inputs.prediction, inputs.target).float().mean()
+            prediction, target = inputs.prediction, inputs.target
+            if positions is not None:
+                prediction, target = shifted(torch.cat([prediction, target], dim=1), positions).chunk(2, dim=1)
+            found["lpips"] = self.networks["lpips"](prediction, target).float().mean()
         for name, loss in self.functions.items():
             value = _call(name, loss, inputs)
             if not isinstance(value, Tensor) or value.dim() != 0:
@@ -70,6 +84,17 @@ class ImageLosses(nn.Module):
                 raise ValueError(f"--loss {name}: expected a loss with a gradient, found a constant: is it detached?")
             found[name] = value.float()
         return found
+
+
+def shifted(images: Tensor, positions: Tensor) -> Tensor:
+    """Return images (B, C, H, W) as (B, C, H + 3, W + 3), moved by 0 to 3 pixels; what is added mirrors the border."""
+    images = F.pad(images, (SHIFTS - 1,) * 4, mode="reflect")
+    chosen = F.one_hot((positions * SHIFTS).long(), SHIFTS).to(images.dtype)  # (B, 2, 4): a GPU is not waited for
+    for axis, dim in enumerate((2, 3)):
+        size = images.shape[dim] - SHIFTS + 1
+        parts = [images.narrow(dim, k, size) * chosen[:, axis, k, None, None, None] for k in range(SHIFTS)]
+        images = torch.stack(parts).sum(0)
+    return images
 
 
 def _call(name: str, loss: Callable[[LossInputs], Tensor], inputs: LossInputs) -> Any:

@@ -246,6 +246,8 @@ class ImageLoss:
     lpips: Weight = 0.5
     """LPIPS to the target: the photograph, or in distillation the teacher's image."""
     lpips_network: LPIPSNetwork = "vgg"
+    lpips_shift: bool = True
+    """Move each image by 0 to 3 pixels under LPIPS, at random: else its strides teach the decoder to draw a weave."""
     own: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--loss"])] = ()
     """Losses of yours: ``file.py:NAME``, or ``file.py:NAME:WEIGHT``; see docs/extending.md."""
 

@@ -122,7 +122,7 @@ class FlowStage:
         predicted = flow.predict_image(out.x_t, velocity, point.t)
 
         terms = {"flow": F.mse_loss(velocity, flow.target_velocity(point.target, point.noise))}
-        terms |= self.frozen["images"](LossInputs(predicted, point.target, point.t))
+        terms |= self.frozen["images"](LossInputs(predicted, point.target, point.t), self.positions(random))
         if out.projected is not None:
             grid = (-(-images.shape[-2] // 8), -(-images.shape[-1] // 8))  # the tokens' grid
             terms["repa"] = repa_loss(out.projected, self.frozen["features"](images, grid)).mean()
@@ -136,6 +136,10 @@ class FlowStage:
             real = torch.cat([point.target, out.x_t.detach()], dim=1)
             inputs = DiscriminatorInputs(real, fake.detach(), point.t)
         return StepLosses(weighted_sum(terms, self.weights), terms, inputs)
+
+    def positions(self, random: BatchRandom) -> Tensor | None:
+        """Draw where each image lies on LPIPS's grid."""
+        return random.uniform(2) if self.config.loss.lpips_shift else None
 
     def training_point(self, images: Tensor, moments: Tensor | None, random: BatchRandom) -> TrainingPoint:
         """Draw a random time on the way to the image, and a random sample of the posterior."""

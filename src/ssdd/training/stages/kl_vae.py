@@ -86,7 +86,8 @@ class KLVAEStage:
         out = network(images, moments, random.normal(size.latent_channels, *grid))
         reconstruction = out.reconstruction.float()
         terms = {"l1": (reconstruction - images).abs().mean()}
-        terms |= self.frozen["images"](LossInputs(reconstruction, images, images.new_ones(len(images))))
+        positions = random.uniform(2) if weights.lpips_shift else None
+        terms |= self.frozen["images"](LossInputs(reconstruction, images, images.new_ones(len(images))), positions)
         regression = total = weighted_sum(terms, self.weights)
         if self.model.encoder is not None:
             terms["kl"] = out.kl.mean()

@@ -30,10 +30,10 @@ from ssdd import AutoencoderSSDD
 from ssdd.cli.common import ModelOptions
 from ssdd.data.pixels import images_to_tensor
 from ssdd.data.sources import open_source
-from ssdd.evaluation.batches import crop_batches
-from ssdd.evaluation.contestants.base import image_generators
-from ssdd.evaluation.image_metrics import BatchMetrics, rounded
-from ssdd.evaluation.protocols import Census, EvaluationSet, Protocol, get_protocol
+from ssdd.evaluation.autoencoders import image_generators
+from ssdd.evaluation.image_metrics import rounded
+from ssdd.evaluation.metrics import BatchMetrics
+from ssdd.evaluation.protocols import Census, EvaluationSet, Protocol, crop_batches, get_protocol
 from ssdd.nn.decoder import Decoder, UpLevel
 from ssdd.objectives.perceptual import available_network
 

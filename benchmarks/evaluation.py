@@ -21,11 +21,10 @@ import torch
 
 from ssdd import AutoencoderSSDD
 from ssdd.data.sources import open_source
-from ssdd.evaluation.compare import Entry, compare
-from ssdd.evaluation.contestants import Bicubic, Contestant, load_contestant
-from ssdd.evaluation.contestants.networks import Autoencoder
-from ssdd.evaluation.contestants.pretrained import Pretrained
+from ssdd.evaluation.autoencoders import Autoencoder, Bicubic, PretrainedAutoencoder, load_autoencoder
+from ssdd.evaluation.metrics import BatchMetrics
 from ssdd.evaluation.protocols import EvaluationSet, get_protocol, read_items
+from ssdd.evaluation.run import Entry, Run, Settings
 from ssdd.nn.presets import DECODERS
 
 
@@ -87,48 +86,39 @@ class Noise:
 
 def overhead(options: argparse.Namespace, device: torch.device) -> None:
     """Prints both times and their ratio."""
-    contestant = load(options.model, device)
+    autoencoder = load(options.model, device)
     source = First(open_source(options.paths), options.images)
     evaluation_set = EvaluationSet(source, get_protocol(options.protocol))
     crops = np.stack([crop.pixels for _, item in read_items(evaluation_set) for crop in item.crops])
+    metrics = BatchMetrics(["squeeze"], device)
+    settings = Settings(metrics, batch_size=options.batch_size, workers=options.workers, device=device)
     bare, full = [], []
-    loop(contestant, crops[: options.batch_size], options.batch_size, device)
+    loop(autoencoder, crops[: options.batch_size], options.batch_size, device)
     for _ in range(options.repeats):
-        bare.append(timed(lambda: loop(contestant, crops, options.batch_size, device)))
-        full.append(
-            timed(
-                lambda: compare(
-                    [Entry(contestant)],
-                    evaluation_set,
-                    batch_size=options.batch_size,
-                    workers=options.workers,
-                    lpips_networks=["squeeze"],
-                    device=device,
-                )
-            )
-        )
+        bare.append(timed(lambda: loop(autoencoder, crops, options.batch_size, device)))
+        full.append(timed(lambda: Run(evaluation_set, settings).add([Entry(autoencoder)])))
     ratios = [b / a for a, b in zip(bare, full, strict=True)]
-    print(f"{contestant.name}, {len(crops)} crops by {options.protocol}, batches of {options.batch_size}, {device}")
+    print(f"{autoencoder.name}, {len(crops)} crops by {options.protocol}, batches of {options.batch_size}, {device}")
     print(f"bare encode and decode {statistics.median(bare):7.2f} s")
     print(f"evaluation             {statistics.median(full):7.2f} s")
     print(f"ratio                  {statistics.median(ratios):7.3f}  ({min(ratios):.3f} to {max(ratios):.3f})")
 
 
-def load(name: str, device: torch.device) -> Contestant:
-    """A contestant by name, or a decoder's preset with random weights."""
+def load(name: str, device: torch.device) -> Autoencoder:
+    """Return an autoencoder by its name, or one with random weights by its decoder's preset."""
     if name not in DECODERS:
-        return load_contestant(name, device)
+        return load_autoencoder(name, device)
     model = AutoencoderSSDD.from_preset(decoder=name).to(device).eval()
-    return Autoencoder(f"f8c4-{name}", Pretrained(model, "random weights", {}))
+    return PretrainedAutoencoder(f"f8c4-{name}", model, "random weights", {})
 
 
 @torch.inference_mode()
-def loop(contestant: Contestant, crops: np.ndarray, batch_size: int, device: torch.device) -> None:
+def loop(autoencoder: Autoencoder, crops: np.ndarray, batch_size: int, device: torch.device) -> None:
     """Every crop to its latent and back."""
     for first in range(0, len(crops), batch_size):
         images = torch.from_numpy(crops[first : first + batch_size]).to(device)
-        latent = contestant.encode(images.permute(0, 3, 1, 2).float() / 127.5 - 1)
-        contestant.decode(latent, numbers=range(first, first + len(images)))
+        latent = autoencoder.encode(images.permute(0, 3, 1, 2).float() / 127.5 - 1)
+        autoencoder.decode(latent, noise=autoencoder.noise(latent, 0, range(first, first + len(images))))
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -150,7 +140,8 @@ def growth(count: int, device: torch.device) -> None:
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
                 print(f"{i:9,} crops  peak memory {peak:8,.0f} MiB", flush=True)
 
-    compare([Entry(Bicubic(8, device))], EvaluationSet(Noise(count), protocol), workers=1, progress=watched)
+    settings = Settings(BatchMetrics(device=device), workers=1, device=device, progress=watched)
+    Run(EvaluationSet(Noise(count), protocol), settings).add([Entry(Bicubic(8, device))])
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]  # of this checkout, installed or 
 
 from reproduction.claims import Model, claims  # noqa: E402
 from reproduction.runs import SCALES, runs  # noqa: E402
-from reproduction.table import EVALUATION, EXTRACTOR, build_table, markdown, plot_steps, read_results  # noqa: E402
+from reproduction.table import EVALUATED, EXTRACTOR, build_table, markdown, plot_steps, read_results  # noqa: E402
 from ssdd.training.config import differences, to_json  # noqa: E402
 
 STOPPED = 75
@@ -94,7 +94,7 @@ class Plan:
         arguments += ["--steps", ",".join(numbers)] if numbers else []
         arguments += ["--lpips", "squeeze", "--extractors", EXTRACTOR]
         arguments += ["--workers", str(max(1, SCALES[self.scale_name].workers))]
-        return Job(model.run, (*arguments, "--out", str(out), "--data", *self.held_out), out / EVALUATION)
+        return Job(model.run, (*arguments, "--out", str(out), "--data", *self.held_out), out / EVALUATED)
 
     def write_configs(self) -> None:
         """Write the settings of all runs. Raise ValueError if the folder began with other settings or photographs.
@@ -193,7 +193,7 @@ def draw_crops(plan: Plan, models: Sequence[Model], path: Path) -> None:
     from ssdd.data.images import save_image
     from ssdd.data.pixels import images_to_tensor
     from ssdd.data.sources import open_source
-    from ssdd.evaluation.contestants import load_contestant
+    from ssdd.evaluation.autoencoders import load_autoencoder
     from ssdd.evaluation.image_metrics import rounded
     from ssdd.evaluation.protocols import EvaluationItem, EvaluationSet, get_protocol
     from ssdd.evaluation.sheet import Panel, sheet
@@ -206,10 +206,11 @@ def draw_crops(plan: Plan, models: Sequence[Model], path: Path) -> None:
     numbers = [protocol.number(crop.key) for crop in crops]
     columns = [pixels]
     for model in models:
-        autoencoder = load_contestant(str(plan.folder(model.run)))
+        autoencoder = load_autoencoder(str(plan.folder(model.run)))
         with torch.inference_mode():
             z = autoencoder.encode(images_to_tensor(torch.from_numpy(pixels)))
-            columns.append(rounded(autoencoder.decode(z, model.steps, protocol.seed, numbers)).images)
+            noise = autoencoder.noise(z, protocol.seed, numbers)
+            columns.append(rounded(autoencoder.decode(z, model.steps, noise)).images)
     panels = [[Panel(column[i], "") for column in columns] for i in range(len(crops))]
     save_image(path, sheet(panels, ["original", *(m.label for m in models)], panel_width=256), overwrite=True)
 

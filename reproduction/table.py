@@ -1,12 +1,9 @@
 """What ``run.py`` makes of finished evaluations: differences, verdicts, tables, the plot of steps."""
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from reproduction.claims import (
     COST_LIMIT,
@@ -24,11 +21,11 @@ from reproduction.claims import (
     judge,
 )
 from reproduction.runs import SCALES, Scale, images_seen, lineage
-from ssdd.evaluation.protocols import CropKey
-from ssdd.evaluation.tables import ImageMetricTable
+from ssdd.evaluation.results import REPORT, RESULTS, Crops, Evaluation, Row, differences
 
 EXTRACTOR = "mobilenet_v2-imagenet"
-EVALUATION = "evaluation.json"
+EVALUATED = REPORT
+"""What ``ssdd evaluate`` writes last."""
 RULE = (
     "A test says yes where the whole interval of the paired difference is on the side that the claim needs, no where "
     f'all of it is on the other side, and is undecided between. "Keeps" allows {TOLERANCE:.0%} worse; detail counts '
@@ -47,8 +44,16 @@ _NOTES = (
     f"features of {EXTRACTOR}; KID times 1000, ± its standard error over subsets.",
 )
 
-Results = dict[Model, dict[str, Any]]
-"""Rows of ``evaluation.json`` by model."""
+
+class Measured(NamedTuple):
+    """A row of an evaluation, with what its crops are."""
+
+    row: Row
+    crops: Crops
+    evaluation: Evaluation
+
+
+Results = dict[Model, Measured]
 
 
 def read_results(folder: Path) -> Results:
@@ -58,44 +63,38 @@ def read_results(folder: Path) -> Results:
     """
     results: Results = {}
     fingerprints: dict[str, str] = {}
-    for path in sorted(folder.glob(f"*/{EVALUATION}")):
-        run, protocol, _ = path.parent.name.split("@")
-        evaluation = json.loads(path.read_text())
-        fingerprint = evaluation["data"]["fingerprint"]
+    for path in sorted(folder.glob(f"*/{RESULTS}")):
+        run, protocol, steps = path.parent.name.split("@")
+        evaluation = Evaluation.load(path.parent)
+        fingerprint = evaluation.data["fingerprint"]
         if fingerprints.setdefault(protocol, fingerprint) != fingerprint:
             raise ValueError(f"{path}: expected the photographs of the other evaluations, found others")
-        results |= {Model(run, protocol, row["steps"]): row for row in evaluation["rows"]}
+        if evaluation.finished:
+            results |= {
+                Model(run, protocol, None if steps == "own" else row.steps): Measured(row, evaluation.crops, evaluation)
+                for row in evaluation.rows
+            }
     return results
 
 
 def measure(results: Results, test: Test) -> Difference | float | None:
     """Return the paired difference (for costs the ratio) that a test asks for; None where a number is missing."""
-    a, b = results.get(test.a), results.get(test.b)
-    if a is None or b is None:
+    if test.a not in results or test.b not in results:
         return None
+    (a, crops, evaluation), b = results[test.a], results[test.b].row
     if test.kind == "cost":
-        return a["decode_flops"] / b["decode_flops"]
+        own, reference = a.costs["decode_gflop"], b.costs["decode_gflop"]
+        return own / reference if own and reference else None
     if test.metric == FRECHET:
-        distances = [row["distances"].get(EXTRACTOR, {}).get(FRECHET) for row in (a, b)]
-        return None if None in distances else frechet_difference(*distances)
-    if test.metric not in a["image_metrics"] or test.metric not in b["image_metrics"]:
+        distances = [row.distances.get(EXTRACTOR, {}).get(FRECHET) for row in (a, b)]
+        return None if None in distances else frechet_difference(*distances)  # type: ignore[arg-type]
+    if test.metric not in a.image_metrics or test.metric not in b.image_metrics:
         return None
-    own, reference = a["image_metrics"][test.metric], b["image_metrics"][test.metric]["mean"]
-    if test.kind == "detail" and reference > 1:  # the originals are what is to be kept
-        return Difference(own["mean"] - 1, own["low"] - 1, own["high"] - 1, 1.0)
-    images = sorted({key.rpartition("#")[0] for row in (a, b) for key in row["crops"]["key"]})
-    paired = _crop_table(a, images).minus(_crop_table(b, images))[test.metric]
-    return Difference(paired.mean, paired.low, paired.high, reference)
-
-
-def _crop_table(row: dict[str, Any], images: list[str]) -> ImageMetricTable:
-    """Return the crops of a row of ``evaluation.json`` as the table that it was written from."""
-    table, crops = ImageMetricTable(), row["crops"]
-    for i, key in enumerate(crops["key"]):
-        image, _, crop = key.rpartition("#")
-        values = {n: np.array([v[i]]) for n, v in crops.items() if n != "key" and v[i] is not None}
-        table.add([CropKey(images.index(image), int(crop), image)], values)
-    return table
+    found, mean = a.image_metrics[test.metric], b.image_metrics[test.metric].mean
+    if test.kind == "detail" and mean > 1:  # the originals are what is to be kept
+        return Difference(found.mean - 1, found.low - 1, found.high - 1, 1.0)
+    paired = differences(a, b, crops, evaluation.metrics)[test.metric]
+    return Difference(paired.mean, paired.low, paired.high, mean)
 
 
 def build_table(
@@ -139,14 +138,23 @@ def _row(scale: Scale, claim: Claim, results: Results, jobs: list[dict[str, Any]
     }
 
 
-def _model(scale: Scale, model: Model, row: dict[str, Any] | None) -> dict[str, Any]:
-    names = ("image_metrics", "distances", "latent_shape", "decoder_parameters", "decode_flops")
+def _model(scale: Scale, model: Model, measured: Measured | None) -> dict[str, Any]:
     return {
         "label": model.label,
         "protocol": model.protocol,
-        "run": row is not None,
+        "run": measured is not None,
         "images_seen": images_seen(scale, model.run),
-        **({name: row[name] for name in (*names, "decode_images_per_second")} if row else {}),
+        **(_facts(measured.row) if measured else {}),
+    }
+
+
+def _facts(row: Row) -> dict[str, Any]:
+    """Return what the table keeps of a row, as plain values."""
+    return {
+        "image_metrics": {name: vars(found) for name, found in row.image_metrics.items()},
+        "distances": row.distances,
+        "latent_shape": row.latent_shape,
+        "costs": dict(row.costs),
     }
 
 
@@ -202,7 +210,7 @@ def _cells(model: dict[str, Any]) -> list[str]:
     cells = [model["label"], f"{model['images_seen']:,}"]
     if not model["run"]:
         return [*cells, "not run", *[""] * (len(_HEADINGS) - 3)]
-    cells += [f"{model['decode_flops'] / 1e9:,.1f}", f"{model['decode_images_per_second']:.1f}"]
+    cells += [f"{model['costs']['decode_gflop']:,.1f}", f"{model['costs']['decode_rate']:.1f}"]
     for name, digits in _METRIC_DIGITS.items():
         mean, half = estimate(model, name)
         cells.append("-" if math.isnan(mean) else f"{mean:.{digits}f} ±{half:.{digits}f}")
@@ -224,7 +232,7 @@ def estimate(row: dict[str, Any], metric: str) -> tuple[float, float]:
     if metric == FRECHET:
         return row["distances"].get(EXTRACTOR, {}).get(FRECHET, math.nan), 0.0
     found = row["image_metrics"].get(metric)
-    if not found or found["mean"] is None:
+    if not found:
         return math.nan, math.nan
     return found["mean"], (found["high"] - found["low"]) / 2
 
@@ -247,10 +255,10 @@ def plot_steps(scale_name: str, results: Results, path: Path) -> None:
     panels = {"psnr": "PSNR, dB", "lpips_squeeze": "LPIPS", DETAIL: "detail", FRECHET: "FD"}
     for axes, (name, heading) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         steps = [model.steps for model in sweep]
-        means, halves = zip(*(estimate(results[model], name) for model in sweep), strict=True)
+        means, halves = zip(*(estimate(_facts(results[model].row), name) for model in sweep), strict=True)
         axes.errorbar(steps, means, yerr=halves, marker="o", capsize=3, label="not distilled")
         if student is not None:
-            mean, half = estimate(student, name)
+            mean, half = estimate(_facts(student.row), name)
             axes.errorbar([1], [mean], yerr=[half], marker="s", capsize=3, linestyle="", label="student")
         axes.set_xscale("log", base=2)
         axes.set_xticks(steps, [str(s) for s in steps])

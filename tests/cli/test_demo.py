@@ -13,7 +13,7 @@ from PIL import Image
 from ssdd.autoencoder import AutoencoderSSDD
 from ssdd.codec import decode_image, encode_image
 from ssdd.data.images import read_image
-from ssdd.evaluation.metrics import ImageComparison, bicubic_baseline, mean_metrics
+from ssdd.evaluation.pairs import ImageComparison, bicubic_baseline, mean_metrics
 
 Ssdd = Callable[..., Any]
 Tree = Callable[[Path], dict[str, bytes]]

@@ -1,7 +1,13 @@
 """Features for the tests of distances."""
 
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from ssdd.evaluation.distances import FeatureSet
 
 
 def features(count: int, width: int = 24, seed: int = 0, shift: float = 0.0) -> Tensor:
@@ -9,3 +15,14 @@ def features(count: int, width: int = 24, seed: int = 0, shift: float = 0.0) -> 
     random = torch.Generator().manual_seed(seed)
     mixing = torch.randn(width, width, generator=torch.Generator().manual_seed(99)) / width**0.5
     return torch.randn(count, width, generator=random) @ mixing + 5 + shift
+
+
+def feature_set(
+    x: Tensor, numbers: Sequence[int] | None = None, batch: int = 16, identity: str = "sha256 0, none"
+) -> FeatureSet:
+    """A set of given features, by default of crops 0, 1, ..."""
+    extractor: Any = SimpleNamespace(width=x.shape[1], device=torch.device("cpu"), identity=identity)
+    result, numbers = FeatureSet(extractor), range(len(x)) if numbers is None else numbers
+    for start in range(0, len(x), batch):
+        result.add(x[start : start + batch], numbers[start : start + batch])
+    return result

@@ -1,6 +1,10 @@
-"""Kernel distance and manifolds of feature sets: other libraries, plain loops, bounded memory."""
+"""Sets of features and their distances: other libraries, plain loops; no dependence on order or processes."""
 
-from collections.abc import Callable
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,14 +13,20 @@ from torch import Tensor
 
 from ssdd.evaluation import distances
 from ssdd.evaluation.distances import (
-    ManifoldMetrics,
-    kernel_distance,
+    FeatureSet,
+    cmmd,
+    kernel_distances,
     manifold_metrics,
+    set_distances,
     squared_mmd,
 )
-from tests.evaluation.random_features import features
+from ssdd.evaluation.features import CLIP_FEATURES
+from ssdd.files import OutputExists
+from tests.evaluation.random_features import feature_set, features
 
-Metric = Callable[[Tensor, Tensor], object]
+
+def doubles(count: int, width: int = 24, seed: int = 0, shift: float = 0.0) -> Tensor:
+    return features(count, width, seed, shift).double()
 
 
 def kernel_by_hand(x: Tensor, y: Tensor) -> float:
@@ -31,128 +41,105 @@ def kernel_by_hand(x: Tensor, y: Tensor) -> float:
     return float(within - 2 * kernel(x, y).mean())
 
 
-@pytest.mark.parametrize("block", [7, 64, 4096])
-def test_squared_mmd_agrees_with_the_whole_matrices(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr(distances, "_BLOCK", block)
-    x, y = features(130), features(201, seed=1, shift=0.1)
-    assert squared_mmd(x, y) == pytest.approx(kernel_by_hand(x, y), rel=1e-10), "a block is lost or counted twice"
-    assert squared_mmd(y, x) == pytest.approx(squared_mmd(x, y), rel=1e-10)
+def test_squared_mmd_is_over_pairs_of_two_features() -> None:
+    x, y = doubles(130), doubles(201, seed=1, shift=0.1)
+    assert float(squared_mmd(x, y)) == pytest.approx(kernel_by_hand(x, y), rel=1e-10)
     # Equal and the same tensor: the mean between them has the diagonal, those within have not.
-    assert squared_mmd(x, x) == pytest.approx(kernel_by_hand(x, x), rel=1e-10), "one set against itself"
+    assert float(squared_mmd(x, x)) == pytest.approx(kernel_by_hand(x, x), rel=1e-10), "one set against itself"
 
 
-def test_kernel_distance_agrees_with_torchmetrics_and_torch_fidelity() -> None:
-    """One subset of all features: no chance in it. torchmetrics computes in float32."""
+def test_kernel_distances_agree_with_torchmetrics_and_torch_fidelity() -> None:
+    """One subset of all features: no chance in it."""
     kid = pytest.importorskip("torchmetrics.image.kid")
-    x, y = features(200), features(200, seed=1, shift=0.3)
-    found = kernel_distance(x, y, subset_size=200, subsets=2)
-    assert found.mean == pytest.approx(float(kid.poly_mmd(x.double(), y.double())), rel=1e-10)
+    x, y = doubles(200), doubles(200, seed=1, shift=0.3)
+    found = kernel_distances(x, y, subsets=2, size=200)
+    assert float(found.mean()) == pytest.approx(float(kid.poly_mmd(x, y)), rel=1e-10)
     theirs = pytest.importorskip("torch_fidelity.metric_kid", reason="torch-fidelity is not installed (ssdd[eval])")
-    result = theirs.kid_features_to_metric(x.double(), y.double(), kid_subsets=2, kid_subset_size=200, verbose=False)
-    assert found.mean == pytest.approx(result[theirs.KEY_METRIC_KID_MEAN], rel=1e-10)
-    assert found.deviation < 1e-10, "the whole set, drawn twice, is not one set"
+    result = theirs.kid_features_to_metric(x, y, kid_subsets=2, kid_subset_size=200, verbose=False)
+    assert float(found.mean()) == pytest.approx(result[theirs.KEY_METRIC_KID_MEAN], rel=1e-10)
+    assert found.std() < 1e-10, "the whole set, drawn twice, is not one set"
 
 
-def test_kernel_distance_is_the_mean_over_random_subsets() -> None:
-    x, y = features(300), features(250, seed=1, shift=0.3)
-    first = kernel_distance(x, y, subset_size=60, subsets=50, seed=3)
-    assert kernel_distance(x, y, subset_size=60, subsets=50, seed=3) == first, "the same seed gives another number"
-    assert kernel_distance(x, y, subset_size=60, subsets=50, seed=4) != first, "the seed is not used"
-    assert abs(first.mean - squared_mmd(x, y)) < 4 * first.standard_error, "biased against the exact value"
-    assert first.standard_error == pytest.approx(first.deviation / 7), "sqrt(50 - 1)"
-    equal = kernel_distance(features(300), features(300, seed=2), subset_size=60, subsets=50)
-    assert abs(equal.mean) < first.mean / 20, "two samples of one distribution are far apart"
+def test_kernel_distances_are_of_random_subsets() -> None:
+    x, y = doubles(300), doubles(250, seed=1, shift=0.3)
+    first = kernel_distances(x, y, subsets=50, size=60, seed=3)
+    assert torch.equal(kernel_distances(x, y, subsets=50, size=60, seed=3), first), "the same seed, another number"
+    assert not torch.equal(kernel_distances(x, y, subsets=50, size=60, seed=4), first), "the seed is not used"
+    assert abs(first.mean() - squared_mmd(x, y)) < 4 * first.std() / 50**0.5, "biased against the exact value"
+    equal = kernel_distances(x, doubles(300, seed=2), subsets=50, size=60)
+    assert abs(equal.mean()) < first.mean() / 20, "two samples of one distribution are far apart"
 
 
-def manifolds_by_hand(real: Tensor, fake: Tensor, k: int) -> ManifoldMetrics:
-    """One pair at a time, from differences. A centre lies in its ball, whose radius is to another feature."""
+def cmmd_by_hand(x: Tensor, y: Tensor) -> float:
+    """One pair at a time."""
+
+    def mean(a: Tensor, b: Tensor) -> float:
+        return float(np.mean([[math.exp(-float((p - q).square().sum()) / 200) for q in b] for p in a]))
+
+    return 1000 * (mean(x, x) + mean(y, y) - 2 * mean(x, y))
+
+
+@pytest.mark.parametrize("block", [7, 4096])
+def test_cmmd_is_a_mean_over_all_pairs(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(distances, "_BLOCK", block)
+    x, y = (torch.nn.functional.normalize(doubles(n, seed=n)) for n in (30, 41))
+    assert cmmd(x, y) == pytest.approx(cmmd_by_hand(x, y), rel=1e-8)
+    assert cmmd(x, x.flip(0)) == pytest.approx(0, abs=1e-9)
+
+
+def manifolds_by_hand(real: Tensor, fake: Tensor, k: int) -> dict[str, float]:
+    """One pair at a time, from differences."""
 
     def radii(x: list[np.ndarray]) -> list[float]:
         return [sorted(float(((a - b) ** 2).sum()) for j, b in enumerate(x) if j != i)[k - 1] for i, a in enumerate(x)]
 
-    reals, fakes = (list(s.double().numpy()) for s in (real, fake))
+    reals, fakes = list(real.numpy()), list(fake.numpy())
     squared = np.array([[((a - b) ** 2).sum() for b in fakes] for a in reals])
-    in_real = (squared < np.array(radii(reals))[:, None] - 1e-9) | (squared == 0)
-    in_fake = (squared < np.array(radii(fakes)) - 1e-9) | (squared == 0)
-    return ManifoldMetrics(
-        in_real.any(0).mean(), in_fake.any(1).mean(), in_real.sum(0).mean() / k, in_real.any(1).mean()
-    )
+    in_real, in_fake = squared < np.array(radii(reals))[:, None], squared < np.array(radii(fakes))
+    return {
+        "precision": in_real.any(0).mean(),
+        "recall": in_fake.any(1).mean(),
+        "density": in_real.sum(0).mean() / k,
+        "coverage": in_real.any(1).mean(),
+    }
 
 
-def lattice(count: int, seed: int) -> Tensor:
-    """Whole coordinates from 0 to 3: many ties, many duplicates."""
-    return torch.randint(0, 4, (count, 4), generator=torch.Generator().manual_seed(seed)).float() + 7
-
-
-@pytest.mark.parametrize("make", [lambda n, s: features(n, 6, s, 0.2 * s), lattice])
-@pytest.mark.parametrize("neighbours", [1, 5])
+@pytest.mark.parametrize("neighbors", [1, 5])
 @pytest.mark.parametrize("block", [16, 4096])
-def test_manifold_metrics_agree_with_a_loop(
-    monkeypatch: pytest.MonkeyPatch, make: Callable[[int, int], Tensor], neighbours: int, block: int
-) -> None:
-    """Blocks, ties or duplicates change a metric."""
+def test_manifold_metrics_agree_with_a_loop(monkeypatch: pytest.MonkeyPatch, neighbors: int, block: int) -> None:
     monkeypatch.setattr(distances, "_BLOCK", block)
-    real, fake = make(70, 0), make(53, 1)
-    assert manifold_metrics(real, fake, neighbours) == manifolds_by_hand(real, fake, neighbours)
+    real, fake = doubles(70, 6), doubles(53, 6, seed=1, shift=0.2)
+    assert manifold_metrics(real, fake, neighbors) == pytest.approx(manifolds_by_hand(real, fake, neighbors), abs=1e-6)
 
 
-@pytest.mark.parametrize("neighbours", [1, 3, 5, 10])
-def test_manifold_metrics_agree_with_the_authors_package(neighbours: int) -> None:
+@pytest.mark.parametrize("neighbors", [1, 3, 5, 10])
+def test_manifold_metrics_agree_with_the_authors_package(neighbors: int) -> None:
     prdc = pytest.importorskip("prdc", reason="prdc is not installed: pip install prdc")
-    real, fake = features(600, 16), features(500, 16, seed=1, shift=0.6)
-    expected = prdc.compute_prdc(real.double().numpy(), fake.double().numpy(), nearest_k=neighbours)
-    found = manifold_metrics(real, fake, neighbours)
-    assert {name: getattr(found, name) for name in expected} == pytest.approx(expected, abs=1e-12)
-    assert 0.05 < found.coverage < 0.95, "this case would not tell a wrong metric from a right one"
+    real, fake = doubles(600, 16), doubles(500, 16, seed=1, shift=0.6)
+    expected = prdc.compute_prdc(real.numpy(), fake.numpy(), nearest_k=neighbors)
+    found = manifold_metrics(real, fake, neighbors)
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert 0.05 < found["coverage"] < 0.95, "this case would not tell a wrong metric from a right one"
 
 
 def test_manifold_metrics_of_equal_sets_are_one() -> None:
-    """Also with duplicates and in another order; k + 1 duplicates shrink a ball to a point, which is its own."""
-    x = features(200)
+    x = doubles(200)
     order = torch.randperm(200, generator=torch.Generator().manual_seed(0))
-    assert manifold_metrics(x, x[order]) == ManifoldMetrics(1, 1, 1, 1)
-    x[:8] = x[0]
-    found = manifold_metrics(x, x[order])
-    assert (found.precision, found.recall, found.coverage) == (1, 1, 1), "a duplicate is outside of its own ball"
-    apart = manifold_metrics(x, x + 100)
-    assert apart == ManifoldMetrics(0, 0, 0, 0), "sets far apart cover each other"
+    assert set(manifold_metrics(x, x[order], 5).values()) == {1}
+    assert set(manifold_metrics(x, x + 100, 5).values()) == {0}, "sets far apart cover each other"
 
 
 def test_precision_is_of_the_fakes_and_recall_of_the_reals() -> None:
     """Fakes from one of two modes: all good, half missing."""
-    two = torch.cat([features(200), features(200, seed=1, shift=100)])
-    found = manifold_metrics(two, features(200, seed=2))
-    assert found.precision > 0.9, "fakes of a real mode are no good"
-    assert found.recall < 0.6, "precision and recall are swapped"
-    assert found.coverage < 0.6, "a missing mode counts as covered"
+    two = torch.cat([doubles(200), doubles(200, seed=1, shift=100)])
+    found = manifold_metrics(two, doubles(200, seed=2), 5)
+    assert found["precision"] > 0.9, "fakes of a real mode are no good"
+    assert found["recall"] < 0.6, "precision and recall are swapped"
+    assert found["coverage"] < 0.6, "a missing mode counts as covered"
 
 
-@pytest.mark.parametrize("metric", [squared_mmd, kernel_distance, manifold_metrics])
-def test_wrong_features_are_refused(metric: Metric) -> None:
-    x = features(10)
-    for wrong in (features(10, 23), x[0], x.long()):
-        with pytest.raises(ValueError, match=r"expected float features \(B, 24\)"):
-            metric(x, wrong)
-    with pytest.raises(ValueError, match="finite"):
-        metric(x, x / 0)
-    with pytest.raises(ValueError, match="two features or more in each set, found 10 and 1"):
-        metric(x, x[:1])
-
-
-def test_wrong_numbers_are_refused() -> None:
-    x = features(10)
-    with pytest.raises(ValueError, match="subsets of 2 to 10 features, found 1000"):
-        kernel_distance(x, x)
-    with pytest.raises(ValueError, match="2 subsets or more, found 1"):
-        kernel_distance(x, x, subset_size=5, subsets=1)
-    for neighbours in (0, 10):
-        with pytest.raises(ValueError, match=f"1 to 9 neighbours, found {neighbours}"):
-            manifold_metrics(x, x, neighbours)
-
-
-@pytest.mark.parametrize("metric", [squared_mmd, manifold_metrics])
-def test_memory_does_not_grow_with_the_square(monkeypatch: pytest.MonkeyPatch, metric: Metric) -> None:
-    """10,000 features against 10,000 take gigabytes: nothing is even as large as the features."""
+def test_memory_does_not_grow_with_the_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All distances of 10,000 features to 10,000 take 800 MB, and copies of them too."""
     monkeypatch.setattr(distances, "_BLOCK", 64)
     largest = 0
 
@@ -165,14 +152,149 @@ def test_memory_does_not_grow_with_the_square(monkeypatch: pytest.MonkeyPatch, m
                     largest = max(largest, value.numel())
             return result
 
-    x, y = features(2000, 8), features(2000, 8, seed=1)
+    x, y = doubles(2000, 8), doubles(2000, 8, seed=1)
     with Spy():
-        metric(x, y)
-    assert largest <= 2000 * 5, f"a tensor of {largest:,} numbers: more than the 5 radii of each of 2000"
+        manifold_metrics(x, y, 5)
+        cmmd(x, y)
+    assert largest <= 64 * 2000, f"a tensor of {largest:,} numbers: more than one block"
 
 
-def test_half_precision_features_are_counted_in_double() -> None:
-    """(x'y)³ of float16 overflows at 65504."""
-    x, y = features(100).half(), features(100, seed=1).half()
-    assert squared_mmd(x, y) == squared_mmd(x.double(), y.double())
-    assert manifold_metrics(x, y) == manifold_metrics(x.double(), y.double())
+def test_the_hash_is_splitmix64() -> None:
+    """Its first outputs with seed 0, as published: the subset must stay the same for ever."""
+    expected = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    assert distances._hash(np.arange(3)).tolist() == expected
+
+
+def by_hand(count: int, most: int) -> list[int]:
+    """Numbers of the subset of crops 0 to count - 1."""
+    return sorted(np.argsort(distances._hash(np.arange(count)))[:most].tolist())
+
+
+@pytest.mark.parametrize("order", ["forward", "backward", "shuffled"])
+@pytest.mark.parametrize("batch", [1, 7, 250, 2000])
+def test_the_subset_depends_on_numbers_alone(monkeypatch: pytest.MonkeyPatch, order: str, batch: int) -> None:
+    """Sets that are sorted by class would be judged by their first classes."""
+    monkeypatch.setattr(distances, "SUBSET", 100)
+    x = features(2000)
+    numbers = {
+        "forward": torch.arange(2000),
+        "backward": torch.arange(2000).flip(0),
+        "shuffled": torch.randperm(2000, generator=torch.Generator().manual_seed(0)),
+    }[order]
+    found = feature_set(x[numbers], numbers.tolist(), batch)
+    assert found.statistics.count == 2000
+    assert torch.equal(found.subset, x[by_hand(2000, 100)])
+    assert sum(len(kept) for kept, _ in found._kept) <= 200, "memory grows with the set"
+    assert torch.equal(feature_set(x[:50], range(50)).subset, x[:50]), "few features are all of the subset"
+
+
+def test_sets_sorted_by_class_and_shuffled_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders are sorted by class, samples take all classes in turn: KID and coverage compared 8 classes with 1000."""
+    monkeypatch.setattr(distances, "SUBSET", 1000)
+    monkeypatch.setattr(distances, "KID_SUBSETS", 5)
+    random = torch.Generator().manual_seed(0)
+    centres = torch.randn(20, 16, generator=random) * 10
+    in_turn = torch.arange(2000) % 20
+    rows = []
+    for labels in (in_turn.sort().values, in_turn):
+        real, fake = (c + torch.randn(2000, 16, generator=random) for c in (centres[labels], centres[in_turn]))
+        rows.append(set_distances(feature_set(real), feature_set(fake)))
+    for name, tolerance in {"precision": 0.05, "recall": 0.05, "density": 0.1, "coverage": 0.05}.items():
+        assert rows[0][name] > 0.85
+        assert rows[0][name] == pytest.approx(rows[1][name], abs=tolerance)
+    of_the_first = float(squared_mmd(centres[in_turn.sort().values[:1000]].double(), centres[in_turn[:1000]].double()))
+    assert all(abs(row["kid"]) < of_the_first / 10 for row in rows), f"half of the classes are at {of_the_first}"
+
+
+def test_set_distances_say_what_they_are_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distances, "SUBSET", 200)
+    real, fake = features(300), features(250, seed=1, shift=0.2)
+    found = set_distances(feature_set(real), feature_set(fake), neighbors=3)
+    sizes = {"count": 250, "subset": 200, "kid_subsets": 100, "kid_subset_size": 200, "neighbors": 3}
+    assert {name: found[name] for name in sizes} == sizes
+    x, y = real[by_hand(300, 200)].double(), fake[by_hand(250, 200)].double()
+    assert {name: found[name] for name in ("precision", "recall", "density", "coverage")} == manifold_metrics(x, y, 3)
+    assert found["kid"] == pytest.approx(float(squared_mmd(x, y)), rel=1e-9)
+    assert found["kid_standard_error"] == pytest.approx(0, abs=1e-9), "subsets of all features differ"
+    assert "cmmd" not in found
+    clip = [feature_set(s, identity=f"sha256 0, {CLIP_FEATURES}") for s in (real, fake)]
+    assert set_distances(*clip)["cmmd"] == pytest.approx(cmmd(x, y), rel=1e-9)
+    with pytest.raises(ValueError, match="one extractor"):
+        set_distances(clip[0], feature_set(fake))
+
+
+def test_equally_many_features_of_both_sets_are_compared() -> None:
+    """Coverage and density depend on how many features there are of each."""
+    real, fake = features(300), features(100, seed=1)
+    found = set_distances(feature_set(real), feature_set(fake))
+    assert (found["count"], found["subset"]) == (100, 100)
+    expected = manifold_metrics(real[by_hand(300, 100)].double(), fake.double(), 5)
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+
+
+def test_distances_of_too_few_features_are_left_out() -> None:
+    sizes = {"count", "subset", "kid_subsets", "kid_subset_size", "neighbors"}
+    for count, expected in ((0, set()), (1, set()), (5, {"frechet", "kid", "kid_standard_error"})):
+        found = set_distances(feature_set(features(10)), feature_set(features(count, seed=1)))
+        assert found.keys() == sizes | expected
+        assert found["subset"] == count
+        assert all(math.isfinite(value) for value in found.values())
+
+
+def test_saved_features_come_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A reference set counted once and kept in a file differs from the one just counted."""
+    monkeypatch.setattr(distances, "SUBSET", 100)
+    path = tmp_path / "reference.safetensors"
+    saved, fake = feature_set(features(300)), feature_set(features(300, seed=1))
+    saved.extra = {"protocol": "crops", "count": "300"}
+    saved.save(path)
+    loaded = FeatureSet.load(path)
+    assert loaded.extra == saved.extra
+    assert set_distances(loaded, fake) == set_distances(saved, fake)
+    assert loaded.statistics.extractor == saved.statistics.extractor
+    loaded.add(features(300, seed=2), range(300, 600))
+    saved.add(features(300, seed=2), range(300, 600))
+    assert torch.equal(loaded.subset, saved.subset), "it cannot be added to"
+    (tmp_path / "ordinary").touch()
+    assert path.stat().st_mode == (tmp_path / "ordinary").stat().st_mode, "colleagues cannot read it"
+    with pytest.raises(OutputExists):
+        saved.save(path)
+    saved.save(path, overwrite=True)
+    with pytest.raises(FileNotFoundError):
+        FeatureSet.load(tmp_path / "none.safetensors")
+    path.write_bytes(b"something else")
+    with pytest.raises(ValueError, match="has no features of a set") as error:
+        FeatureSet.load(path)
+    assert "\n" not in str(error.value)
+
+
+_WORKER = """
+import sys, torch
+from ssdd.evaluation import distances
+from ssdd.processes import join_processes
+from random_features import feature_set, features
+distances.SUBSET = 50
+with join_processes(torch.device("cpu")) as processes:
+    for shares in ([0, 300, 700], [1000, 0, 0], [1, 1, 998]):
+        numbers = torch.arange(1000).split(shares)[processes.rank].tolist()
+        whole = feature_set(features(1000)[numbers], numbers).reduce(processes)
+        assert (whole is None) == (processes.rank > 0)
+        if whole is not None:
+            one = feature_set(features(1000), range(1000))
+            assert one.reduce(None) is one
+            assert torch.equal(whole.subset, one.subset), "another subset"
+            a, b = whole.statistics, one.statistics
+            assert a.count == b.count == 1000
+            assert (a.mean - b.mean).abs().max() < 1e-12
+            assert (a.covariance - b.covariance).abs().max() < 1e-12 * b.covariance.abs().max()
+            assert (a.extractor, whole.extra) == (b.extractor, one.extra)
+"""
+
+
+def test_several_processes_are_one(tmp_path: Path) -> None:
+    """A published number would depend on the number of GPUs, or a process without images would spoil it."""
+    (tmp_path / "worker.py").write_text(_WORKER)
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", str(tmp_path / "worker.py")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([sys.executable, *run], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

@@ -12,14 +12,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ssdd.evaluation import features
-from ssdd.evaluation.features import EXTRACTORS, Extractor, available_extractors, load_extractor
+from ssdd.evaluation.features import (
+    CLIP_FEATURES,
+    INCEPTION,
+    MOBILENET,
+    Extractor,
+    available_extractors,
+    load_extractor,
+)
 from ssdd.evaluation.weights import MissingWeights
 
-SMALL = "shufflenet_v2_x0_5"
-INCEPTION, MOBILENET = EXTRACTORS[:2]
 has_mobilenet = pytest.mark.skipif(
     MOBILENET not in available_extractors(), reason="no MobileNetV2 in the torch hub cache (TORCH_HOME)"
 )
@@ -45,17 +51,6 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def small(cache: Path) -> Path:
-    """Random weights of a small torchvision model, where its own would lie."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = torchvision.models.get_model(SMALL, weights=None)
-    path = cache / Path(next(iter(torchvision.models.get_model_weights(SMALL))).url).name
-    torch.save(net.state_dict(), path)
-    return path
-
-
-@pytest.fixture
 def dino(tmp_path: Path) -> Path:
     """Folder of a tiny DINOv2 with random weights."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed (ssdd[train])")
@@ -65,6 +60,20 @@ def dino(tmp_path: Path) -> Path:
         p.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(0))
     model.save_pretrained(tmp_path / "dino")
     return tmp_path / "dino"
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """Folder of a tiny CLIP with random weights."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed (ssdd[train])")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 16}
+    vision = {**sizes, "intermediate_size": 64, "patch_size": 14, "image_size": 42}
+    text = {**sizes, "intermediate_size": 64, "vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1}
+    model = transformers.CLIPModel(transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=16))
+    for p in model.parameters():
+        p.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(0))
+    model.save_pretrained(tmp_path / "clip")
+    return tmp_path / "clip"
 
 
 def check_promises(extractor: Extractor, width: int, weights: Path) -> None:
@@ -80,7 +89,6 @@ def check_promises(extractor: Extractor, width: int, weights: Path) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(extractor(batch), found), "autocast of the caller changes the features"
     assert extractor(batch[:0]).shape == (0, width), "a process without pictures fails"
-    assert extractor.weights == weights
     assert extractor.sha256 == hashlib.sha256(weights.read_bytes()).hexdigest(), "not the hash of the file"
     assert extractor.sha256 in extractor.identity, "statistics of other weights pass for comparable"
     assert extractor.preprocessing in extractor.identity
@@ -95,18 +103,6 @@ def missing(name: str, *parts: str, download: bool = True) -> None:
     assert "\n" not in str(error.value), f"expected one line, found {error.value}"
     for part in (name, *parts):
         assert part in str(error.value), f"{part} is not said: {error.value}"
-
-
-def test_torchvision_model(small: Path) -> None:
-    extractor = load_extractor(f"torchvision:{SMALL}")
-    check_promises(extractor, 1024, small)
-    net = torchvision.models.get_model(SMALL, weights=None).eval()
-    net.load_state_dict(torch.load(small, weights_only=True))
-    net.fc = torch.nn.Identity()
-    x = images(3, 224, 224).permute(0, 3, 1, 2) / 255
-    x = torchvision.transforms.functional.normalize(x, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    with torch.no_grad():
-        assert torch.allclose(extractor(images(3, 224, 224)), net(x), rtol=1e-4, atol=1e-6), "another preprocessing"
 
 
 @has_mobilenet
@@ -150,8 +146,60 @@ def test_dino_in_several_files(dino: Path) -> None:
     extractor = load_extractor(f"dinov2:{dino.parent / 'shards'}")
     parts = sorted((dino.parent / "shards").glob("model*.safetensors"))
     assert len(parts) > 1
-    assert extractor.weights == dino.parent / "shards"
     assert extractor.sha256 == hashlib.sha256(b"".join(p.read_bytes() for p in parts)).hexdigest()
+
+
+def test_clip(clip: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    extractor = load_extractor(f"clip:{clip}")
+    assert capfd.readouterr().err == "", "transformers' report about the text model is shown"
+    check_promises(extractor, 16, clip / "model.safetensors")
+    assert CLIP_FEATURES in extractor.identity, "CMMD is not computed"
+    x = images(2, 42, 42).permute(0, 3, 1, 2) / 255
+    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    transformers = pytest.importorskip("transformers")
+    net = transformers.CLIPModel.from_pretrained(clip).eval()
+    with torch.no_grad():
+        x = torchvision.transforms.functional.normalize(x, mean, std)
+        expected = net.visual_projection(net.vision_model(pixel_values=x).pooler_output)
+    expected = expected / expected.norm(dim=1, keepdim=True)
+    assert torch.allclose(extractor(images(2, 42, 42)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_clip_from_a_file_of_tensors(clip: Path) -> None:
+    """The hub has some checkpoints without safetensors."""
+    transformers = pytest.importorskip("transformers")
+    expected = load_extractor(f"clip:{clip}")(images(2))
+    torch.save(transformers.CLIPModel.from_pretrained(clip).state_dict(), clip / "pytorch_model.bin")
+    (clip / "model.safetensors").unlink()
+    extractor = load_extractor(f"clip:{clip}")
+    check_promises(extractor, 16, clip / "pytorch_model.bin")
+    assert torch.equal(extractor(images(2)), expected)
+
+
+@pytest.mark.parametrize("kind", ["clip", "dinov2"])
+def test_other_checkpoints_are_named_in_one_line(kind: str, clip: Path, dino: Path) -> None:
+    """A cut file, or tensors that are not the network's, must not pass for features."""
+    folder = {"clip": clip, "dinov2": dino}[kind]
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    missing(f"{kind}:{folder}", str(folder))
+
+
+def test_clip_without_some_tensors(clip: Path) -> None:
+    weights = load_file(clip / "model.safetensors")
+    del weights["vision_model.post_layernorm.weight"]
+    save_file(weights, clip / "model.safetensors", {"format": "pt"})
+    missing(f"clip:{clip}", "lacks 1 tensors")
+
+
+@pytest.mark.parametrize(
+    ("count", "number"), [(7, "7"), (999, "999"), (3042, "3.0k"), (5000, "5k"), (10_550, "10.5k"), (50_000, "50k")]
+)
+def test_a_frechet_distance_is_named_with_its_count(count: int, number: str, dino: Path) -> None:
+    extractor = load_extractor(f"dinov2:{dino}")
+    assert extractor.frechet_name(count) == f"FD-{number} DINOv2"
+    extractor.name = INCEPTION
+    assert extractor.frechet_name(count) == f"FID-{number}", "the one that is called FID"
 
 
 @pytest.fixture
@@ -175,6 +223,7 @@ def test_inception(inception: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missing(INCEPTION, str(inception), "another file than torch-fidelity's")
     monkeypatch.setattr(features, "_INCEPTION_HASH", hashlib.sha256(inception.read_bytes()).hexdigest()[:8])
     extractor = load_extractor(INCEPTION)
+    assert extractor.title == "Inception"
     check_promises(extractor, 2048, inception)
     theirs = extractor.net(images(2).permute(0, 3, 1, 2).contiguous())[0]
     assert torch.equal(extractor(images(2)), theirs), "torch-fidelity's own call gives other features"
@@ -185,35 +234,35 @@ def test_missing_weights_are_named_in_one_line(cache: Path) -> None:
     assert not {INCEPTION, MOBILENET} & set(available_extractors()), "an extractor is announced that is not there"
     pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed (ssdd[eval])")
     cases = {INCEPTION: "weights-inception-2015-12-05-6726825d.pth", MOBILENET: "mobilenet_v2-b0353104.pth"}
-    for name, file in (*cases.items(), (f"torchvision:{SMALL}", "shufflenetv2_x0.5-f707e7126e.pth")):
+    for name, file in cases.items():
         missing(name, str(cache / file), "is missing and could not be downloaded (URLError", "https://")
         missing(name, str(cache / file), "is missing; put the file from https://", download=False)
     assert not list(cache.iterdir()), "a failed download leaves a file"
 
 
-def test_missing_dino_is_named_in_one_line(cache: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["dinov2", "clip"])
+@pytest.mark.parametrize("download", [True, False])
+def test_missing_checkpoints_are_named_in_one_line(cache: Path, tmp_path: Path, kind: str, download: bool) -> None:
     pytest.importorskip("transformers", reason="transformers is not installed (ssdd[train])")
     (tmp_path / "empty").mkdir()
-    for download in (True, False):
-        missing("dinov2:nobody/nothing", "nobody/nothing", "model.safetensors", download=download)
-        missing(f"dinov2:{tmp_path / 'empty'}", "model.safetensors", download=download)
+    tried = "could not be downloaded" if download else "in Hugging Face's cache"
+    missing(f"{kind}:nobody/nothing", "nobody/nothing", tried, f"{kind}:FOLDER", download=download)
+    missing(f"{kind}:{tmp_path / 'empty'}", "model.safetensors", download=download)
 
 
-def test_damaged_weights_are_named_in_one_line(small: Path) -> None:
-    """Half a file, something else, another network, or a pickle that would run code."""
-    whole = small.read_bytes()
-    for damaged in (whole[: len(whole) // 2], b"", b"<html>not found</html>"):
-        small.write_bytes(damaged)
-        missing(f"torchvision:{SMALL}", str(small), "damaged")
-    torch.save({"weight": torch.zeros(3)}, small)
-    missing(f"torchvision:{SMALL}", str(small), "the weights of another network")
-    torch.save({"weight": subprocess.Popen}, small)
-    missing(f"torchvision:{SMALL}", str(small), "damaged")
+def test_damaged_weights_are_named_in_one_line(cache: Path) -> None:
+    """An empty file, an error page instead of weights, or a pickle that would run code."""
+    path = cache / "mobilenet_v2-b0353104.pth"
+    for content in (b"", b"<html>not found</html>"):
+        path.write_bytes(content)
+        missing(MOBILENET, str(path), "damaged")
+    torch.save({"weight": subprocess.Popen}, path)
+    missing(MOBILENET, str(path), "damaged")
 
 
-def test_settings_of_the_caller_come_back(small: Path) -> None:
+def test_settings_of_the_caller_come_back(dino: Path) -> None:
     """Training goes on with other settings after an evaluation."""
-    extractor = load_extractor(f"torchvision:{SMALL}")
+    extractor = load_extractor(f"dinov2:{dino}")
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     flags = (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32)
@@ -224,20 +273,19 @@ def test_settings_of_the_caller_come_back(small: Path) -> None:
         torch.set_float32_matmul_precision(before)
     assert flags == (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32)
     assert not any(p.requires_grad for p in extractor.net.parameters())
-    assert not any(module.training for module in extractor.net.modules()), "batch norm counts the batch"
+    assert not any(module.training for module in extractor.net.modules()), "dropout is on"
 
 
-def test_only_8_bit_pictures_are_taken(small: Path) -> None:
-    extractor = load_extractor(f"torchvision:{SMALL}")
+def test_only_8_bit_pictures_are_taken(dino: Path) -> None:
+    extractor = load_extractor(f"dinov2:{dino}")
     for wrong in (images(2) / 255, images(2).permute(0, 3, 1, 2), images(2)[0], images(2)[:, :0]):
         with pytest.raises(ValueError, match=r"expected uint8 images \(B, H, W, 3\), found"):
             extractor(wrong)
 
 
-@pytest.mark.parametrize("name", ["fid", "torchvision:nope", "torchvision:squeezenet1_1", "dinov3-base", ""])
-def test_unknown_extractors_are_refused(cache: Path, name: str) -> None:
-    """A model without a last linear layer is refused once its weights are there: they are looked for first."""
-    with pytest.raises(MissingWeights if "squeezenet" in name else ValueError, match=name or "expected an extractor"):
+@pytest.mark.parametrize("name", ["fid", "torchvision:resnet18", "dinov3-base", "dinov2", "clip:", ""])
+def test_unknown_extractors_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"expected an extractor of .*, found '{name}'"):
         load_extractor(name)
 
 

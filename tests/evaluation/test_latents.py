@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssdd.data.sources import open_source
-from ssdd.evaluation.contestants import load_contestant
+from ssdd.evaluation.autoencoders import load_autoencoder
 from ssdd.evaluation.latents import (
     Change,
     MeasuredLatents,
@@ -51,8 +51,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory, picture: Callable[...,
     return folder
 
 
-def measure(contestant: Any, folder: Path, protocol: Protocol = RANDOM, **options: Any) -> MeasuredLatents:
-    return latent_statistics(contestant, EvaluationSet(open_source([folder]), protocol), **{"workers": 0, **options})
+def measure(autoencoder: Any, folder: Path, protocol: Protocol = RANDOM, **options: Any) -> MeasuredLatents:
+    return latent_statistics(autoencoder, EvaluationSet(open_source([folder]), protocol), **{"workers": 0, **options})
 
 
 def values(measured: MeasuredLatents) -> np.ndarray:
@@ -79,7 +79,7 @@ def test_statistics_are_numpys_on_all_latents(photographs: Path, protocol: Proto
 
 
 def test_batch_size_and_workers_change_nothing(photographs: Path, tiny_model: Path) -> None:
-    model = load_contestant(str(tiny_model))
+    model = load_autoencoder(str(tiny_model))
     whole = measure(model, photographs)
     for options in ({"batch_size": 1}, {"batch_size": 3, "workers": 2}):
         other = measure(model, photographs, **options)
@@ -150,14 +150,14 @@ def test_what_cannot_be_measured(photographs: Path, tmp_path: Path) -> None:
         measure(Means(), tmp_path)
     for name in ("jpeg:2000", "bicubic:8"):
         with pytest.raises(ValueError, match="expected a model with a latent tensor, found none"):
-            measure(load_contestant(name), photographs)
+            measure(load_autoencoder(name), photographs)
     (tmp_path / "white.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"expected usable images, found none: 1 skipped; .*white\.png"):
         measure(Means(), tmp_path)
 
 
 def test_report(photographs: Path, tiny_model: Path) -> None:
-    measured = measure(load_contestant(str(tiny_model)), photographs)
+    measured = measure(load_autoencoder(str(tiny_model)), photographs)
     found = json.loads(json.dumps(as_dict(measured), allow_nan=False))
     assert found["protocol"]["protocol"] == "test-random"
     assert found["model"]["kind"] == "AutoencoderSSDD"

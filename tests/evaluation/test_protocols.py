@@ -21,8 +21,11 @@ from ssdd.evaluation.protocols import (
     EvaluationItem,
     EvaluationSet,
     Protocol,
+    adm_crop,
+    draw_images,
     get_protocol,
     read_items,
+    torchvision_crop,
 )
 
 Picture = Callable[..., np.ndarray]
@@ -184,8 +187,66 @@ def test_protocols_have_names_and_say_everything() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match=r"paper-128-v1, .*crops-256-v1\), found 'paper-256'"):
+    with pytest.raises(ValueError, match=r"paper-128-v1, .*as-is\), found 'paper-256'"):
         get_protocol("paper-256")
     for wrong in ({"rule": "centre", "size": 0}, {"rule": "centre", "size": 8, "crops": 2}):
         with pytest.raises(ValueError, match="expected sizes and numbers from 1"):
             Protocol("wrong", **wrong)
+
+
+RANDOM_SIZES = [(int(h), int(w)) for h, w in np.random.default_rng(0).integers(40, 700, (40, 2))]
+
+
+def test_torchvision_crop_is_torchvisions(picture: Picture) -> None:
+    """Numbers of others are of these pixels: a crop that is off by one is another protocol."""
+    from torchvision.transforms import CenterCrop, Compose, Resize
+
+    transform = Compose([Resize(256), CenterCrop(256)])
+    for size in [*RANDOM_SIZES, (256, 256), (257, 300), (300, 257)]:
+        image = picture(*size)
+        expected = np.asarray(transform(Image.fromarray(image)))
+        assert np.array_equal(torchvision_crop(image, 256), expected), f"{size}: other pixels"
+
+
+def _guided_diffusion(picture: Image.Image, size: int) -> np.ndarray:
+    """Centre crop in the words of the ADM paper's code, with sizes as tuples of width and height."""
+    while min(*picture.size) >= 2 * size:
+        picture = picture.resize(tuple(side // 2 for side in picture.size), resample=Image.BOX)
+    factor = size / min(*picture.size)
+    picture = picture.resize(tuple(round(side * factor) for side in picture.size), resample=Image.BICUBIC)
+    pixels = np.array(picture)
+    y, x = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
+    return pixels[y : y + size, x : x + size]
+
+
+def test_adm_crop_is_guided_diffusions(picture: Picture) -> None:
+    for size in [*RANDOM_SIZES, (128, 128), (512, 1100), (255, 256)]:
+        image = picture(*size)
+        assert np.array_equal(adm_crop(image, 128), _guided_diffusion(Image.fromarray(image), 128)), f"{size}"
+
+
+def test_exact_images_alone(tmp_path: Path, picture: Picture) -> None:
+    """A benchmark of squares is of its very pixels; an image of another size is not one of its images."""
+    for i, size in enumerate([(256, 256), (256, 255), (512, 512)]):
+        Image.fromarray(picture(*size, i)).save(tmp_path / f"{i}.png")
+    items = [item for _, item in read_items(evaluation_set(tmp_path, get_protocol("omnidoc-256")))]
+    assert np.array_equal(crops(items[0])[0], picture(256, 256, 0))
+    for item in items[1:]:
+        assert isinstance(item, Skipped)
+        assert "expected 256 x 256 pixels for omnidoc-256" in item.reason
+
+
+def test_whole_images_of_any_size(tmp_path: Path, picture: Picture) -> None:
+    Image.fromarray(picture(17, 5)).save(tmp_path / "small.png")
+    ((_, item),) = read_items(evaluation_set(tmp_path, get_protocol("as-is")))
+    assert np.array_equal(crops(item)[0], picture(17, 5))
+
+
+def test_a_limit_draws_images_from_the_whole_set() -> None:
+    assert draw_images(5, None, 0) is None
+    assert draw_images(5, 5, 0) is None
+    drawn = draw_images(1000, 50, 0)
+    assert drawn == draw_images(1000, 50, 0) == sorted(drawn or [])
+    assert max(drawn or []) > 800, "the first ones of the set"
+    with pytest.raises(ValueError, match="at least 1 image, found 0"):
+        draw_images(5, 0, 0)

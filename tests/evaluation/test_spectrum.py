@@ -1,18 +1,18 @@
-"""The spectrum that shows over-smoothing, and the mean shift of colours."""
+"""The spectrum that shows over-smoothing, invented detail and a weave."""
 
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from ssdd.evaluation.spectrum import FREQUENCIES, MeanSpectrum, colour_shift, high_frequency_ratio, spectra
+from ssdd.evaluation.spectrum import FREQUENCIES, MeanSpectrum, detail_ratio, spectra
 
 Picture = Callable[..., np.ndarray]
 
 
 def ratio(reconstruction: np.ndarray, original: np.ndarray) -> np.ndarray:
     """Of two batches of images."""
-    return high_frequency_ratio(spectra(reconstruction), spectra(original))
+    return detail_ratio(spectra(reconstruction).high, spectra(original).high)
 
 
 def waves(height: int, width: int, rows: float, columns: float) -> np.ndarray:
@@ -99,22 +99,15 @@ def test_detail_of_flat_images() -> None:
     assert ratio(one, flat).tolist() == [np.inf], "one level in one pixel is taken for rounding"
 
 
-def test_colour_shift_of_a_known_offset(picture: Picture) -> None:
-    """In 8-bit levels, with its sign, per channel and image."""
-    image = picture(21, 34).clip(10, 240)
-    shifted = (image + np.array([3, 0, -7])).astype(np.uint8)
-    found = colour_shift(np.stack([shifted, image]), np.stack([image, image]))
-    assert found.tolist() == [[3, 0, -7], [0, 0, 0]], "another shift than the one that was made"
-    half = image.copy()
-    half[:7] += 3
-    assert colour_shift(half[None], image[None])[0] == pytest.approx([1, 1, 1], abs=1e-12), "not the mean over pixels"
-
-
-def test_images_of_two_sizes(picture: Picture) -> None:
-    with pytest.raises(ValueError, match="of one size, uint8"):
-        colour_shift(picture(8, 9)[None], picture(9, 8)[None])
-    with pytest.raises(ValueError, match="as many reconstructions as originals, found 1 and 2"):
-        ratio(picture(8, 9)[None], picture(8, 9)[None].repeat(2, 0))
+def test_weave_is_power_at_a_period_of_two_pixels(picture: Picture) -> None:
+    """White noise has as much there as beside it; a faint pattern of columns, rows or a board has more."""
+    noise = np.random.default_rng(0).integers(80, 176, (16, 128, 96, 1)).repeat(3, -1).astype(np.uint8)
+    assert spectra(noise).weave.mean() == pytest.approx(1, abs=0.1)
+    y, x = np.mgrid[:128, :96]
+    for pattern in (x % 2, y % 2):
+        woven = (noise + 6 * pattern[..., None]).astype(np.uint8)
+        assert (spectra(woven).weave > spectra(noise).weave).all(), "a weave goes unnoticed"
+    assert np.isnan(spectra(picture(33, 64)[None]).weave).all(), "an odd side has no such frequency"
 
 
 def test_mean_spectrum_is_that_of_all_images(picture: Picture) -> None:

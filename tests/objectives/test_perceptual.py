@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssdd.objectives import perceptual
 from ssdd.objectives.image import shifted
 from ssdd.objectives.perceptual import LPIPS, available_network, backbone_path
 
@@ -46,8 +45,26 @@ def test_only_cached_networks_are_available(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     assert available_network() is None
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / perceptual._BACKBONE_FILES["squeeze"]).touch()
+    torch.save({"weight": torch.zeros(3)}, backbone_path("squeeze"))
     assert available_network() == "squeeze"
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_damaged_backbone_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, legacy: bool) -> None:
+    """A download that was cut off ends in a traceback, or in a line without the file's name."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    path = backbone_path("squeeze")
+    path.parent.mkdir()
+    torch.save({"weight": torch.zeros(30_000)}, path, _use_new_zipfile_serialization=not legacy)
+    whole = path.read_bytes()
+    for size in (0, 100, 100_000, len(whole)):  # whole, it is of another network
+        path.write_bytes(whole[:size])
+        with pytest.raises(RuntimeError, match="damaged: delete it") as caught:
+            LPIPS("squeeze")
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+        if size == 0 or (not legacy and size < len(whole)):
+            assert available_network() is None, "a cut file is taken for a network"
 
 
 def test_missing_weights_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -168,26 +168,20 @@ def test_rule_of_a_claim() -> None:
 
 def _evaluation(folder: Path, name: str, lpips: list[float], detail: float = 1.0, fingerprint: str = "f") -> None:
     """Write an evaluation of two crops of each of some images."""
-    from ssdd.evaluation.protocols import CropKey
-    from ssdd.evaluation.tables import ImageMetricTable
+    from ssdd.evaluation.metrics import DETAIL_WEIGHT, IMAGE_METRICS, Metric
+    from ssdd.evaluation.results import Crops, Evaluation, Row
 
-    table, steps = ImageMetricTable(), name.rpartition("@")[2]
-    ones = np.ones(len(lpips))
-    keys = [CropKey(i // 2, i % 2, f"{i // 2}.png") for i in range(len(lpips))]
-    amounts = {"mse": ones, "pixels": ones, DETAIL: detail * ones, "high_frequency_energy": ones}
-    table.add(keys, {"psnr": ones, LPIPS: np.array(lpips), **amounts})
-    crops: dict[str, Any] = {n: table.column(n).tolist() for n in table.names}
-    row = {
-        "steps": None if steps == "own" else int(steps),
-        "image_metrics": {n: vars(e) for n, e in table.summary().items()},
-        "distances": {},
-        "decode_flops": 10,
-        "crops": {"key": [str(key) for key in keys], **crops},
-    }
+    steps, count = name.rpartition("@")[2], len(lpips)
+    ones, number = np.ones(count), np.arange(count)
+    crops = Crops(number // 2, number % 2, [f"{i // 2}.png" for i in number], {"pixels": ones, DETAIL_WEIGHT: ones})
+    metrics = {**IMAGE_METRICS, LPIPS: Metric(LPIPS, "LPIPS", 3, "lower", "")}
+    evaluation = Evaluation({}, {"fingerprint": fingerprint}, metrics, [], (8, 8), crops, [], [], finished=True)
+    values = {"psnr": ones, LPIPS: np.array(lpips), "mse": ones, DETAIL: detail * ones}
+    own = None if steps == "own" else int(steps)
+    costs = {"decode_gflop": 10.0, "decode_rate": 1.0}
+    evaluation.add(Row(name, name, 0, own, None, {}, None, costs, values, ones.astype(bool), []))
     (folder / name).mkdir(parents=True)
-    (folder / name / "evaluation.json").write_text(
-        json.dumps({"data": {"fingerprint": fingerprint}, "rows": [row]}).replace("Infinity", "null")
-    )
+    evaluation.save(folder / name)
 
 
 def test_differences_are_paired(tmp_path: Path) -> None:

@@ -1,55 +1,77 @@
 """``ssdd evaluate MODEL... --data PATH...``: autoencoders side by side on the same crops, by a named protocol."""
 
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 import tyro
 from tqdm import tqdm
 
 from ..dtypes import DTYPES
-from ..files import atomic_path
+from ..files import OutputExists
 from .common import DEFAULT_MODEL, ModelOptions, check_outputs, model_of_run, parse_options
 
 if TYPE_CHECKING:
-    from ..evaluation.compare import Comparison, Entry
     from ..evaluation.features import Extractor
-    from ..evaluation.image_metrics import PairMetric
+    from ..evaluation.metrics import Metric
     from ..evaluation.protocols import EvaluationSet, Protocol
-    from ..objectives import LPIPSNetwork
+    from ..evaluation.results import Evaluation
+    from ..evaluation.run import Entry
     from ..processes import Processes
 
-RESULTS, REPORT = "evaluation.json", "report.html"
+T = TypeVar("T")
+
+_LPIPS: tuple[Literal["vgg", "alex", "squeeze"], ...] = ("alex", "vgg", "squeeze")
+_EXTRACTORS = ("inception-torch-fidelity", "mobilenet_v2-imagenet")
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Compare autoencoders on the same crops of photographs, by a protocol that is printed with the table."""
+    """Compare autoencoders on the same crops of photographs, by a protocol that is printed with the table.
+
+    ``ssdd evaluate report OUT`` makes table and page anew of a saved result, without models or data.
+    """
 
     models: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Model folders, runs, embedded names, Hugging Face ids, .safetensors of the authors, jpeg:BYTES, jpeg:auto (the
-    bytes of the first model's latent), bicubic:FACTOR, file.py:NAME."""
+    """Model folders, runs, embedded names, Hugging Face ids, .safetensors of the authors or in LDM's layout,
+    jpeg:BYTES, jpeg:auto (the bytes of the first model's latent), bicubic:FACTOR, file.py:NAME; folder:PATH or an .npz
+    file of images that another program wrote. Without --data the first of those is the original."""
     encoder: str | None = None
     """Encoder of the models that have none: file.py:NAME, package.module:NAME, model folder, run, Hugging Face id."""
     data: tuple[str, ...] = ()
-    """Folders, uncompressed tar files, hf:OWNER/NAME[:SPLIT]."""
-    protocol: str = "paper-256-v1"
-    """paper-128-v1, paper-256-v1, paper-512-v1, native-v1, crops-128-v1, crops-256-v1."""
+    """Folders, uncompressed tar files, .npz files of images, hf:OWNER/NAME[:SPLIT]."""
+    protocol: str | None = None
+    """paper-128-v1, paper-256-v1 (the default), paper-512-v1, torchvision-256, adm-256, dcae-in512, omnidoc-256,
+    native-v1, crops-128-v1, crops-256-v1; as-is (the default without --data)."""
+    limit: int | None = None
+    """So many images at most, drawn by the protocol's seed."""
     steps: str = ""
     """Decoding steps, such as 1,2,4,8: a row for each, where a model has a choice. By default the model's own."""
-    lpips: tuple[Literal["vgg", "alex", "squeeze"], ...] = ("alex", "vgg", "squeeze")
-    """LPIPS networks; those without weights are left out, by name."""
+    latent_noise: str = ""
+    """Noise that is added to the latents, such as 0.1,0.2, in standard deviations of each: a row more for each."""
+    lpips: tuple[Literal["vgg", "alex", "squeeze"], ...] | None = None
+    """LPIPS networks; by default those whose weights can be had."""
     dreamsim: bool = False
     """DreamSim too (pip install 'ssdd[dreamsim]')."""
-    extractors: tuple[str, ...] = ("inception-torch-fidelity", "mobilenet_v2-imagenet")
-    """Feature extractors for Fréchet and kernel distances, precision, recall, density, coverage."""
+    metrics: tuple[str, ...] = ()
+    """Metrics of yours, file.py:NAME: see docs/evaluation.md."""
+    extractors: tuple[str, ...] | None = None
+    """Feature extractors for distances of sets: inception-torch-fidelity, mobilenet_v2-imagenet, dinov2-large,
+    clip-vit-large-patch14-336, ... By default the first two, where their weights can be had."""
+    allow_missing: bool = False
+    """Leave out, with a line, what was asked for and cannot be had, instead of ending before the work."""
     out: Path | None = None
-    """Folder for evaluation.json, everything in the table, the protocol, every crop's numbers; and for report.html,
-    the table, plots, the worst and the best crops."""
+    """Folder for evaluation.json, crops.npz (every crop's numbers), pictures and report.html. An interrupted run goes
+    on with the model at which it stopped."""
+    add_to: Path | None = None
+    """Folder of an earlier result, to which the models are added; its data and protocol are used."""
+    save_reconstructions: Path | None = None
+    """Folder for every reconstruction as PNG, in a folder of its own for each row."""
+    cache: Path | None = None
+    """Folder in which the originals' features are kept for other results; by default they are kept in OUT."""
     overwrite: bool = False
     """Replace existing files."""
     batch_size: int = 16
@@ -63,12 +85,32 @@ class Evaluate:
     the latents of the first: what does lower precision cost?"""
 
 
-def parse(arguments: Sequence[str]) -> Evaluate:
-    """``MODEL... --data PATH... [OPTIONS]``."""
+@dataclass(frozen=True)
+class Report:
+    """Make the table and the page of a saved result anew, without models or data."""
+
+    out: tyro.conf.Positional[Path]
+    """Folder that ``ssdd evaluate --out`` wrote."""
+
+
+def parse(arguments: Sequence[str]) -> Evaluate | Report:
+    """``MODEL... --data PATH... [OPTIONS]``, or ``report OUT``."""
+    if arguments and arguments[0] == "report":
+        return parse_options(Report, "evaluate report", arguments[1:])
     return parse_options(Evaluate, "evaluate", arguments)
 
 
-def run(options: Evaluate) -> int:
+def run(options: Evaluate | Report) -> int:
+    from ..evaluation.results import Evaluation, as_text
+
+    if isinstance(options, Report):
+        from ..evaluation.report import check_report, write_report
+
+        check_report()
+        evaluation = Evaluation.load(options.out)
+        print(as_text(evaluation))
+        write_report(evaluation, options.out)
+        return 0
     from ..processes import join_processes
 
     device = None if options.device == "auto" else ModelOptions(device=options.device).torch_device()
@@ -77,90 +119,187 @@ def run(options: Evaluate) -> int:
 
 
 def _evaluate(options: Evaluate, processes: "Processes") -> int:
-    from ..data.sources import open_source
-    from ..evaluation.compare import compare
-    from ..evaluation.protocols import EvaluationSet, get_protocol
+    from ..evaluation.metrics import BatchMetrics
+    from ..evaluation.protocols import draw_images
+    from ..evaluation.results import as_text
+    from ..evaluation.run import Run, Settings
+    from ..processes import broadcast
 
-    protocol, device = get_protocol(options.protocol), processes.device
-    if not options.data:
-        raise ValueError("expected photographs to evaluate on: pass --data FOLDER_OR_TAR ...")
-    if options.out is not None and processes.main:
-        check_outputs(options.out, [RESULTS, REPORT], [] if options.overwrite else [RESULTS, REPORT])
-    evaluation_set = EvaluationSet(open_source(options.data), protocol)
-    left_out = LeftOut(processes.main)
-    comparison = compare(
-        _entries(options, protocol, device),
-        evaluation_set,
-        batch_size=options.batch_size,
-        workers=options.workers,
-        lpips_networks=_lpips(options, left_out),
-        other_metrics=_dreamsim(options, device, left_out),
-        extractors=load_extractors(options.extractors, device, left_out),
-        device=device,
-        processes=processes,
-        progress=lambda items, total: tqdm(items, total=total, unit="img", disable=not processes.main),
+    out = options.add_to or options.out
+    evaluation = _earlier(options, processes)
+    models, evaluation_set, sources = _data(options, broadcast(evaluation and (evaluation.protocol, evaluation.data)))
+    protocol, device = evaluation_set.protocol, processes.device
+    left_out = LeftOut(processes.main, options.allow_missing)
+    if out is not None:
+        left_out.try_for(_check_report, asked=True)
+    settings = Settings(
+        BatchMetrics([], device, _metrics(options, device, left_out)),
+        load_extractors(options.extractors, device, left_out),
+        options.batch_size,
+        options.workers,
+        device,
+        draw_images(len(evaluation_set), options.limit, protocol.seed),
+        options.save_reconstructions,
+        lambda items, total: tqdm(items, total=total, unit="img", disable=not processes.main),
     )
-    if processes.main:
-        _tell(comparison, evaluation_set, options, left_out)
-    return 1 if comparison.census.skipped else 0
+    groups = _groups(options, models, evaluation_set, device)
+    work = Run(evaluation_set, settings, processes, out, evaluation, options.cache, sources)
+    work.finish_distances()
+    there = broadcast([(row.label, row.model) for row in evaluation.rows] if evaluation is not None else [])
+    for entries in groups:
+        missing = [e for e in entries if (e.label, e.autoencoder.describe()) not in there]
+        if processes.main and len(missing) < len(entries):
+            print(
+                f"{entries[0].autoencoder.name}: {len(entries) - len(missing)} rows are there already", file=sys.stderr
+            )
+        if missing:
+            work.add(missing)
+    if not processes.main or work.evaluation is None:
+        return 0
+    return _show(work.evaluation, out, as_text(work.evaluation))
+
+
+def _show(evaluation: "Evaluation", out: Path | None, text: str) -> int:
+    """Print the table and write the page. Return the exit status: 1 if images were skipped."""
+    for reason in evaluation.data["skipped"]:
+        print(f"skipped {reason}", file=sys.stderr)
+    print(text)
+    if out is not None:
+        evaluation.finished = True
+        evaluation.save(out)
+        try:
+            from ..evaluation.report import write_report
+
+            write_report(evaluation, out)
+        except ImportError as error:
+            print(f"left out: report.html: {error}", file=sys.stderr)
+    return 1 if evaluation.data["skipped"] else 0
+
+
+def _earlier(options: Evaluate, processes: "Processes") -> "Evaluation | None":
+    """Return the result to add to, in the main process: of --add-to, or of an interrupted run in --out."""
+    from ..evaluation.results import CROPS, REPORT, RESULTS, Evaluation
+
+    if options.add_to is not None and (options.out is not None or options.overwrite):
+        raise ValueError("--add-to has no effect beside --out and --overwrite: give one of them")
+    if not processes.main:
+        return None
+    if options.add_to is not None:
+        return Evaluation.load(options.add_to)
+    if options.out is None:
+        return None
+    if not options.overwrite and (options.out / RESULTS).is_file():
+        evaluation = Evaluation.load(options.out)
+        if evaluation.finished:
+            raise OutputExists(
+                f"{options.out / RESULTS} exists already; pass --overwrite to replace it, or --add-to for more rows"
+            )
+        print(f"{options.out}: goes on after {len(evaluation.rows)} rows", file=sys.stderr)
+        return evaluation
+    names = [RESULTS, CROPS, REPORT]
+    check_outputs(options.out, names, [] if options.overwrite else names)
+    return None
+
+
+def _data(
+    options: Evaluate, earlier: tuple[dict[str, object], dict[str, object]] | None
+) -> tuple[list[str], "EvaluationSet", list[str]]:
+    """Return the models, the crops that they are evaluated on, and the paths of these.
+
+    Without --data an earlier result's are taken, or the first folder of images among the models.
+    """
+    from ..data.sources import open_source
+    from ..evaluation.protocols import EvaluationSet, get_protocol
+    from ..evaluation.saved_images import images_path
+
+    models, data, name = list(options.models or (DEFAULT_MODEL,)), list(options.data), options.protocol
+    if earlier is not None:
+        protocol, facts = earlier
+        data = data or [str(source) for source in facts["sources"]]  # type: ignore[attr-defined]
+        name = name or str(protocol["protocol"])
+        if name != protocol["protocol"]:
+            raise ValueError(f"expected the protocol of the rows that are there, {protocol['protocol']}, found {name}")
+    elif not data:
+        path = images_path(models[0])
+        if path is None or len(models) < 2:
+            raise ValueError(
+                "expected photographs to evaluate on: pass --data FOLDER_OR_TAR ..., or two or more folder:PATH"
+            )
+        data, models, name = [path], models[1:], name or "as-is"
+    return models, EvaluationSet(open_source(data), get_protocol(name or "paper-256-v1")), data
 
 
 class LeftOut:
-    """Says in one line what is left out, and why; one process of several does."""
+    """Leaves out what cannot be had, in one line; or ends the command, where it was asked for. One process speaks."""
 
-    def __init__(self, main: bool) -> None:
-        self.main = main
+    def __init__(self, main: bool, allow: bool = False) -> None:
+        self.main, self.allow = main, allow
 
-    def __call__(self, reason: str) -> None:
-        if self.main:
-            print(f"left out: {reason}", file=sys.stderr)
+    def try_for(self, load: Callable[[], T], asked: bool) -> T | None:
+        """Return what ``load`` gives, or None. Raises ValueError for what was asked for."""
+        from ..evaluation.weights import MissingWeights
 
-
-def _tell(comparison: "Comparison", evaluation_set: "EvaluationSet", options: Evaluate, left_out: LeftOut) -> None:
-    """Prints the table and writes the files."""
-    from ..evaluation.results import as_dict, as_text
-
-    for skipped in comparison.census.skipped:
-        print(f"skipped {skipped.reason}", file=sys.stderr)
-    print(as_text(comparison))
-    if options.out is None:
-        return
-    with atomic_path(options.out / RESULTS, options.overwrite) as path:
-        path.write_text(json.dumps(as_dict(comparison), indent=1, allow_nan=False) + "\n")
-    try:
-        from ..evaluation.report import write_report
-
-        write_report(comparison, evaluation_set, options.out / REPORT, options.overwrite)
-    except ImportError as error:
-        left_out(f"{REPORT}: {error}")
+        try:
+            return load()
+        except (MissingWeights, ImportError) as error:
+            if asked and not self.allow:
+                raise ValueError(f"{error}; or pass --allow-missing to leave it out") from error
+            if self.main:
+                print(f"left out: {error}", file=sys.stderr)
+            return None
 
 
-def _entries(options: Evaluate, protocol: "Protocol", device: torch.device) -> "list[Entry]":
-    """A row per model, precision and number of steps."""
-    from ..evaluation.compare import Entry
-    from ..evaluation.contestants import JPEG_AUTO, Jpeg, check_encoder_attached, load_contestant
+def _check_report() -> None:
+    from ..evaluation.report import check_report
 
-    dtypes, steps = _dtypes(options), _steps(options)
-    entries: list[Entry] = []
-    for name in options.models or (DEFAULT_MODEL,):
-        if name == JPEG_AUTO:
-            if not entries or protocol.rule == "native":
-                raise ValueError(
-                    f"{JPEG_AUTO} takes the bytes of the model before it, on square crops: give jpeg:BYTES"
-                )
-            bytes_of_first = entries[0].contestant.latent_bytes(protocol.size, protocol.size)
-            entries.append(Entry(Jpeg(bytes_of_first, device)))
+    check_report()
+
+
+def _groups(
+    options: Evaluate, models: Sequence[str], evaluation_set: "EvaluationSet", device: torch.device
+) -> "list[list[Entry]]":
+    """Return the rows of each model: one for each precision, number of steps and level of noise."""
+    from ..evaluation.autoencoders import JPEG_AUTO, Jpeg, check_encoder_attached, load_autoencoder
+    from ..evaluation.run import Entry
+    from ..evaluation.saved_images import SavedImages, images_path
+
+    protocol = evaluation_set.protocol
+    dtypes, steps, noises = _dtypes(options), _numbers("steps", options.steps, int), _levels(options)
+    groups: list[list[Entry]] = []
+    for name in models:
+        if (path := images_path(name)) is not None:
+            groups.append([Entry(SavedImages(path, evaluation_set.source, protocol))])
             continue
-        contestants = [load_contestant(model_of_run(name), device, dtype, options.encoder) for dtype in dtypes]
-        first = contestants[0]
+        if name == JPEG_AUTO:
+            groups.append([Entry(Jpeg(_bytes_of_first(groups, protocol), device))])
+            continue
+        autoencoders = [load_autoencoder(model_of_run(name), device, dtype, options.encoder) for dtype in dtypes]
+        first = autoencoders[0]
         if first.describe()["dtype"] == "uint8":  # no network: nothing to choose
-            contestants = [first]
-        choice = first.describe()["steps"] is not None
-        for contestant in contestants:
-            encoder = None if contestant is first else first
-            entries += [Entry(contestant, n, encoder) for n in (steps if choice else ()) or (None,)]
-    check_encoder_attached((entry.contestant for entry in entries), options.encoder)
-    return entries
+            groups.append([Entry(first)])
+            continue
+        choices = (steps if first.steps is not None else ()) or (None,)
+        entries = []
+        for noise in noises:
+            for autoencoder in autoencoders:
+                for number in choices:
+                    autoencoder.check_steps(number)
+                    entries.append(Entry(autoencoder, number, None if autoencoder is first else first, noise))
+        groups.append(entries)
+    if options.encoder is not None:
+        taken = (entry.autoencoder for entries in groups for entry in entries)
+        check_encoder_attached([a for a in taken if not isinstance(a, SavedImages)], options.encoder)
+    return groups
+
+
+def _bytes_of_first(groups: "list[list[Entry]]", protocol: "Protocol") -> int:
+    from ..evaluation.autoencoders import JPEG_AUTO
+    from ..evaluation.saved_images import SavedImages
+
+    first = groups[0][0].autoencoder if groups else None
+    if first is None or isinstance(first, SavedImages) or not protocol.square:
+        raise ValueError(f"{JPEG_AUTO} takes the bytes of the model before it, on square crops: give jpeg:BYTES")
+    return first.latent_bytes(first.encode(torch.zeros(1, 3, protocol.size, protocol.size)))[0]
 
 
 def _dtypes(options: Evaluate) -> list[torch.dtype]:
@@ -170,42 +309,40 @@ def _dtypes(options: Evaluate) -> list[torch.dtype]:
     return [DTYPES[part] for part in dict.fromkeys(parts)]
 
 
-def _steps(options: Evaluate) -> list[int]:
-    parts = [part.strip() for part in options.steps.split(",") if part.strip()]
-    if not all(part.isdecimal() and int(part) for part in parts):
-        raise ValueError(f"expected --steps like 1,2,4,8, found {options.steps!r}")
-    return [int(part) for part in parts]
+def _levels(options: Evaluate) -> list[float]:
+    return list(dict.fromkeys([0.0, *_numbers("latent-noise", options.latent_noise, float)]))
 
 
-def _lpips(options: Evaluate, left_out: LeftOut) -> "list[LPIPSNetwork]":
-    from ..objectives.perceptual import backbone_path
-
-    missing = [n for n in options.lpips if not backbone_path(n).is_file()]
-    for network in missing:
-        left_out(f"LPIPS-{network}, its weights are not at {backbone_path(network)}")
-    return [n for n in options.lpips if n not in missing]
-
-
-def _dreamsim(options: Evaluate, device: torch.device, left_out: LeftOut) -> "dict[str, PairMetric]":
-    from ..evaluation.dreamsim import load_dreamsim
-    from ..evaluation.weights import MissingWeights
-
+def _numbers(option: str, text: str, kind: Callable[[str], T]) -> list[T]:
+    """Return the positive numbers of an option like 1,2,4."""
     try:
-        return {"dreamsim": load_dreamsim(device)} if options.dreamsim else {}
-    except (MissingWeights, ImportError) as error:
-        left_out(str(error))
-        return {}
+        numbers = [kind(part) for part in text.split(",") if part.strip()]
+        if all(number > 0 for number in numbers):  # type: ignore[operator]
+            return numbers
+    except ValueError:
+        pass  # said below
+    example = "1,2,4,8" if kind is int else "0.1,0.2"
+    raise ValueError(f"expected --{option} like {example}, found {text!r}")
 
 
-def load_extractors(names: Sequence[str], device: torch.device, left_out: LeftOut) -> "list[Extractor]":
-    """Those whose weights and packages are at hand."""
+def _metrics(options: Evaluate, device: torch.device, left_out: LeftOut) -> "list[Metric]":
+    from ..evaluation.metrics import dreamsim_metric, lpips_metric, own_metric
+
+    found = [
+        left_out.try_for(lambda network=network: lpips_metric(network, device), asked=options.lpips is not None)  # type: ignore[misc]
+        for network in (_LPIPS if options.lpips is None else options.lpips)
+    ]
+    if options.dreamsim:
+        found.append(left_out.try_for(lambda: dreamsim_metric(device), asked=True))
+    return [metric for metric in found if metric is not None] + [own_metric(spec, device) for spec in options.metrics]
+
+
+def load_extractors(names: Sequence[str] | None, device: torch.device, left_out: LeftOut) -> "list[Extractor]":
+    """Return the extractors of these names, or those of the default whose weights can be had."""
     from ..evaluation.features import load_extractor
-    from ..evaluation.weights import MissingWeights
 
-    found = []
-    for name in names:
-        try:
-            found.append(load_extractor(name, device))
-        except (MissingWeights, ImportError) as error:
-            left_out(str(error))
-    return found
+    found = [
+        left_out.try_for(lambda name=name: load_extractor(name, device), asked=names is not None)  # type: ignore[misc]
+        for name in (_EXTRACTORS if names is None else names)
+    ]
+    return [extractor for extractor in found if extractor is not None]

@@ -116,8 +116,11 @@ class Evaluate(SampleOptions):
     """Samples for each guidance."""
     guidance: str = "4"
     """Scale of classifier-free guidance, or several such as 1,1.5,2,3 to search."""
-    extractors: tuple[str, ...] = ("inception-torch-fidelity", "mobilenet_v2-imagenet")
-    """Feature extractors; those without weights are left out, by name. FID is on Inception's features alone."""
+    extractors: tuple[str, ...] | None = None
+    """Feature extractors, as of ssdd evaluate. By default inception-torch-fidelity (FID is on its features alone) and
+    mobilenet_v2-imagenet, where their weights can be had."""
+    allow_missing: bool = False
+    """Leave out, with a line, extractors that were asked for and cannot be had."""
     out: Path | None = None
     """JSON file for every number and the protocol."""
     workers: int = 2
@@ -215,7 +218,7 @@ def _evaluate(options: Evaluate) -> int:
         raise ValueError(f"expected a count of at least 2, found {options.count}")
     generator, decoder = options.load()
     labels = evaluation.balanced_labels(_classes(options.classes, generator.facts), options.count)
-    extractors = load_extractors(options.extractors, generator.model.device, LeftOut(True))
+    extractors = load_extractors(options.extractors, generator.model.device, LeftOut(True, options.allow_missing))
     if not extractors:
         raise ValueError("expected at least one feature extractor, found the weights of none")
     protocol = evaluation.reference_protocol(evaluation.image_side(generator, decoder))

@@ -10,7 +10,7 @@ import tyro
 
 from ..codec import decode_image, encode_image
 from ..data.images import ImageFile, find_images, read_image, save_image
-from ..evaluation.metrics import ImageComparison, ImageMetrics, mean_metrics
+from ..evaluation.pairs import ImageComparison, ImageMetrics, mean_metrics
 from ..evaluation.sheet import Panel, difference, sheet
 from ..files import atomic_path
 from .common import EncoderOptions, check_outputs, for_each, parse_options, require, tile_if_large

@@ -50,7 +50,7 @@ def parse(arguments: Sequence[str]) -> Statistics:
 
 def run(options: Statistics) -> int:
     from ..data.sources import open_source
-    from ..evaluation.contestants import check_encoder_attached, load_contestant
+    from ..evaluation.autoencoders import check_encoder_attached, load_autoencoder
     from ..evaluation.latents import as_dict, as_text, latent_statistics, save_statistics, saved_folder
     from ..evaluation.protocols import EvaluationSet, get_protocol
     from ..files import atomic_path
@@ -63,10 +63,10 @@ def run(options: Statistics) -> int:
     folder = saved_folder(options.model) if options.save else None
     evaluation_set = EvaluationSet(open_source(options.data), protocol)
     device = ModelOptions(device=options.device).torch_device()
-    contestant = load_contestant(options.model, device, DTYPES[options.dtype], options.encoder)
-    check_encoder_attached([contestant], options.encoder)
+    autoencoder = load_autoencoder(options.model, device, DTYPES[options.dtype], options.encoder)
+    check_encoder_attached([autoencoder], options.encoder)
     measured = latent_statistics(
-        contestant,
+        autoencoder,
         evaluation_set,
         limit=options.limit,
         batch_size=options.batch_size,

@@ -9,9 +9,10 @@ import numpy as np
 from .folder import FolderSource
 from .hugging_face import PREFIX, HuggingFaceSource, is_saved_dataset, streaming_path
 from .images import ImageError, printable
+from .npz import NpzSource
 from .tar import TarSource
 
-__all__ = ["ConcatSource", "FolderSource", "HuggingFaceSource", "ImageSource", "TarSource", "open_source"]
+__all__ = ["ConcatSource", "FolderSource", "HuggingFaceSource", "ImageSource", "NpzSource", "TarSource", "open_source"]
 
 
 class ImageSource(Protocol):
@@ -93,7 +94,7 @@ class SubsetSource:
 
 
 def open_source(paths: Sequence[str | Path]) -> ConcatSource:
-    """Folders, uncompressed tar files and Hugging Face data sets as one source, in the order of ``paths``.
+    """Return folders, uncompressed tar files, .npz files and Hugging Face data sets as one source, in this order.
 
     A folder that ``save_to_disk`` of the package ``datasets`` wrote is read as a data set, its split ``train``.
     ``hf:OWNER/NAME[:SPLIT]`` and ``hf:./folder[:SPLIT]`` are explained at ``HuggingFaceSource``.
@@ -122,7 +123,7 @@ def _open(path: str | Path) -> ImageSource:
         here = path if path.is_absolute() else f"./{path}"
         return HuggingFaceSource(f"{PREFIX}{here}") if is_saved_dataset(path) else FolderSource(path)
     if path.is_file():
-        return TarSource(path)
+        return NpzSource(path) if path.suffix == ".npz" else TarSource(path)
     label = printable(str(path))
     raise ImageError(
         f"{label}: expected a folder or a tar file of images, found nothing there; "

@@ -1,174 +1,247 @@
-"""Distances of two sets of features, pair by pair: kernel (KID), and how well two manifolds cover each other.
+"""Features of a set of images, and distances of two sets: Fréchet, KID, CMMD, precision, recall, density, coverage.
 
-All of it is computed in float64, on the features' device (CPU or CUDA), in blocks: the memory that it takes beside the
-features does not depend on their number.
+The Fréchet distance is between all features. The others compare features one by one, and take a random subset: the
+crops whose numbers have the smallest hashes. It is the same for real and reconstructed images, in any order, for any
+batch size and number of processes.
 
-Shapes: N, M features of the two sets, D width of a feature.
+Shapes: B features in a batch, N and M features of two sets, D width of a feature.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import copy
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-_BLOCK = 1024
-"""Features of either set that are compared at once: 8 MiB for a matrix of distances."""
+from ..files import atomic_path, share
+from ..processes import Processes, gather
+from .features import CLIP_FEATURES, Extractor
+from .frechet import GaussianStatistics, frechet_distance
 
-_COINCIDE = 1e-12
-"""Squared distances closer than this times |x|² + |y|² are equal. Rounding makes about 1e-15 of it, more or less by
-the place in a block; two passes of one image through a network in float32 differ by 1e-13 of it."""
+SUBSET = 10_000
+"""Features of a set that are kept one by one."""
+
+KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
+"""Random subsets of KID, and features of either set in each: those of torch-fidelity."""
+
+_BLOCK = 1000
+"""Features that are compared with a whole set at once: 80 MB for their distances to 10,000."""
 
 
-@dataclass(frozen=True)
-class KernelDistance:
-    """Over subsets: mean, standard deviation (torch-fidelity's "std"), and standard error of the mean.
+class FeatureSet:
+    """Statistics of all features of a set of images, and the features of a random subset.
 
-    The error is that of drawing subsets from these very features, not of drawing other images.
+    Attributes:
+        statistics: mean and covariance of all features.
+        extra: further metadata of a file, for ``save`` and from ``load``.
     """
 
-    mean: float
-    deviation: float
-    standard_error: float
+    def __init__(self, extractor: Extractor) -> None:
+        self.statistics = GaussianStatistics(extractor.width, extractor.device, extractor.identity)
+        self.extra: dict[str, str] = {}
+        self._kept = [(np.empty(0, np.int64), torch.empty(0, extractor.width, device=extractor.device))]
+        self._largest = np.iinfo(np.uint64).max  # crops with larger hashes are not in the subset
+
+    def add(self, features: Tensor, numbers: Sequence[int] | np.ndarray) -> None:
+        """Add features (B, D) of the crops that have these numbers in the whole set; each crop comes once."""
+        self.statistics.update(features)
+        numbers = np.asarray(numbers, np.int64)
+        chosen = np.flatnonzero(_hash(numbers) <= self._largest)
+        self._kept.append((numbers[chosen], _rows(features.detach(), chosen).float()))
+        if sum(len(numbers) for numbers, _ in self._kept) >= 2 * SUBSET:  # seldom, because it copies the subset
+            self._compact()
+
+    @property
+    def subset(self) -> Tensor:
+        """Features of the subset in order of the crops' numbers, float32 (n, D)."""
+        numbers, features = self._compact()
+        return _rows(features, np.argsort(numbers))
+
+    def hashed(self) -> Tensor:
+        """Return the features of the subset in order of the hashes: the first n are the subset of size n."""
+        return self._compact()[1]
+
+    def _compact(self) -> tuple[np.ndarray, Tensor]:
+        """Forget what is not in the subset; return the numbers and features of the rest in order of the hashes."""
+        if len(self._kept) > 1:
+            numbers = np.concatenate([numbers for numbers, _ in self._kept])
+            features = torch.cat([features for _, features in self._kept])
+            chosen = np.argsort(_hash(numbers))[:SUBSET]
+            self._kept = [(numbers[chosen], _rows(features, chosen))]
+            if len(chosen) == SUBSET:
+                self._largest = int(_hash(numbers[chosen[-1:]])[0])
+        return self._kept[0]
+
+    def reduce(self, processes: Processes | None) -> "FeatureSet | None":
+        """Return the features of all processes in the main one, None in the others; all of them must call it."""
+        if processes is None or processes.count == 1:
+            return self
+        numbers, features = self._compact()
+        result = copy.copy(self)
+        result._kept = [(n, f.to(features.device)) for n, f in gather((numbers, features.cpu()))]
+        result.statistics = self.statistics.reduce()
+        return result if processes.main else None
+
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        """Write a safetensors file, complete or not at all. Raises OutputExists or OSError."""
+        statistics, (numbers, features) = self.statistics, self._compact()
+        tensors = {
+            "count": torch.tensor(statistics.count),
+            "mean": statistics.mean.cpu(),
+            "scatter": statistics.scatter.cpu(),
+            "subset": features.cpu(),
+            "numbers": torch.from_numpy(numbers),
+        }
+        with atomic_path(path, overwrite) as temporary:
+            save_file(tensors, temporary, {**self.extra, "extractor": statistics.extractor})
+            share(temporary)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> "FeatureSet":
+        """Read what ``save`` wrote. Raises OSError, or ValueError with one line for another file."""
+        Path(path).stat()  # names a missing file in the usual error
+        try:
+            with safe_open(path, "pt") as file:
+                tensors = {key: file.get_tensor(key) for key in ("count", "mean", "scatter", "subset", "numbers")}
+                extra = dict(file.metadata() or {})
+        except SafetensorError as error:
+            raise ValueError(f"{path} has no features of a set ({error})".replace("\n", " ")) from error
+        origin: Any = SimpleNamespace(
+            width=len(tensors["mean"]), device=torch.device(device), identity=extra.pop("extractor", "")
+        )
+        result = cls(origin)
+        result.extra = extra
+        result.statistics.count = int(tensors["count"])
+        result.statistics.mean = tensors["mean"].to(device)
+        result.statistics.scatter = tensors["scatter"].to(device)
+        result._kept.append((tensors["numbers"].numpy(), tensors["subset"].to(device)))
+        return result
 
 
-def kernel_distance(x: Tensor, y: Tensor, subset_size: int = 1000, subsets: int = 100, seed: int = 0) -> KernelDistance:
-    """KID (Binkowski et al. 2018): the mean of ``squared_mmd`` over random subsets, each without repetition.
+def _hash(numbers: np.ndarray) -> np.ndarray:
+    """Return 64 random bits for each number n >= 0: the output n of the generator splitmix64 with seed 0."""
+    x = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _rows(features: Tensor, rows: np.ndarray) -> Tensor:
+    return features[torch.from_numpy(rows).to(features.device)]
+
+
+def set_distances(real: FeatureSet, fake: FeatureSet, neighbors: int = 5) -> dict[str, float]:
+    """Return the distances of two sets of images, without those for which there are too few features.
 
     Args:
-        x, y: features (N, D) and (M, D).
-        subset_size: features of each set in a subset; from 2 to the smaller of N and M.
-        subsets: how many, at least 2.
-        seed: the only source of chance; the same subsets on every device.
+        real, fake: features of one extractor.
+        neighbors: k of precision, recall, density and coverage; 3 is usual for generated images.
+
+    Returns:
+        ``frechet``, ``kid``, ``kid_standard_error``, ``cmmd`` for features of a CLIP, ``precision``, ``recall``,
+        ``density``, ``coverage``. In any case also ``count``, the features of the smaller set, ``subset``, the features
+        of either set that all but the Fréchet distance are computed on, ``kid_subsets``, ``kid_subset_size`` and
+        ``neighbors``.
 
     Raises:
-        ValueError: one of the above does not hold, or a feature is not finite.
+        ValueError: the features are of two extractors.
     """
-    y = _check_pair(x, y)
-    if not 2 <= subset_size <= min(len(x), len(y)):
-        raise ValueError(f"expected subsets of 2 to {min(len(x), len(y))} features, found {subset_size}")
-    if subsets < 2:
-        raise ValueError(f"expected 2 subsets or more, found {subsets}")
+    x, y = real.hashed(), fake.hashed()
+    subset = min(len(x), len(y))
+    size = min(KID_SUBSET_SIZE, subset)
+    result: dict[str, float] = {
+        "count": min(real.statistics.count, fake.statistics.count),
+        "subset": subset,
+        "kid_subsets": KID_SUBSETS,
+        "kid_subset_size": size,
+        "neighbors": neighbors,
+    }
+    if subset < 2:
+        return result
+    result["frechet"] = frechet_distance(real.statistics, fake.statistics)
+    x = x[:subset].double()
+    y = y[:subset].to(x)
+    kid = kernel_distances(x, y, KID_SUBSETS, size)
+    result |= {"kid": float(kid.mean()), "kid_standard_error": float(kid.std()) / KID_SUBSETS**0.5}
+    if CLIP_FEATURES in real.statistics.extractor:
+        result["cmmd"] = cmmd(x, y)
+    return result | manifold_metrics(x, y, neighbors) if subset > neighbors else result
+
+
+def kernel_distances(x: Tensor, y: Tensor, subsets: int, size: int, seed: int = 0) -> Tensor:
+    """Return ``squared_mmd`` of random subsets, float64 (subsets,); their mean is KID (Binkowski et al. 2018).
+
+    Args:
+        x, y: float64 features (N, D) and (M, D) on one device.
+        subsets: number of pairs of subsets, which are the same on every device.
+        size: number of features in each, drawn without repetition.
+    """
     random = torch.Generator().manual_seed(seed)
-    distances = []
-    for _ in range(subsets):
-        first, second = (torch.randperm(len(s), generator=random)[:subset_size].to(s.device) for s in (x, y))
-        distances.append(_squared_mmd(x[first], y[second]))
-    values = torch.stack(distances)
-    deviation = float(values.std(correction=0))
-    return KernelDistance(float(values.mean()), deviation, deviation / (subsets - 1) ** 0.5)
+    pairs = ([s[torch.randperm(len(s), generator=random)[:size].to(s.device)] for s in (x, y)] for _ in range(subsets))
+    return torch.stack([squared_mmd(*pair) for pair in pairs])
 
 
-def squared_mmd(x: Tensor, y: Tensor) -> float:
-    """Unbiased MMD² of whole sets (N, D) and (M, D), with the kernel of KID, k(x, y) = (x'y / D + 1)³.
+def squared_mmd(x: Tensor, y: Tensor) -> Tensor:
+    """Return the unbiased MMD² of (N, D) and (M, D) with KID's kernel k(x, y) = (x'y / D + 1)³.
 
-    mean of k(x, x') over pairs of two features of x + the same of y - 2 mean k(x, y). Below 0 by chance at times.
-    Raises ValueError for fewer than two features, two widths, NaN or infinity.
+    It is the mean of k(x, x') over pairs of two features of x, plus the same of y, minus 2 mean k(x, y); by chance it
+    can be below 0.
     """
-    return float(_squared_mmd(x, _check_pair(x, y)))
+    xx, yy, xy = ((a @ b.T / x.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+    within = [(k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in (xx, yy)]
+    return within[0] + within[1] - 2 * xy.mean()
 
 
-def _squared_mmd(x: Tensor, y: Tensor) -> Tensor:
-    n, m = len(x), len(y)
-    within = _kernel_sum(x, None) / (n * (n - 1)) + _kernel_sum(y, None) / (m * (m - 1))
-    return within - 2 * _kernel_sum(x, y) / (n * m)
+def cmmd(x: Tensor, y: Tensor) -> float:
+    """Return CMMD of float64 CLIP embeddings (N, D) and (M, D) (Jayasumana et al. 2024).
+
+    It is 1000 MMD² with the kernel exp(-|x - y|² / (2 * 10²)), biased like the authors': means over all pairs, those of
+    a feature with itself included.
+    """
+
+    def mean(a: Tensor, b: Tensor) -> float:
+        sums = [torch.cdist(rows, b).square().div(-2 * 10**2).exp().sum() for rows in a.split(_BLOCK)]
+        return float(torch.stack(sums).sum()) / (len(a) * len(b))
+
+    return 1000 * (mean(x, x) + mean(y, y) - 2 * mean(x, y))
 
 
-def _kernel_sum(x: Tensor, y: Tensor | None) -> Tensor:
-    """Sum of the kernel over all pairs of x and y; without y over all pairs of two different features of x."""
-    total = torch.zeros((), dtype=torch.float64, device=x.device)
-    for rows, columns, a, b in _blocks(x, x if y is None else y):
-        kernel = (a @ b.T / x.shape[1] + 1).pow_(3)
-        if y is None and rows == columns:
-            kernel.fill_diagonal_(0)
-        total += kernel.sum()
-    return total
+def manifold_metrics(real: Tensor, fake: Tensor, neighbors: int) -> dict[str, float]:
+    """Return precision, recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
-
-@dataclass(frozen=True)
-class ManifoldMetrics:
-    """How two sets cover each other; 1 for equal sets. All in [0, 1] but density, which is at least 0."""
-
-    precision: float
-    recall: float
-    density: float
-    coverage: float
-
-
-def manifold_metrics(real: Tensor, fake: Tensor, neighbours: int = 5) -> ManifoldMetrics:
-    """Precision, recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
-
-    Around every feature lies the open ball that reaches to its k-th nearest neighbour in its own set. Precision: share
-    of fakes in any real ball; recall: of reals in any fake ball; density: real balls around a fake, mean, by k;
-    coverage: share of real balls with a fake inside. Balls are open as in the authors' package ``prdc``, but a centre
-    always lies in its own, also where k duplicates have shrunk it to a point. Distances that differ by less than
-    rounding are equal, so that ties fall the same way whatever the order of features.
+    Around every feature lies the open ball that reaches to its k-th nearest neighbor in its own set. Precision is the
+    share of fakes in any real ball, recall the share of reals in any fake ball, density the mean number of real balls
+    around a fake, by k, and coverage the share of real balls with a fake inside: those of the authors' package
+    ``prdc``.
 
     Args:
-        real, fake: features (N, D) and (M, D).
-        neighbours: k, from 1 to the smaller of N and M, less 1.
-
-    Raises:
-        ValueError: one of the above does not hold, or a feature is not finite.
+        real, fake: float64 features (N, D) and (M, D) on one device.
+        neighbors: k, from 1 to the smaller of N and M, less 1.
     """
-    fake = _check_pair(real, fake)
-    if not 1 <= neighbours < min(len(real), len(fake)):
-        raise ValueError(f"expected 1 to {min(len(real), len(fake)) - 1} neighbours, found {neighbours}")
-    centre = real[:_BLOCK].double().mean(0)  # any point near by will do: far from zero, distances lose digits
-    real_radii, fake_radii = _radii(real, centre, neighbours), _radii(fake, centre, neighbours)
-    covered, recalled = torch.zeros(2, len(real), dtype=torch.bool, device=real.device)
-    balls = torch.zeros(len(fake), dtype=torch.int64, device=real.device)
-    for rows, columns, squared, rounding in _squared_distances(real, fake, centre):
-        inside = _inside(squared, rounding, real_radii[rows, None])
-        balls[columns] += inside.sum(0)
-        covered[rows] |= inside.any(1)
-        recalled[rows] |= _inside(squared, rounding, fake_radii[columns]).any(1)
-    precision, recall, coverage = (float(hit.double().mean()) for hit in (balls > 0, recalled, covered))
-    return ManifoldMetrics(precision, recall, float(balls.double().mean()) / neighbours, coverage)
+    real_radii, fake_radii = _radii(real, neighbors), _radii(fake, neighbors)
+    balls = torch.zeros(len(fake), device=real.device)
+    covered, recalled = [], []
+    for rows, radii in zip(real.split(_BLOCK), real_radii.split(_BLOCK), strict=True):
+        distances = torch.cdist(rows, fake)  # (block, M)
+        inside = distances < radii[:, None]
+        balls += inside.sum(0)
+        covered.append(inside.any(1))
+        recalled.append((distances < fake_radii).any(1))
+    shares = {"precision": balls > 0, "recall": torch.cat(recalled), "coverage": torch.cat(covered)}
+    return {name: float(hit.double().mean()) for name, hit in shares.items()} | {
+        "density": float(balls.double().mean()) / neighbors
+    }
 
 
-def _inside(squared: Tensor, rounding: Tensor, radii: Tensor) -> Tensor:
-    return (squared < radii - rounding) | (squared <= rounding)
-
-
-def _radii(x: Tensor, centre: Tensor, neighbours: int) -> Tensor:
-    """Squared distance from each feature to its k-th nearest other one: (N)."""
-    nearest = torch.full((len(x), neighbours), torch.inf, dtype=torch.float64, device=x.device)
-    for rows, columns, squared, _ in _squared_distances(x, x, centre):
-        if rows == columns:
-            squared.fill_diagonal_(torch.inf)
-        nearest[rows] = torch.cat([nearest[rows], squared], 1).topk(neighbours, largest=False).values
-    return nearest.amax(1)
-
-
-def _squared_distances(x: Tensor, y: Tensor, centre: Tensor) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-    """Blocks of |x - y|² with the difference that counts as rounding; their rows and columns."""
-    for rows, columns, a, b in _blocks(x, y):
-        a, b = a - centre, b - centre
-        lengths = a.square().sum(1)[:, None] + b.square().sum(1)
-        yield rows, columns, torch.addmm(lengths, a, b.T, alpha=-2).clamp_min_(0), lengths * _COINCIDE
-
-
-def _blocks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-    """All pairs of blocks of two sets in float64, with the slices that they come from."""
-    for top in range(0, len(x), _BLOCK):
-        a = x[top : top + _BLOCK].double()
-        for left in range(0, len(y), _BLOCK):
-            yield slice(top, top + _BLOCK), slice(left, left + _BLOCK), a, y[left : left + _BLOCK].double()
-
-
-def check_features(features: Tensor, width: int) -> None:
-    """Raises ValueError unless they are (B, D) of any floating type, all finite."""
-    if features.ndim != 2 or features.shape[1] != width or not features.is_floating_point():
-        raise ValueError(f"expected float features (B, {width}), found {features.dtype} {tuple(features.shape)}")
-    if not all(bool(block.isfinite().all()) for block in features.split(_BLOCK)):
-        raise ValueError("expected finite features, found NaN or infinity")
-
-
-def _check_pair(x: Tensor, y: Tensor) -> Tensor:
-    """y on the device of x. Raises ValueError."""
-    for features in (x, y):
-        check_features(features, x.shape[-1])
-        if len(features) < 2:
-            raise ValueError(f"expected two features or more in each set, found {len(x)} and {len(y)}")
-    return y.to(x.device)
+def _radii(x: Tensor, neighbors: int) -> Tensor:
+    """Return the distance of each feature to its k-th nearest other one, (N,)."""
+    # The nearest of all is the feature itself.
+    blocks = (torch.cdist(rows, x).topk(neighbors + 1, largest=False).values for rows in x.split(_BLOCK))
+    return torch.cat([block[:, -1] for block in blocks])

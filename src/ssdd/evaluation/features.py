@@ -1,74 +1,93 @@
-"""Feature extractors: pictures to the numbers whose distribution is compared. Frozen, float32, free of chance.
+"""Feature extractors: frozen networks that turn images into the features whose distributions are compared.
 
-Every extractor sees the whole picture, scaled to its own square whatever the aspect ratio; nothing is cropped.
+Every extractor sees the whole image, resized to a square of its own whatever the aspect ratio; nothing is cropped.
 
-========================  ==========  ========================================================================
-name                      width       preprocessing
-========================  ==========  ========================================================================
-inception-torch-fidelity  2048        299 x 299, bilinear as in TensorFlow 1 (not antialiased); pixels / 128 - 1
-mobilenet_v2-imagenet     1280        224 x 224, bilinear, antialiased; mean and deviation of ImageNet
-torchvision:MODEL         its own     side, filter, mean and deviation of its weights; antialiased
-dinov2-small ... -giant   384 - 1536  224 x 224, bicubic, antialiased; mean and deviation of the checkpoint
-dinov2:FOLDER_OR_ID       its own     the same
-========================  ==========  ========================================================================
+==========================  ===============  =========  ====================================================
+name                        title            width      preprocessing
+==========================  ===============  =========  ====================================================
+inception-torch-fidelity    Inception        2048       299 px, bilinear as in TensorFlow 1; pixels / 128 - 1
+mobilenet_v2-imagenet       MobileNetV2      1280       224 px, bilinear; ImageNet's mean and std
+dinov2-small ... -giant     DINOv2-S ... -g  384-1536   224 px, bicubic; the checkpoint's mean and std
+dinov2:FOLDER_OR_ID         by its width     its own    the same
+clip-vit-large-patch14-336  CLIP-L           768        336 px, bicubic; CLIP's mean and std
+clip:FOLDER_OR_ID           by its width     its own    the same at its own size
+==========================  ===============  =========  ====================================================
 
-Only the distance on Inception's features is called FID; that on MobileNetV2's is FD-MobileNetV2.
+All but Inception's resizing is antialiased. The Fréchet distance is called FID on Inception's features alone.
 
-Shapes: B pictures, H x W pixels, S side that the network sees, D width of a feature.
+FD-DINOv2 of Stein et al. (2023) takes the same class token of DINOv2-L at 224 px. Their code (dgm-eval) rounds resized
+images to 8 bits, and stretches the position embeddings slightly differently: expect close values, not equal ones.
+CMMD of Jayasumana et al. (2024) takes the same normalized embedding of CLIP-L at 336 px.
+
+Shapes: B images, H x W pixels, S side that the network sees, D width of a feature.
 """
 
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
+from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 
-from ..objectives.repa import DinoFeatures
-from .weights import MissingWeights, dino_weights, first_line, hub_file, hub_path, sha256
+from ..objectives.repa import DinoFeatures, _quiet
+from .weights import MissingWeights, cached_checkpoint, checkpoint_folder, first_line, hub_file, hub_path, sha256
 
-_INCEPTION, _MOBILENET = "inception-torch-fidelity", "mobilenet_v2-imagenet"
-_TORCHVISION, _DINO = "torchvision:", "dinov2"
-_DINO_SIZES = ("small", "base", "large", "giant")
-_DINO_SIDE = 224
-EXTRACTORS = (_INCEPTION, _MOBILENET, *(f"{_DINO}-{size}" for size in _DINO_SIZES))
-"""The extractors with a name of their own; ``load_extractor`` takes more."""
+INCEPTION, MOBILENET, CLIP = "inception-torch-fidelity", "mobilenet_v2-imagenet", "clip-vit-large-patch14-336"
+EXTRACTORS = (INCEPTION, MOBILENET, "dinov2-small", "dinov2-base", "dinov2-large", "dinov2-giant", CLIP)
+"""The extractors with a name of their own; ``load_extractor`` takes folders too."""
+
+CLIP_FEATURES = "normalized CLIP embedding"
+"""Ends the preprocessing, and so the identity, of features that CMMD is defined on."""
 
 _INCEPTION_HASH = "6726825d"
-"""How the sha256 of torch-fidelity's file begins, by its name: FID is of these very weights."""
+"""The beginning of the SHA-256 of torch-fidelity's file, from its name: FID is defined on these very weights."""
+
+_MOBILENET_WEIGHTS = MobileNet_V2_Weights.IMAGENET1K_V1
+_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+_OPENAI = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
 
 
 class Extractor(ABC):
-    """Calls a frozen network on pictures.
+    """Calls a frozen network on images, in float32 and without randomness.
 
     Attributes:
-        name: the name for ``load_extractor``.
+        name: name for ``load_extractor``.
+        title: display name.
         width: D.
-        weights: the file (or folder, where there are several) that was read.
-        sha256: of that file, in hexadecimal; of all of them one after the other in order of their names.
+        sha256: SHA-256 of the file of weights in hexadecimal; of several one after the other in order of their names.
         preprocessing: one line for reports.
     """
 
     preprocessing: str
 
-    def __init__(self, name: str, net: nn.Module, width: int, weights: Path, device: torch.device | str) -> None:
-        self.name, self.width, self.weights = name, width, weights
-        self.sha256 = sha256(weights)
+    def __init__(
+        self, name: str, net: nn.Module, width: int, weights: Path, device: torch.device | str, title: str = ""
+    ) -> None:
+        self.name, self.title, self.width, self.sha256 = name, title or name, width, sha256(weights)
         self.device = torch.device(device)
         self.net = net.to(self.device).requires_grad_(False).eval()
 
     @property
     def identity(self) -> str:
-        """Weights and preprocessing: features are comparable where this is equal, whatever folder it came from."""
+        """Weights and preprocessing: features are comparable where this is equal, whatever folder they came from."""
         return f"sha256 {self.sha256}, {self.preprocessing}"
+
+    def frechet_name(self, count: int) -> str:
+        """Return the name of the Fréchet distance between sets of this many images: "FID-50k", "FD-5k DINOv2-L"."""
+        if count >= 1000:
+            number = f"{count // 1000}k" if count % 1000 == 0 else f"{count // 100 / 10:.1f}k"
+        else:
+            number = str(count)
+        return f"FID-{number}" if self.name == INCEPTION else f"FD-{number} {self.title}"
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """Features of pictures, each independent of the others; TF32 and autocast are off whatever the caller chose.
+        """Return the features of images, each independent of the others; TF32 and autocast are off.
 
         Args:
             images: uint8 (B, H, W, 3) on any device.
@@ -88,14 +107,11 @@ class Extractor(ABC):
 
     @abstractmethod
     def _features(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) to (B, D)."""
+        """Return (B, D) of uint8 (B, 3, H, W)."""
 
 
 class InceptionFeatures(Extractor):
-    """The 2048 numbers before the classifier of FID's Inception, by torch-fidelity, bit for bit its own.
-
-    Raises MissingWeights, or ImportError if torch-fidelity is not installed.
-    """
+    """The 2048 features before the classifier of FID's Inception, bit for bit those of torch-fidelity."""
 
     preprocessing = "299 x 299 bilinear as in TensorFlow 1 (not antialiased), pixels / 128 - 1"
 
@@ -103,131 +119,126 @@ class InceptionFeatures(Extractor):
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
         except ImportError as error:
-            raise ImportError(f"{_INCEPTION} needs the package torch-fidelity: pip install 'ssdd[eval]'") from error
-        path = hub_file(_INCEPTION, URL_INCEPTION_V3, download)
+            raise ImportError(f"{INCEPTION} needs the package torch-fidelity: pip install 'ssdd[eval]'") from error
+        path = hub_file(INCEPTION, URL_INCEPTION_V3, download)
         if not sha256(path).startswith(_INCEPTION_HASH):
             raise MissingWeights(
-                f"{_INCEPTION}: {path} is another file than torch-fidelity's (its sha256 does not begin with "
+                f"{INCEPTION}: {path} is another file than torch-fidelity's (its sha256 does not begin with "
                 f"{_INCEPTION_HASH}); put the one from {URL_INCEPTION_V3} there"
             )
-        net = FeatureExtractorInceptionV3(_INCEPTION, ["2048"], feature_extractor_weights_path=str(path))
-        super().__init__(_INCEPTION, net, 2048, path, device)
+        net = FeatureExtractorInceptionV3(INCEPTION, ["2048"], feature_extractor_weights_path=str(path))
+        super().__init__(INCEPTION, net, 2048, path, device, "Inception")
 
     def _features(self, images: Tensor) -> Tensor:
         return self.net(images.contiguous())[0]
 
 
-class TorchvisionFeatures(Extractor):
-    """What the last linear layer of one of torchvision's classifiers is given; for MobileNetV2 means over H and W.
+class MobileNetFeatures(Extractor):
+    """The input of the classifier of torchvision's MobileNetV2: the last feature map's mean over H and W."""
 
-    The weights are the first that torchvision lists for the model: IMAGENET1K_V1 but for two, in all releases.
+    preprocessing = "224 x 224 bilinear, antialiased, mean and std of ImageNet"
 
-    Raises MissingWeights, or ValueError for a model that torchvision does not have or that has no linear layer.
-    """
-
-    def __init__(self, model: str, name: str, device: torch.device | str = "cpu", download: bool = True) -> None:
-        try:
-            weights = next(iter(torchvision.models.get_model_weights(model)))
-        except (ValueError, StopIteration) as error:
-            raise ValueError(f"{name}: torchvision has no classifier {model}") from error
-        path = hub_file(name, weights.url, download)
-        try:
-            net = torchvision.models.get_model(model, weights=weights)
-        except RuntimeError as error:
-            raise MissingWeights(
-                f"{name}: {path} has the weights of another network; put {weights.url} there"
-            ) from error
-        linear = [key for key, module in net.named_modules() if isinstance(module, nn.Linear)]
-        preset = weights.transforms()
-        if not linear or not hasattr(preset, "crop_size"):
-            raise ValueError(f"{name}: {model} is no classifier of images that ends in a linear layer")
-        width = net.get_submodule(linear[-1]).in_features
-        net.set_submodule(linear[-1], nn.Identity())
-        super().__init__(name, net, width, path, device)
-        self._side, self._filter = preset.crop_size[0], preset.interpolation.value
-        self._mean, self._std = preset.mean, preset.std
-        self.preprocessing = (
-            f"{self._side} x {self._side} {self._filter}, antialiased, mean and deviation of its weights"
-        )
+    def __init__(self, device: torch.device | str = "cpu", download: bool = True) -> None:
+        path = hub_file(MOBILENET, _MOBILENET_WEIGHTS.url, download)
+        net = mobilenet_v2(weights=_MOBILENET_WEIGHTS)
+        net.classifier = nn.Identity()
+        super().__init__(MOBILENET, net, 1280, path, device, "MobileNetV2")
 
     def _features(self, images: Tensor) -> Tensor:
-        return self.net(_prepared(images, self._side, self._filter, self._mean, self._std))
+        return self.net(_prepared(images, 224, "bilinear", *_IMAGENET))
 
 
 class DinoClassToken(Extractor):
-    """The class token of a DINOv2 after its last norm. ``source``: hub id or folder, read from safetensors only.
+    """The class token of a DINOv2 after its last norm; ``source`` is a folder or hub id with safetensors."""
 
-    Raises MissingWeights; ValueError for another architecture; ImportError if transformers is not installed.
-    """
+    preprocessing = "224 x 224 bicubic, antialiased, mean and std of the checkpoint"
 
-    preprocessing = f"{_DINO_SIDE} x {_DINO_SIDE} bicubic, antialiased, mean and deviation of the checkpoint"
-
-    def __init__(self, source: str, name: str, device: torch.device | str = "cpu", download: bool = True) -> None:
-        if importlib.util.find_spec("transformers") is None:
-            raise ImportError(f"{name} needs the package transformers: pip install 'ssdd[train]'")
-        advice = f"{name} needs {source}: put it in Hugging Face's cache, or give a folder with its config.json and "
-        advice += f"model.safetensors as {_DINO}:FOLDER"
-        if not download and dino_weights(source) is None:
-            raise MissingWeights(advice)
+    def __init__(self, name: str, source: str, device: torch.device | str = "cpu", download: bool = True) -> None:
+        folder = checkpoint_folder(name, source, download)
         try:
-            dino = DinoFeatures(source)
-        except RuntimeError as error:  # its advice is about training: only the cause is told
-            raise MissingWeights(f"{advice} ({first_line(error.__cause__ or error)})") from error
-        weights = dino_weights(source)
-        assert weights is not None, "a network was read from nowhere"
-        super().__init__(name, dino.net, dino.width, weights, device)
-        self._mean, self._std = (t.flatten().tolist() for t in (dino.mean, dino.std))
+            dino = DinoFeatures(str(folder))
+        except RuntimeError as error:
+            raise MissingWeights(f"{name}: {first_line(error.__cause__ or error)} in {folder}") from error
+        title = {384: "DINOv2-S", 768: "DINOv2-B", 1024: "DINOv2-L", 1536: "DINOv2-g"}.get(dino.width, "DINOv2")
+        super().__init__(name, dino.net, dino.width, folder, device, title)
+        self._mean, self._std = dino.mean.flatten().tolist(), dino.std.flatten().tolist()
 
     def _features(self, images: Tensor) -> Tensor:
-        x = _prepared(images, _DINO_SIDE, "bicubic", self._mean, self._std)
+        x = _prepared(images, 224, "bicubic", self._mean, self._std)
         return self.net(pixel_values=x).last_hidden_state[:, 0]
 
 
+class ClipEmbedding(Extractor):
+    """The image embedding of a CLIP, of length 1; ``source`` is a folder or hub id."""
+
+    def __init__(self, name: str, source: str, device: torch.device | str = "cpu", download: bool = True) -> None:
+        folder = checkpoint_folder(name, source, download)
+        from transformers import CLIPVisionModelWithProjection
+
+        try:
+            with _quiet():  # about the text model in the same file
+                loaded: Any = CLIPVisionModelWithProjection.from_pretrained(
+                    folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
+                )
+        except Exception as error:  # of many kinds: no such file, safetensors, pickle, shapes
+            raise MissingWeights(f"{name}: no readable CLIP in {folder} ({first_line(error)})") from error
+        net, report = loaded
+        if report["missing_keys"]:  # transformers would go on with random numbers in their place
+            raise MissingWeights(f"{name}: {folder} lacks {len(report['missing_keys'])} tensors of its config.json")
+        self._side, width = net.config.image_size, net.config.projection_dim
+        super().__init__(name, net, width, folder, device, "CLIP-L" if width == 768 else "CLIP")
+        self.preprocessing = f"{self._side} x {self._side} bicubic, antialiased, mean and std of CLIP, {CLIP_FEATURES}"
+
+    def _features(self, images: Tensor) -> Tensor:
+        return F.normalize(self.net(pixel_values=_prepared(images, self._side, "bicubic", *_OPENAI)).image_embeds)
+
+
 def available_extractors() -> list[str]:
-    """Those of ``EXTRACTORS`` that can be loaded at once: package and weights are here. Nothing is downloaded."""
-    found = []
+    """Return those of ``EXTRACTORS`` whose packages and weights are here; nothing is downloaded."""
+    here = {MOBILENET: hub_path(_MOBILENET_WEIGHTS.url).is_file()}
     if importlib.util.find_spec("torch_fidelity") is not None:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-        found += [_INCEPTION] if hub_path(URL_INCEPTION_V3).is_file() else []
-    if hub_path(torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.url).is_file():
-        found.append(_MOBILENET)
+        here[INCEPTION] = hub_path(URL_INCEPTION_V3).is_file()
     if importlib.util.find_spec("transformers") is not None:
-        found += [name for name in EXTRACTORS if name.startswith(_DINO) and dino_weights(f"facebook/{name}")]
-    return found
+        here |= {name: cached_checkpoint(_hub_id(name)) is not None for name in EXTRACTORS[2:]}
+    return [name for name in EXTRACTORS if here.get(name)]
 
 
 def load_extractor(name: str, device: torch.device | str = "cpu", download: bool = True) -> Extractor:
-    """An extractor by its name, as in the table above.
+    """Return an extractor by its name, as in the table above.
 
     Args:
-        name: one of ``EXTRACTORS``, ``torchvision:MODEL``, or ``dinov2:`` with a folder or hub id.
+        name: one of ``EXTRACTORS``, or ``dinov2:`` or ``clip:`` with a folder or hub id.
         device: where it computes; features come out there.
-        download: whether weights that are not at hand may be fetched. That is tried once.
+        download: whether weights that are not at hand may be downloaded. That is tried once.
 
     Raises:
         MissingWeights: the weights are not at hand; one line that says which file goes where.
         ValueError: no such extractor.
         ImportError: a package is missing; names the extra.
     """
-    if name == _INCEPTION:
+    if name == INCEPTION:
         return InceptionFeatures(device, download)
-    if name == _MOBILENET:
-        return TorchvisionFeatures("mobilenet_v2", name, device, download)
-    if name.startswith(_TORCHVISION):
-        return TorchvisionFeatures(name.removeprefix(_TORCHVISION), name, device, download)
+    if name == MOBILENET:
+        return MobileNetFeatures(device, download)
+    kind, _, source = name.partition(":")
     if name in EXTRACTORS:
-        return DinoClassToken(f"facebook/{name}", name, device, download)
-    if name.startswith(f"{_DINO}:"):
-        return DinoClassToken(name.removeprefix(f"{_DINO}:"), name, device, download)
-    raise ValueError(
-        f"expected an extractor of {', '.join(EXTRACTORS)}, {_TORCHVISION}MODEL or {_DINO}:FOLDER, found {name!r}"
-    )
+        kind, source = name.split("-")[0], _hub_id(name)
+    if kind == "dinov2" and source:
+        return DinoClassToken(name, source, device, download)
+    if kind == "clip" and source:
+        return ClipEmbedding(name, source, device, download)
+    raise ValueError(f"expected an extractor of {', '.join(EXTRACTORS)}, dinov2:FOLDER or clip:FOLDER, found {name!r}")
+
+
+def _hub_id(name: str) -> str:
+    return f"{'openai' if name == CLIP else 'facebook'}/{name}"
 
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """float32 as written, by the same algorithm whatever the batch was before: else the distances change with them."""
+    """Compute in float32 as written, by the same algorithm whatever the batch before: distances change otherwise."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     flags = {"enabled": True, "benchmark": False, "deterministic": True, "allow_tf32": False}
@@ -238,8 +249,8 @@ def full_precision(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
-def _prepared(images: Tensor, side: int, filter: str, mean: list[float], std: list[float]) -> Tensor:
-    """uint8 (B, 3, H, W) to normalised float32 (B, 3, S, S), without rounding in between."""
+def _prepared(images: Tensor, side: int, filter: str, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return uint8 (B, 3, H, W) as normalized float32 (B, 3, S, S), without rounding in between."""
     x = images.float() / 255
     if x.shape[2:] != (side, side):
         x = F.interpolate(x, size=(side, side), mode=filter, antialias=True)

@@ -1,50 +1,23 @@
-"""Metrics of every single image, in batches, and the table that makes numbers with intervals of them.
+"""What compares two images: PSNR, SSIM, LPIPS, the shift of colours; in batches, on uint8.
 
-Shapes: B batch, H x W pixels, N planes (one channel of one image), n crops, M metrics, R resamples of the bootstrap.
+Shapes: B batch, H x W pixels, N planes (one channel of one image).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..data.pixels import images_to_tensor, tensor_to_image
-from ..objectives import LPIPSNetwork
 from ..objectives.perceptual import LPIPS
 
 Images = np.ndarray | Tensor
 """uint8 (B, H, W, 3)."""
 
 
-class PairMetric(Protocol):
-    """A metric beside our own, by a network.
-
-    Attributes:
-        name: of the network. sha256: of its weights, in hexadecimal. preprocessing: one line for reports.
-    """
-
-    name: str
-    sha256: str
-    preprocessing: str
-
-    def __call__(self, original: Tensor, reconstruction: Tensor, /) -> np.ndarray:
-        """Of uint8 (B, H, W, 3) on one device: (B,) float64."""
-
-
-DESCRIPTIONS = {
-    "mse": "mean squared error of values in [0, 1]",
-    "mae": "mean absolute error of values in [0, 1]",
-    "psnr": "10 log10(1 / MSE) per image in dB, mean over the images that are not equal to their originals",
-    "pooled_psnr": "10 log10(1 / MSE) in dB of the MSE over all pixels of all images",
-    "ssim_uniform_7": "scikit-image's default: 7 x 7 uniform window, sample covariance, per channel, windows inside",
-    "ssim_gaussian_11": "Wang et al. 2004: 11 x 11 Gaussian window of sigma 1.5, per channel, windows inside",
-    "high_frequency_ratio": "energy of luma above half of Nyquist's frequency over the originals', of all crops",
-    "lpips_": "LPIPS v0.1 by torchmetrics in float32, images in [-1, 1], large ones by tiles; the network follows",
-}
 UNIFORM_WINDOW, GAUSSIAN_WINDOW, LPIPS_LEAST = 7, 11, 32
 """The shortest sides for which SSIM and LPIPS are defined: below 32 pixels LPIPS' networks pool all away."""
 
@@ -96,51 +69,18 @@ def ssim_gaussian(original: Images, reconstruction: Images) -> np.ndarray:
     return _mean_over_planes(_ssim_gaussian_map, original, reconstruction, GAUSSIAN_WINDOW)
 
 
-class BatchMetrics:
-    """All metrics of batches of pairs, on ``device``: our own, LPIPS by each of the networks, ``others`` by name."""
-
-    def __init__(
-        self,
-        lpips_networks: Sequence[LPIPSNetwork] = (),
-        device: torch.device | str = "cpu",
-        others: Mapping[str, PairMetric] | None = None,
-    ) -> None:
-        self.device = torch.device(device)
-        self._others = dict(others or {})
-        self._lpips = {name: LPIPS(name).to(self.device) for name in lpips_networks}
-
-    @torch.inference_mode()
-    def __call__(
-        self, original: Images, reconstruction: Images, valid: np.ndarray | None = None
-    ) -> dict[str, np.ndarray]:
-        """(B,) float64 by metric, and ``pixels``, H x W; what is not defined for so small an image is left out.
-
-        Args:
-            original, reconstruction: uint8 (B, H, W, 3).
-            valid: bool (B,), of ``Rounded``: all metrics of the other images are NaN.
-
-        Raises:
-            ValueError: two shapes, or other images than uint8.
-        """
-        x, y = (_tensor(i).to(self.device) for i in (original, reconstruction))
-        mse, mae = squared_and_absolute_error(x, y)
-        height, width = x.shape[1:3]
-        metrics = {"pixels": np.full(len(x), float(height * width)), "mse": mse, "mae": mae, "psnr": psnr(mse)}
-        shorter = min(height, width)
-        if shorter >= UNIFORM_WINDOW:
-            metrics["ssim_uniform_7"] = ssim_uniform(x, y)
-        if shorter >= GAUSSIAN_WINDOW:
-            metrics["ssim_gaussian_11"] = ssim_gaussian(x, y)
-        if shorter >= LPIPS_LEAST:
-            metrics |= {f"lpips_{name}": _lpips(net, x, y) for name, net in self._lpips.items()}
-        metrics |= {name: metric(x, y) for name, metric in self._others.items()}
-        if valid is not None:
-            metrics = {name: np.where(valid, values, np.nan) for name, values in metrics.items()}
-        return metrics
+def colour_shift(original: Images, reconstruction: Images) -> np.ndarray:
+    """Return the mean of reconstruction - original in 8-bit levels, of red, green and blue: (B, 3) float64, exact."""
+    x, y = as_planes(original, reconstruction)
+    difference = (y.int() - x.int()).flatten(2)
+    return difference.sum(2, dtype=torch.int64).cpu().numpy() / difference.shape[2]
 
 
-def _lpips(net: LPIPS, x: Tensor, y: Tensor) -> np.ndarray:
-    """(B,) float64; of large images the mean over tiles, by area: a network's features take 200 bytes a pixel."""
+def lpips(net: LPIPS, x: Tensor, y: Tensor) -> np.ndarray:
+    """Return LPIPS of uint8 (B, H, W, 3), (B,) float64; of large images the mean over tiles, weighted by their area.
+
+    A network's features take 200 bytes a pixel.
+    """
     height, width = x.shape[1:3]
     if height * width <= LPIPS_LARGEST:
         return _lpips_whole(net, x, y)

@@ -20,9 +20,8 @@ from ..checkpoints.places import find_model
 from ..data.pixels import images_to_tensor
 from ..files import atomic_path
 from ..statistics import LatentStatistics
-from .batches import Progress, crop_batches, nothing_usable, unchanged
-from .contestants import Contestant
-from .protocols import Census, EvaluationSet, Protocol
+from .autoencoders import Autoencoder
+from .protocols import Census, EvaluationSet, Progress, Protocol, crop_batches, draw_images, silent
 
 SAVED_IN = ("AutoencoderSSDD", "AutoencoderKL")
 """The classes whose config.json has a place for the statistics."""
@@ -30,7 +29,7 @@ SAVED_IN = ("AutoencoderSSDD", "AutoencoderKL")
 
 @dataclass(frozen=True)
 class StandardErrors:
-    """Of means and deviations: how far other images of the same kind would move them. NaN for a single image.
+    """How far other images of the same kind would move means and standard deviations. NaN for a single image.
 
     mean, std: (c,) float64. Positions of one image are alike, so that images are counted, not positions.
     """
@@ -45,7 +44,7 @@ class StandardErrors:
 class MeasuredLatents:
     """Whose latents, over what, and what they are like. limit: images drawn from the set, None for all of them."""
 
-    contestant: Contestant
+    autoencoder: Autoencoder
     protocol: Protocol
     census: Census
     statistics: LatentStatistics
@@ -54,54 +53,45 @@ class MeasuredLatents:
 
 
 def latent_statistics(
-    contestant: Contestant,
+    autoencoder: Autoencoder,
     evaluation_set: EvaluationSet,
     *,
     limit: int | None = None,
     batch_size: int = 16,
     workers: int = 2,
     device: torch.device | str = "cpu",
-    progress: Progress = unchanged,
+    progress: Progress = silent,
 ) -> MeasuredLatents:
-    """Raw latents (mode of the posterior) of every crop of the set, and their statistics in float64.
+    """Return the statistics in float64 of the raw latents (mode of the posterior) of every crop of the set.
 
     Args:
-        contestant: a model with a latent of numbers.
+        autoencoder: a model with a latent of numbers.
         evaluation_set: the images and the protocol that crops them.
         limit: so many images at most, drawn without repetition by the protocol's seed: the first ones of a folder
             are often all of one kind.
         batch_size, workers: no number depends on them, but for rounding.
-        device: where the contestant's networks are.
+        device: where the autoencoder's networks are.
         progress: goes round the images.
 
     Raises ValueError if no image is usable, a crop does not fit the model, the latent is no tensor, or not finite.
     """
     census, statistics, moments = Census(), LatentStatistics(), _Moments()
-    indices = _drawn(len(evaluation_set), limit, evaluation_set.protocol.seed)
+    indices = draw_images(len(evaluation_set), limit, evaluation_set.protocol.seed)
     for crops in crop_batches(evaluation_set, census, batch_size, workers, progress, indices):
         pixels = torch.from_numpy(np.stack([crop.pixels for crop in crops])).to(device)
-        z = contestant.encode(images_to_tensor(pixels))
+        z = autoencoder.encode(images_to_tensor(pixels))
         if not isinstance(z, Tensor):
-            raise ValueError(f"{contestant.name}: expected a model with a latent tensor, found none to measure")
-        statistics.update(z, [f"{contestant.name}, {crop.key}" for crop in crops])
+            raise ValueError(f"{autoencoder.name}: expected a model with a latent tensor, found none to measure")
+        statistics.update(z, [f"{autoencoder.name}, {crop.key}" for crop in crops])
         moments.add([crop.key.image for crop in crops], z)
-    if not statistics.count:
-        raise nothing_usable(census)
+    census.check_used()
     return MeasuredLatents(
-        contestant, evaluation_set.protocol, census, statistics, moments.standard_errors(statistics), limit
+        autoencoder, evaluation_set.protocol, census, statistics, moments.standard_errors(statistics), limit
     )
 
 
-def _drawn(images: int, limit: int | None, seed: int) -> list[int] | None:
-    if limit is not None and limit < 1:
-        raise ValueError(f"expected a limit of at least 1 image, found {limit}")
-    if limit is None or limit >= images:
-        return None
-    return sorted(np.random.default_rng([seed, images]).permutation(images)[:limit].tolist())
-
-
 class _Moments:
-    """Mean and deviation of each single crop, for the standard errors."""
+    """Mean and variance of each single crop, for the standard errors."""
 
     def __init__(self) -> None:
         self._images: list[int] = []
@@ -110,7 +100,7 @@ class _Moments:
         self._variances: list[np.ndarray] = []
 
     def add(self, images: Sequence[int], z: Tensor) -> None:
-        """Latents (B, c, h, w) of crops of these B images."""
+        """Add latents (B, c, h, w) of crops of these B images."""
         values = z.cpu().double().flatten(2)
         self._images += images
         self._counts += [values.shape[2]] * len(values)
@@ -118,7 +108,7 @@ class _Moments:
         self._variances += [*values.var(2, correction=0).numpy()]
 
     def standard_errors(self, whole: LatentStatistics) -> StandardErrors:
-        """By linearisation, all crops of an image together: the error of a mean m over N positions is
+        """Return them by linearisation, all crops of an image together: the error of a mean m over N positions is
         sqrt(sum over images of (their sum of x - m)²) / N, that of a variance v the same of (x - m)² - v.
         """
         _, group = np.unique(self._images, return_inverse=True)
@@ -140,7 +130,7 @@ class _Moments:
 
 
 def _spread(values: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Standard error of the sum over rows (n, k) that come in groups: (k,)."""
+    """Return the standard error of the sum over rows (n, k) that come in groups: (k,)."""
     groups = int(group.max()) + 1
     sums = np.zeros((groups, values.shape[1]))
     np.add.at(sums, group, values)
@@ -151,7 +141,7 @@ def _spread(values: np.ndarray, group: np.ndarray) -> np.ndarray:
 
 
 def saved_folder(name: str) -> Path:
-    """The folder whose config.json is to take the statistics: of a model, of a finished run or of a pipeline's VAE.
+    """Return the folder whose config.json takes the statistics: of a model, a finished run or a pipeline's VAE.
 
     Raises ValueError, CheckpointError or PermissionError with one line where there is none that can.
     """
@@ -177,7 +167,7 @@ class Change:
 
 
 def save_statistics(folder: Path, entries: dict[str, Any]) -> dict[str, Change]:
-    """Puts measured statistics into the folder's config.json, all at once; everything else stays, in its order.
+    """Put measured statistics into the folder's config.json, all at once; everything else stays, in its order.
 
     Those of an AutoencoderKL are a map that pipelines undo, SDXL's by ``latents_std`` and ``scaling_factor`` one after
     the other: it gets ``scaling_factor`` and ``shift_factor`` alone, and no entries by channel. An AutoencoderSSDD
@@ -200,11 +190,11 @@ def save_statistics(folder: Path, entries: dict[str, Any]) -> dict[str, Change]:
 
 
 def as_dict(measured: MeasuredLatents) -> dict[str, Any]:
-    """JSON types alone: the numbers, the config entries, protocol and data. What is not defined is None."""
+    """Return the numbers, the config entries, protocol and data as JSON types; what is not defined is None."""
     statistics, errors = measured.statistics, measured.errors
     return {
-        "name": measured.contestant.name,
-        "model": measured.contestant.describe(),
+        "name": measured.autoencoder.name,
+        "model": measured.autoencoder.describe(),
         "config": statistics.config(),
         "channels": {
             "mean": statistics.mean.tolist(),
@@ -223,7 +213,7 @@ def as_dict(measured: MeasuredLatents) -> dict[str, Any]:
         "positions": statistics.count,
         "limit": measured.limit,
         "protocol": measured.protocol.describe(),
-        "data": {**measured.census.describe(), "skipped": [s.reason for s in measured.census.skipped]},
+        "data": measured.census.describe(),
         "software": {"ssdd": __version__, "torch": torch.__version__},
     }
 
@@ -233,7 +223,7 @@ def _plain(values: Any) -> list[float | None]:
 
 
 def as_text(measured: MeasuredLatents, saved: dict[str, Change] | None = None) -> str:
-    """A table of channels, the config entries (what became of them where they were saved), the protocol."""
+    """Return a table of channels, the config entries (what became of them if saved) and the protocol."""
     statistics, errors = measured.statistics, measured.errors
     columns = (statistics.mean, errors.mean, statistics.std, errors.std, statistics.minimum, statistics.maximum)
     lines = [f"{'channel':8}{'mean':>12}{'± s.e.':>10}{'std':>12}{'± s.e.':>10}{'min':>12}{'max':>12}"]

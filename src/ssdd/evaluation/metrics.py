@@ -1,59 +1,448 @@
-"""Metrics of one reconstruction against its original, both rounded to 8 bits, as a viewer gets them.
+"""Every number of an evaluation: its name, unit, digits and direction, how it is computed, and where it is shown.
 
-Shapes: H x W pixels.
+A metric is one entry in one of three tables: ``IMAGE_METRICS`` are of a crop and its reconstruction, ``SET_METRICS`` of
+two sets of features, ``COSTS`` of an autoencoder at work. A user's own is an image metric, ``file.py:NAME``.
+
+Shapes: B batch, H x W pixels.
 """
 
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from PIL import Image
+from torch import Tensor
 
-from ..objectives.perceptual import available_network
-from .image_metrics import BatchMetrics
+from ..checkpoints.own_code import OWN_CODE, load_own, one_line
+from ..objectives import LPIPSNetwork
+from ..objectives.perceptual import LPIPS
+from .image_metrics import (
+    GAUSSIAN_WINDOW,
+    LPIPS_LEAST,
+    UNIFORM_WINDOW,
+    Images,
+    colour_shift,
+    lpips,
+    psnr,
+    squared_and_absolute_error,
+    ssim_gaussian,
+    ssim_uniform,
+)
+from .spectrum import Spectra, detail_ratio, spectra
+from .weights import MissingWeights
+
+Better = Literal["higher", "lower", "one", "zero", "none"]
+"""Which values are better: a ratio is best at one, a shift at zero; ``none``: a plain fact."""
+
+ARROWS = {"higher": "↑", "lower": "↓", "one": "→ 1", "zero": "→ 0", "none": ""}
 
 
 @dataclass(frozen=True)
-class ImageMetrics:
-    """psnr in dB (infinite for equal images); ssim with an 11 x 11 Gaussian window; lpips; None where undefined."""
+class Metric:
+    """One number.
 
-    psnr: float
-    ssim: float | None
-    lpips: float | None
+    Attributes:
+        name: key in results. heading: of its column. digits: after the point. better: its direction.
+        description: how it is computed, in a sentence.
+        compute: of an image metric, from ``ImagePairs`` to (B,) float64; of a cost, from ``RowFacts`` to a number.
+        shortest: shorter side of images, in pixels, from which an image metric is defined.
+        weight: column by which crops count in the mean; by default all count the same.
+        in_text: whether the printed table has a column for it; JSON and report have all.
+    """
+
+    name: str
+    heading: str
+    digits: int
+    better: Better
+    description: str
+    compute: Callable[[Any], Any] | None = None
+    shortest: int = 1
+    weight: str | None = None
+    in_text: bool = True
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a saved result needs to show it, JSON types alone."""
+        return {
+            "heading": self.heading,
+            "digits": self.digits,
+            "better": self.better,
+            "description": self.description,
+            "weight": self.weight,
+            "in_text": self.in_text,
+        }
+
+    @classmethod
+    def of(cls, name: str, described: dict[str, Any]) -> "Metric":
+        """Return the metric that a saved result describes."""
+        return cls(name, **described)
+
+    def badness(self, value: float) -> float:
+        """Return a number that is smaller for a better value; infinite for NaN."""
+        if math.isnan(value):
+            return math.inf
+        return {"higher": -value, "one": abs(value - 1), "zero": abs(value)}.get(self.better, value)
+
+    def format(self, value: float | None) -> str:
+        """Return the value with its digits; a dash where there is none."""
+        return "-" if value is None or math.isnan(value) else f"{value:,.{self.digits}f}"
 
 
-class ImageComparison:
-    """Compares pairs of images. ``lpips_network`` is the first whose weights are at hand, or None."""
+class ImagePairs:
+    """Originals and reconstructions of one size, uint8 (B, H, W, 3) on one device, and what several metrics need."""
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.device = torch.device(device)
-        self.lpips_network = available_network()
-        self._metrics = BatchMetrics([self.lpips_network] if self.lpips_network else [], self.device)
+    def __init__(self, original: Images, reconstruction: Images, original_spectra: Spectra | None = None) -> None:
+        self.original, self.reconstruction = original, reconstruction
+        self.height, self.width = int(original.shape[1]), int(original.shape[2])
+        if original_spectra is not None:
+            self.original_spectra = original_spectra
 
-    def __call__(self, original: np.ndarray, reconstruction: np.ndarray) -> ImageMetrics:
-        """Both uint8 (H, W, 3), of the same size. Raises ValueError if they are not."""
-        if original.shape != reconstruction.shape:
-            raise ValueError(f"expected two images of one size, found {original.shape} and {reconstruction.shape}")
-        metrics = {name: float(v[0]) for name, v in self._metrics(original[None], reconstruction[None]).items()}
-        lpips = metrics.get(f"lpips_{self.lpips_network}")
-        return ImageMetrics(metrics["psnr"], metrics.get("ssim_gaussian_11"), lpips)
+    @cached_property
+    def errors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean squared and mean absolute error of values in [0, 1]: two of (B,)."""
+        return squared_and_absolute_error(self.original, self.reconstruction)
+
+    @cached_property
+    def original_spectra(self) -> Spectra:
+        return spectra(self.original)
+
+    @cached_property
+    def spectra(self) -> Spectra:
+        return spectra(self.reconstruction)
+
+    @cached_property
+    def shift(self) -> np.ndarray:
+        """Mean shift of red, green and blue in 8-bit levels: (B, 3)."""
+        return colour_shift(self.original, self.reconstruction)
 
 
-def mean_metrics(metrics: list[ImageMetrics]) -> ImageMetrics:
-    """Mean over images of each metric, over those where it is defined."""
-
-    def mean(values: list[float | None]) -> float | None:
-        defined = [v for v in values if v is not None]
-        return sum(defined) / len(defined) if defined else None
-
-    return ImageMetrics(
-        mean([m.psnr for m in metrics]) or 0.0, mean([m.ssim for m in metrics]), mean([m.lpips for m in metrics])
+def _shift_of(channel: int, name: str) -> Metric:
+    return Metric(
+        f"colour_shift_{name}",
+        f"Shift of {name}, levels",
+        2,
+        "zero",
+        f"mean of reconstruction - original in 8-bit levels, {name}",
+        lambda pairs: pairs.shift[:, channel],
+        in_text=False,
     )
 
 
-def bicubic_baseline(image: np.ndarray, factor: int) -> np.ndarray:
-    """The image reduced by ``factor`` and enlarged again, both bicubic: as many cells as the latent grid, of pixels."""
-    height, width = image.shape[:2]
-    small = (-(-width // factor), -(-height // factor))
-    picture = Image.fromarray(image).resize(small, Image.Resampling.BICUBIC)
-    return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
+DETAIL_WEIGHT = "high_frequency_energy"
+"""Column with each original's energy of detail: smooth crops, whose ratio is rounding, hardly count."""
+
+COLOURS = ("red", "green", "blue")
+
+# In the order of the table. pooled_psnr has no value of a crop: it is made of the mean of mse.
+IMAGE_METRICS = {
+    m.name: m
+    for m in (
+        Metric(
+            "pooled_psnr",
+            "PSNR pooled",
+            2,
+            "higher",
+            "10 log10(1 / MSE) in dB of the MSE over all pixels of all images",
+        ),
+        Metric(
+            "psnr",
+            "PSNR mean",
+            2,
+            "higher",
+            "10 log10(1 / MSE) per image in dB, mean over the images that are not equal to their originals",
+            lambda pairs: psnr(pairs.errors[0]),
+        ),
+        Metric(
+            "ssim_uniform_7",
+            "SSIM 7x7",
+            3,
+            "higher",
+            "scikit-image's default: 7 x 7 uniform window, sample covariance, per channel, windows inside",
+            lambda pairs: ssim_uniform(pairs.original, pairs.reconstruction),
+            shortest=UNIFORM_WINDOW,
+        ),
+        Metric(
+            "ssim_gaussian_11",
+            "SSIM 11x11",
+            3,
+            "higher",
+            "Wang et al. 2004: 11 x 11 Gaussian window of sigma 1.5, per channel, windows inside",
+            lambda pairs: ssim_gaussian(pairs.original, pairs.reconstruction),
+            shortest=GAUSSIAN_WINDOW,
+        ),
+        Metric(
+            "high_frequency_ratio",
+            "detail",
+            3,
+            "one",
+            "energy of luma above half of Nyquist's frequency over the originals', of all crops",
+            lambda pairs: detail_ratio(pairs.spectra.high, pairs.original_spectra.high),
+            weight=DETAIL_WEIGHT,
+        ),
+        Metric(
+            "weave",
+            "weave",
+            2,
+            "one",
+            "power of luma at a period of 2 pixels over that of slightly coarser patterns; about 1 in photographs",
+            lambda pairs: pairs.spectra.weave,
+            shortest=32,
+        ),
+        Metric(
+            "mae", "MAE", 4, "lower", "mean absolute error of values in [0, 1]", lambda p: p.errors[1], in_text=False
+        ),
+        Metric(
+            "mse", "MSE", 5, "lower", "mean squared error of values in [0, 1]", lambda p: p.errors[0], in_text=False
+        ),
+        *(_shift_of(channel, name) for channel, name in enumerate(COLOURS)),
+    )
+}
+
+_SET = "of the features of originals and reconstructions"
+SET_METRICS = {
+    m.name: m
+    for m in (
+        Metric(
+            "frechet",
+            "FD",
+            2,
+            "lower",
+            f"Fréchet distance of Gaussians (Heusel et al. 2017) {_SET}; the heading "
+            "has the number of images, and only numbers from as many images can be compared",
+        ),
+        Metric(
+            "kid",
+            "KID",
+            5,
+            "lower",
+            f"unbiased squared MMD with the kernel (x'y / D + 1)^3 (Binkowski et al. 2018) {_SET}",
+        ),
+        Metric(
+            "cmmd",
+            "CMMD",
+            3,
+            "lower",
+            f"squared MMD with a Gaussian kernel of sigma 10, times 1000 (Jayasumana et al. 2024) {_SET}",
+        ),
+        Metric(
+            "precision",
+            "Precision",
+            3,
+            "higher",
+            "share of reconstructions within the originals' manifold (Kynkäänniemi et al. 2019)",
+            in_text=False,
+        ),
+        Metric(
+            "recall", "Recall", 3, "higher", "share of originals within the reconstructions' manifold", in_text=False
+        ),
+        Metric(
+            "density",
+            "Density",
+            3,
+            "higher",
+            "originals' balls around a reconstruction, mean, by k (Naeem et al. 2020)",
+            in_text=False,
+        ),
+        Metric(
+            "coverage",
+            "Coverage",
+            3,
+            "higher",
+            "share of the originals' balls with a reconstruction inside",
+            in_text=False,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class RowFacts:
+    """What the cost of a row is computed from.
+
+    parameters: of both networks and of the decoder. flops: to encode and to decode one image, None without networks.
+    latent_bytes, pixels: means over images. encode_seconds, decode_seconds: per image, one value a batch.
+    peak_memory: bytes above what lay there before, of the largest batch, None where it cannot be measured.
+    """
+
+    parameters: tuple[int, int]
+    flops: tuple[int, int] | None
+    latent_bytes: float
+    pixels: float
+    encode_seconds: Sequence[float] = field(default_factory=list)
+    decode_seconds: Sequence[float] = field(default_factory=list)
+    peak_memory: int | None = None
+
+
+def _rate(seconds: Sequence[float]) -> float:
+    """Return images per second: the median over batches; the first one warms up where there are more."""
+    times = seconds[1:] or seconds
+    return 1 / max(float(np.median(times)), 1e-9) if times else math.nan
+
+
+COSTS = {
+    m.name: m
+    for m in (
+        Metric("latent_bytes", "bytes", 0, "none", "of a latent, 16 bits a number, or of the file, mean over images",
+               lambda f: f.latent_bytes),
+        Metric("bits_per_pixel", "bits/px", 3, "none", "bits of a latent or file for each pixel",
+               lambda f: 8 * f.latent_bytes / f.pixels, in_text=False),
+        Metric("parameters", "Parameters, M", 1, "none", "of encoder and decoder, in millions",
+               lambda f: f.parameters[0] / 1e6, in_text=False),
+        Metric("decoder_parameters", "decoder M", 1, "none", "parameters of the decoder, in millions",
+               lambda f: f.parameters[1] / 1e6),
+        Metric("encode_gflop", "encode GFLOP", 1, "none", "to encode one image; multiplication and addition are two",
+               lambda f: f.flops[0] / 1e9 if f.flops else math.nan, in_text=False),
+        Metric("decode_gflop", "decode GFLOP", 1, "none", "to decode one image; multiplication and addition are two",
+               lambda f: f.flops[1] / 1e9 if f.flops else math.nan),
+        Metric("encode_rate", "encode/s", 2, "higher", "images encoded a second: median over batches, on this machine",
+               lambda f: _rate(f.encode_seconds)),
+        Metric("decode_rate", "decode/s", 2, "higher", "images decoded a second: median over batches, on this machine, "
+               "without drawing the noise", lambda f: _rate(f.decode_seconds)),
+        Metric("peak_memory", "peak MiB", 0, "lower", "memory that decoding a batch takes beside the weights",
+               lambda f: math.nan if f.peak_memory is None else f.peak_memory / 2**20, in_text=False),
+    )
+}  # fmt: skip
+
+
+def lpips_metric(network: LPIPSNetwork, device: torch.device | str = "cpu") -> Metric:
+    """Return LPIPS with one backbone. Raises MissingWeights with one line where its weights cannot be had."""
+    try:
+        net = LPIPS(network).to(device)
+    except RuntimeError as error:
+        raise MissingWeights(str(error)) from error
+    return Metric(
+        f"lpips_{network}",
+        f"LPIPS-{network}",
+        3,
+        "lower",
+        f"LPIPS v0.1 with {network} by torchmetrics in float32, images in [-1, 1], large ones by tiles",
+        lambda pairs: lpips(net, pairs.original, pairs.reconstruction),
+        shortest=LPIPS_LEAST,
+    )
+
+
+def dreamsim_metric(device: torch.device | str = "cpu") -> Metric:
+    """Return DreamSim. Raises MissingWeights or ImportError."""
+    from .dreamsim import load_dreamsim
+
+    net = load_dreamsim(device)
+    description = f"{net.name}: {net.preprocessing}; sha256 {net.sha256[:16]}"
+    return Metric(
+        "dreamsim", "DreamSim", 3, "lower", description, lambda pairs: net(pairs.original, pairs.reconstruction)
+    )
+
+
+def own_metric(spec: str, device: torch.device | str = "cpu") -> Metric:
+    """Return a user's image metric, ``file.py:NAME`` or ``package.module:NAME``.
+
+    NAME is a function of originals and reconstructions, uint8 (B, H, W, 3) on the device, that returns (B,) numbers;
+    or a class that makes such an object. Its attributes ``better`` (higher, lower, one, zero), ``heading``, ``digits``
+    and ``description`` are used where it has them; ``better`` has to be there.
+
+    Raises ValueError, ImportError or OSError with one line.
+    """
+    match = re.fullmatch(OWN_CODE, spec)
+    if match is None:
+        raise ValueError(f"expected a metric as file.py:NAME or package.module:NAME, found {spec!r}")
+    path, name = match.groups()
+    own = load_own(spec, path, name, make=False)
+    if isinstance(own, type):
+        own = own()
+    better: Any = getattr(own, "better", None)
+    if not callable(own) or better not in get_args(Better):
+        raise ValueError(
+            f"{spec}: expected a function with an attribute better, one of {', '.join(get_args(Better))}, "
+            f"found {type(own).__name__}" + (f" with better {better!r}" if callable(own) else "")
+        )
+    if name in IMAGE_METRICS:
+        raise ValueError(f"{spec}: expected a name of its own, found that of a metric that is there: {name}")
+    if isinstance(own, torch.nn.Module):
+        own = own.to(device).eval()
+
+    def compute(pairs: ImagePairs) -> np.ndarray:
+        try:
+            values = torch.as_tensor(own(pairs.original, pairs.reconstruction)).double().cpu().numpy()
+        except Exception as error:  # whatever the user's code raises
+            raise ValueError(f"{spec}: {one_line(error)}") from error
+        if values.shape != (len(pairs.original),):
+            raise ValueError(
+                f"{spec}: expected a number for each of {len(pairs.original)} images, found {values.shape}"
+            )
+        return values
+
+    return Metric(
+        name,
+        str(getattr(own, "heading", name)),
+        int(getattr(own, "digits", 3)),
+        better,
+        str(getattr(own, "description", f"of the user's own code, {Path(path).name}:{name}")),
+        compute,
+    )
+
+
+class BatchMetrics:
+    """Image metrics of batches of pairs, on a device: our own, LPIPS by each of the networks, and others."""
+
+    def __init__(
+        self,
+        lpips_networks: Sequence[LPIPSNetwork] = (),
+        device: torch.device | str = "cpu",
+        others: Iterable[Metric] = (),
+    ) -> None:
+        self.device = torch.device(device)
+        with_networks = [lpips_metric(name, device) for name in lpips_networks]
+        self.metrics: dict[str, Metric] = {}
+        for metric in (*IMAGE_METRICS.values(), *with_networks, *others):
+            if metric.name in self.metrics:
+                raise ValueError(f"expected metrics of different names, found two called {metric.name}")
+            self.metrics[metric.name] = metric
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        original: Images,
+        reconstruction: Images,
+        valid: np.ndarray | None = None,
+        original_spectra: Spectra | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Return (B,) float64 by metric; what is not defined for so small an image is left out.
+
+        Args:
+            original, reconstruction: uint8 (B, H, W, 3).
+            valid: bool (B,), as of ``Rounded``: the metrics of the other images are NaN.
+            original_spectra: of the originals, where they are known already.
+
+        Raises:
+            ValueError: two shapes, or other images than uint8.
+        """
+        return self.of(ImagePairs(self.tensor(original), self.tensor(reconstruction), original_spectra), valid)
+
+    def of(self, pairs: ImagePairs, valid: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Return the same, of pairs on the device."""
+        shorter = min(pairs.height, pairs.width)
+        found = {
+            name: np.asarray(metric.compute(pairs), np.float64)
+            for name, metric in self.metrics.items()
+            if metric.compute is not None and shorter >= metric.shortest
+        }
+        return found if valid is None else {name: np.where(valid, v, np.nan) for name, v in found.items()}
+
+    def tensor(self, images: Images) -> Tensor:
+        """Return images as a tensor on the device."""
+        if isinstance(images, Tensor):
+            return images.to(self.device)
+        # Torch warns of Pillow's read-only arrays, and refuses mirrored ones.
+        return torch.from_numpy(np.require(images, requirements=("C", "W"))).to(self.device)
+
+
+def ordered(metrics: dict[str, Metric]) -> list[Metric]:
+    """Return image metrics in the order of tables: those of networks before the ratios and the errors."""
+    first = ("pooled_psnr", "psnr", "ssim_uniform_7", "ssim_gaussian_11")
+    known = [metrics[name] for name in first if name in metrics]
+    networks = [m for name, m in metrics.items() if name not in IMAGE_METRICS]
+    rest = [m for name, m in metrics.items() if name in IMAGE_METRICS and name not in first]
+    return [*known, *networks, *rest]

@@ -1,15 +1,17 @@
 """Evaluation protocols: which pixels of which images a number is about, such that others get the same number.
 
-Shapes: H x W pixels of an image, S side of a square crop.
+Shapes: H x W pixels of an image, S side of a square crop, B crops of one size.
 """
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.images import MAX_PIXELS, ImageError, printable
@@ -17,7 +19,81 @@ from ..data.loader import Skipped, start_worker
 from ..data.sources import ImageSource
 from ..data.transforms import centre_crop
 
-CropRule = Literal["centre", "random", "native"]
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+"""Shows how far the work is: gets the items and their number, gives the items."""
+
+
+def silent(items: Iterable[Any], total: int) -> Iterable[Any]:
+    """Show nothing."""
+    return items
+
+
+# ---- from an image to a square ---------------------------------------------------------------------------------------
+
+
+def torchvision_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """Return what torchvision's ``Resize(S)`` (bilinear, antialiased) and ``CenterCrop(S)`` make of a PIL image."""
+    height, width = image.shape[:2]
+    longer = int(size * max(height, width) / min(height, width))
+    new = (size, longer) if width <= height else (longer, size)
+    resized = np.asarray(Image.fromarray(image).resize(new, Image.Resampling.BILINEAR))
+    top, left = (round((side - size) / 2) for side in resized.shape[:2])
+    return resized[top : top + size, left : left + size]
+
+
+def adm_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """Return the centre crop of guided-diffusion (Dhariwal and Nichol 2021): halved by box, then bicubic to S."""
+    picture = Image.fromarray(image)
+    while min(picture.size) >= 2 * size:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    scale = size / min(picture.size)
+    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
+    resized = np.asarray(picture)
+    top, left = ((side - size) // 2 for side in resized.shape[:2])
+    return resized[top : top + size, left : left + size]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How crops are made. words: of the crop, and of what becomes of images smaller than it.
+
+    square: a function of image and S, where the rule resizes to one square.
+    """
+
+    crop: str
+    small: str
+    square: Callable[[np.ndarray, int], np.ndarray] | None = None
+
+
+_ENLARGED = "enlarged by the same filter, and counted; skipped where the longer side would be out of bounds"
+_REFUSED = "skipped if a side is below {size} pixels: nothing is enlarged"
+
+RULES = {
+    "centre": Rule(
+        "shorter side resized to {size} pixels (Pillow, bilinear, antialiased), then the middle {size} x {size}",
+        _ENLARGED,
+        centre_crop,
+    ),
+    "torchvision": Rule(
+        "torchvision's Resize({size}), bilinear and antialiased, on the Pillow image, then CenterCrop({size})",
+        _ENLARGED,
+        torchvision_crop,
+    ),
+    "adm": Rule(
+        "guided-diffusion's centre crop: halved by Pillow's box filter while twice as large, bicubic to a shorter side "
+        "of {size} pixels, then the middle {size} x {size}",
+        _ENLARGED,
+        adm_crop,
+    ),
+    "random": Rule(
+        "{crops} crops of {size} x {size} pixels an image, not resized, places uniform from (seed {seed}, index of "
+        "the image, number of the crop)",
+        _REFUSED,
+    ),
+    "native": Rule("the whole image, not resized, its middle cut to multiples of {size} pixels", _REFUSED),
+    "exact": Rule("the images as they are, {size} x {size} pixels", "skipped, as is every image of another size"),
+    "whole": Rule("the images as they are, of any size", "used as they are"),
+}
 
 
 @dataclass(frozen=True)
@@ -25,87 +101,100 @@ class Protocol:
     """One way to evaluate, under a name that stands for all of its choices. ``describe`` spells them out.
 
     Attributes:
-        name: ends in a version: a change of any choice is a new name.
-        rule: ``centre``: the shorter side resized to S, then the middle. ``random``: crops at native resolution.
-            ``native``: the whole image, cut to a multiple.
+        name: stands for every choice: a change of any is a new name.
+        rule: one of ``RULES``.
         size: S, side of the crops in pixels; for ``native`` the number that both sides are cut to a multiple of.
         crops: crops an image; more than one for ``random`` alone.
-        seed: of all that is random: the places of crops, a sampled posterior.
-        posterior: what the decoder gets of the encoder's posterior.
+        seed: of all that is random: the places of crops, the noise of decoders.
+        compares_with: whose numbers, published or yours, are of the same pixels.
 
     Raises:
         ValueError: numbers below 1, or several crops of an image by a rule that has only one.
     """
 
     name: str
-    rule: CropRule
+    rule: str
     size: int
     crops: int = 1
     seed: int = 0
-    posterior: Literal["mode", "sample"] = "mode"
+    compares_with: str = ""
 
     def __post_init__(self) -> None:
         if min(self.size, self.crops) < 1 or (self.crops > 1 and self.rule != "random"):
             raise ValueError(f"expected sizes and numbers from 1, several crops for random ones alone, found {self}")
 
+    @property
+    def square(self) -> bool:
+        """Whether all crops are S x S."""
+        return self.rule not in ("native", "whole")
+
     def number(self, key: "CropKey") -> int:
-        """Of a crop in the whole set, whatever was skipped: the noise of its decoding is drawn by it."""
+        """Return a crop's number in the whole set, whatever was skipped: the noise of its decoding is drawn by it."""
         return key.image * self.crops + key.crop
 
     def describe(self) -> dict[str, Any]:
-        """Every choice in words, for tables and JSON."""
-        crop, small = _IN_WORDS[self.rule]
+        """Return every choice in words, for tables and JSON."""
+        rule = RULES[self.rule]
         return {
             "protocol": self.name,
-            "crop": crop.format(size=self.size, crops=self.crops, seed=self.seed),
-            "crop_size": None if self.rule == "native" else self.size,
+            "crop": rule.crop.format(size=self.size, crops=self.crops, seed=self.seed),
+            "crop_size": self.size if self.square else None,
             "crops_per_image": self.crops,
-            "small_images": small.format(size=self.size),
+            "small_images": rule.small.format(size=self.size),
+            **({"compares_with": self.compares_with} if self.compares_with else {}),
             "image_order": "the source's: paths as given, names sorted within a folder",
             "colour": "RGB of the file, upright by EXIF, transparency on white, colour profiles ignored",
             "rounding": "reconstructions clamped to [-1, 1] and rounded to the nearest of 256 levels",
             "reference": "the same crops of the originals, 8 bits",
-            "posterior": self.posterior,
+            "posterior": "mode",
             "seed": self.seed,
             "statistics_dtype": "float64",
         }
 
 
-_IN_WORDS: dict[CropRule, tuple[str, str]] = {
-    "centre": (
-        "shorter side resized to {size} pixels (Pillow, bilinear, antialiased), then the middle {size} x {size}",
-        "enlarged by the same filter, and counted; skipped where the longer side would be out of bounds",
-    ),
-    "random": (
-        "{crops} crops of {size} x {size} pixels an image, not resized, places uniform from (seed {seed}, index of "
-        "the image, number of the crop)",
-        "skipped if a side is below {size} pixels: nothing is enlarged",
-    ),
-    "native": (
-        "the whole image, not resized, its middle cut to multiples of {size} pixels",
-        "skipped if a side is below {size} pixels: nothing is enlarged",
-    ),
-}
-
 PROTOCOLS: dict[str, Protocol] = {
     p.name: p
     for p in (
-        Protocol("paper-128-v1", "centre", 128),
-        Protocol("paper-256-v1", "centre", 256),
-        Protocol("paper-512-v1", "centre", 512),
+        Protocol("paper-128-v1", "centre", 128, compares_with="the SSDD paper's rule, as it describes it"),
+        Protocol("paper-256-v1", "centre", 256, compares_with="the SSDD paper's rule, as it describes it"),
+        Protocol("paper-512-v1", "centre", 512, compares_with="the SSDD paper's rule, as it describes it"),
+        Protocol(
+            "torchvision-256",
+            "torchvision",
+            256,
+            compares_with="evaluations by torchvision's transforms, among them most of AutoencoderKL on ImageNet",
+        ),
+        Protocol(
+            "adm-256",
+            "adm",
+            256,
+            compares_with="guided-diffusion, DiT, SiT, LightningDiT, REPA: their reference batches and training crops",
+        ),
+        Protocol("dcae-in512", "adm", 512, compares_with="DC-AE's tables on ImageNet at 512 pixels (DMCrop)"),
+        Protocol(
+            "omnidoc-256",
+            "exact",
+            256,
+            compares_with="OmniDoc-TokenBench, 3,042 images; published FLUX.1-dev: PSNR 26.2377, SSIM 0.9364, "
+            "LPIPS-VGG 0.0247, FID 0.5543",
+        ),
         # 32: every autoencoder up to f32 gets the same pixels, and pads none.
         Protocol("native-v1", "native", 32),
         Protocol("crops-128-v1", "random", 128, crops=8),
         Protocol("crops-256-v1", "random", 256, crops=8),
+        Protocol("as-is", "whole", 1),
     )
 }
 
 
 def get_protocol(name: str) -> Protocol:
-    """The protocol of that name. Raises ValueError, which lists all, if there is none."""
+    """Return the protocol of that name. Raises ValueError, which lists all, if there is none."""
     if name not in PROTOCOLS:
         raise ValueError(f"expected a protocol ({', '.join(PROTOCOLS)}), found {name!r}")
     return PROTOCOLS[name]
+
+
+# ---- the set ---------------------------------------------------------------------------------------------------------
 
 
 class CropKey(NamedTuple):
@@ -145,43 +234,47 @@ class EvaluationSet(Dataset[EvaluationItem | Skipped]):
         return len(self.source)
 
     def __getitem__(self, index: int) -> EvaluationItem | Skipped:
-        """The crops, or why there are none: a broken file, or too small for the protocol's rule."""
+        """Return the crops, or why there are none: a broken file, or too small for the protocol's rule."""
         name = self.source.name(index)
         try:
             image = self.source.read(index)
         except ImageError as error:
             return Skipped(name, str(error))
-        if reason := self._refusal(image):
+        if reason := self.refusal(image):
             return Skipped(name, f"{printable(name)}: {reason}")
-        enlarged = self.protocol.rule == "centre" and min(image.shape[:2]) < self.protocol.size
-        found = enumerate(crop.copy() for crop in self._crops(image, index))  # contiguous, writable
+        rule = RULES[self.protocol.rule]
+        enlarged = rule.square is not None and min(image.shape[:2]) < self.protocol.size
+        found = enumerate(crop.copy() for crop in self.crops(image, index))  # contiguous, writable
         return EvaluationItem(tuple(EvaluationCrop(CropKey(index, k, name), c, _digest(c)) for k, c in found), enlarged)
 
-    def _refusal(self, image: np.ndarray) -> str | None:
-        """Why the rule has no crop of the image uint8 (H, W, 3); None if it has."""
+    def refusal(self, image: np.ndarray) -> str | None:
+        """Return why the rule has no crop of the image uint8 (H, W, 3); None if it has."""
         size, (height, width) = self.protocol.size, image.shape[:2]
         shorter, longer = min(height, width), max(height, width)
-        if self.protocol.rule != "centre":
+        if RULES[self.protocol.rule].square is None:
+            if self.protocol.rule == "exact" and (height, width) != (size, size):
+                return f"expected {size} x {size} pixels for {self.protocol.name}, found {height} x {width}"
             expected = f"expected sides of at least {size} pixels, as {self.protocol.name} enlarges nothing"
             return f"{expected}, found {height} x {width}" if shorter < size else None
         if size * math.ceil(longer * size / shorter) > MAX_PIXELS:
             return f"expected at most {MAX_PIXELS} pixels after the resize to {size}, found sides {height} x {width}"
         return None
 
-    def _crops(self, image: np.ndarray, index: int) -> Iterator[np.ndarray]:
+    def crops(self, image: np.ndarray, index: int) -> Iterator[np.ndarray]:
+        """Yield the crops of the image of that index, views or copies."""
         size, (height, width) = self.protocol.size, image.shape[:2]
-        if self.protocol.rule == "centre":
-            yield centre_crop(image, size)
-        elif self.protocol.rule == "native":
-            rows, columns = height - height % size, width - width % size
-            top, left = (height - rows) // 2, (width - columns) // 2
-            yield image[top : top + rows, left : left + columns]
-        else:
+        if (square := RULES[self.protocol.rule].square) is not None:
+            yield square(image, size)
+        elif self.protocol.rule == "random":
             for k in range(self.protocol.crops):
                 random = np.random.default_rng([self.protocol.seed, index, k])
                 top = int(random.integers(0, height - size, endpoint=True))
                 left = int(random.integers(0, width - size, endpoint=True))
                 yield image[top : top + size, left : left + size]
+        else:
+            rows, columns = height - height % size, width - width % size
+            top, left = (height - rows) // 2, (width - columns) // 2
+            yield image[top : top + rows, left : left + columns]
 
 
 def _digest(pixels: np.ndarray) -> bytes:
@@ -192,17 +285,66 @@ def _digest(pixels: np.ndarray) -> bytes:
 def read_items(
     evaluation_set: EvaluationSet, workers: int = 0, indices: Iterable[int] | None = None
 ) -> Iterator[tuple[int, EvaluationItem | Skipped]]:
-    """Index and item of the whole set in its order, or of the given indices (a process' share) in theirs.
+    """Yield index and item of the whole set in its order, or of the given indices (a process' share) in theirs.
 
     workers: processes that read and crop; 0 does it in this one.
     """
     order = list(range(len(evaluation_set)) if indices is None else indices)
-    options: dict[str, Any] = {"batch_size": None, "collate_fn": _unchanged, "worker_init_fn": start_worker}
+    options: dict[str, Any] = {"batch_size": None, "collate_fn": _as_it_is, "worker_init_fn": start_worker}
     yield from zip(order, DataLoader(evaluation_set, sampler=order, num_workers=workers, **options), strict=True)
 
 
-def _unchanged(item: Any) -> Any:
+def _as_it_is(item: Any) -> Any:
     return item
+
+
+def crop_batches(
+    evaluation_set: EvaluationSet,
+    census: "Census",
+    batch_size: int,
+    workers: int,
+    progress: Progress = silent,
+    indices: Sequence[int] | None = None,
+) -> Iterator[list[EvaluationCrop]]:
+    """Yield crops in the set's order, those of one size that follow one another up to ``batch_size`` at a time.
+
+    Args:
+        evaluation_set: where they come from.
+        census: counts every image, the skipped ones too.
+        batch_size: B at most.
+        workers: processes that read and crop; 0 does it in this one.
+        progress: goes round the images.
+        indices: of the images; all by default.
+    """
+    total = len(evaluation_set) if indices is None else len(indices)
+
+    def crops() -> Iterator[EvaluationCrop]:
+        for index, item in progress(read_items(evaluation_set, workers, indices), total):
+            census.add(index, item)
+            if not isinstance(item, Skipped):
+                yield from item.crops
+
+    for _, group in groupby(crops(), key=lambda crop: crop.pixels.shape):
+        batch: list[EvaluationCrop] = []
+        for crop in group:
+            batch.append(crop)
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+
+def draw_images(images: int, limit: int | None, seed: int) -> list[int] | None:
+    """Return the indices of at most ``limit`` images, drawn by the seed and sorted; None for all of them.
+
+    The first ones of a folder are often all of one kind. Raises ValueError for a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"expected a limit of at least 1 image, found {limit}")
+    if limit is None or limit >= images:
+        return None
+    return sorted(np.random.default_rng([seed, images]).permutation(images)[:limit].tolist())
 
 
 class Census:
@@ -233,18 +375,25 @@ class Census:
         return tuple(self._skipped[i] for i in sorted(self._skipped))
 
     def fingerprint(self) -> str:
-        """sha256, in hexadecimal, of the crops' digests in order: equal if and only if all pixels are.
+        """Return the sha256, in hexadecimal, of the crops' digests in order: equal if and only if all pixels are.
 
         The digests stand for the pixels so that processes that saw a part each can put it together.
         """
         return hashlib.sha256(b"".join(d for i in sorted(self._digests) for d in self._digests[i])).hexdigest()
 
+    def check_used(self) -> None:
+        """Raise ValueError, with the first reason, if no image could be used."""
+        if not self._digests:
+            reason = self.skipped[0].reason if self._skipped else "the data are empty"
+            raise ValueError(f"expected usable images, found none: {len(self._skipped)} skipped; {reason}")
+
     def describe(self) -> dict[str, Any]:
-        """Counts and the fingerprint, for tables and JSON."""
+        """Return counts and the fingerprint, for tables and JSON."""
         return {
             "images": len(self._digests),
             "crops": sum(map(len, self._digests.values())),
             "enlarged_images": len(self._enlarged),
             "skipped_images": len(self._skipped),
             "fingerprint": self.fingerprint(),
+            "skipped": [s.reason for s in self.skipped],
         }

@@ -19,15 +19,24 @@ class Panel:
 
 
 def difference(a: np.ndarray, b: np.ndarray, gain: int = 4) -> np.ndarray:
-    """Absolute difference times ``gain``, black where equal. uint8 (H, W, 3) each."""
+    """Return the absolute difference times ``gain``, black where equal. uint8 (H, W, 3) each."""
     delta = np.abs(a.astype(np.int16) - b.astype(np.int16)) * gain
     return np.minimum(delta, 255).astype(np.uint8)
 
 
 def sheet(rows: list[list[Panel]], headings: list[str], panel_width: int = 360) -> np.ndarray:
-    """A page with a heading above each column; each picture is scaled to ``panel_width``. uint8 (H, W, 3).
+    """Return a page with a heading above each column.
 
-    Raises ValueError if a row has more or fewer panels than there are headings.
+    Args:
+        rows: pictures with their captions; those of a row may differ in height.
+        headings: one for each column.
+        panel_width: width in pixels that each picture is scaled to.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        ValueError: there are no rows, or one has more or fewer panels than there are headings.
     """
     if any(len(row) != len(headings) for row in rows) or not rows:
         raise ValueError(f"expected rows of {len(headings)} panels")

@@ -1,11 +1,10 @@
-"""Files of pretrained weights: found in the usual caches, fetched where that is allowed, checked before they are read.
-
-Nothing here unpickles more than tensors.
-"""
+"""Find, download and check files of pretrained weights. Nothing here unpickles more than tensors."""
 
 import hashlib
+import importlib.util
 import re
 import urllib.request
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -13,26 +12,35 @@ import torch
 _TIMEOUT = 10.0
 """Seconds that a server may take to answer at all."""
 
+_WEIGHTS = ("model*.safetensors", "pytorch_model.bin")
+"""Files of weights in a checkpoint of transformers, the preferred ones first."""
+
 
 class MissingWeights(RuntimeError):
-    """An extractor's weights are not at hand. One line that says which file goes where."""
+    """Weights are not at hand. The message is one line that says which file goes where."""
 
 
 def hub_path(url: str) -> Path:
-    """Where torch.hub keeps the file of an address: the cache under ``TORCH_HOME``."""
+    """Return where torch.hub keeps the file of an address: its cache under ``TORCH_HOME``."""
     return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
 
 
 def hub_file(name: str, url: str, download: bool) -> Path:
-    """The file of an address in torch.hub's cache, fetched if allowed; nothing but tensors in it. MissingWeights."""
+    """Return the file of an address in torch.hub's cache, downloaded if allowed, checked. Raises MissingWeights.
+
+    Args:
+        name: what needs the file, for messages.
+        url: its address; the name ends with the beginning of the file's SHA-256.
+        download: whether to download what is not in the cache.
+    """
     path, tried = hub_path(url), ""
     if not path.is_file() and download:
         try:
             # Behind a firewall that drops packets the download itself would wait for minutes; this asks once.
             with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_TIMEOUT):
                 path.parent.mkdir(parents=True, exist_ok=True)
-            begin = re.search(r"-([0-9a-f]{8,})\.", path.name)
-            torch.hub.download_url_to_file(url, str(path), begin and begin[1], progress=False)
+            digest = re.findall("[0-9a-f]{8,}", path.name)[-1]
+            torch.hub.download_url_to_file(url, str(path), digest, progress=False)
         except (OSError, RuntimeError) as error:
             tried = f" and could not be downloaded ({first_line(error)})"
     if not path.is_file():
@@ -42,10 +50,7 @@ def hub_file(name: str, url: str, download: bool) -> Path:
 
 
 def check_tensors(name: str, path: Path, url: str) -> None:
-    """Raises MissingWeights unless the file has tensors and nothing that could run code.
-
-    For the libraries that unpickle it without this restriction.
-    """
+    """Raise MissingWeights unless a file holds tensors and no code: some libraries would run it."""
     try:
         torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds: zip, pickle, end of file
@@ -54,25 +59,59 @@ def check_tensors(name: str, path: Path, url: str) -> None:
         ) from error
 
 
-def dino_weights(source: str) -> Path | None:
-    """The weights of a folder or of a hub id in the cache (the folder, if they are several files), or None."""
+def checkpoint_folder(name: str, source: str, download: bool) -> Path:
+    """Return the folder of a transformers checkpoint, downloaded if allowed. Raises MissingWeights or ImportError.
+
+    Args:
+        name: extractor that needs it, ``KIND-...`` or ``KIND:SOURCE``.
+        source: folder or hub id.
+        download: whether to download what is neither a folder nor in the hub's cache.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise ImportError(f"{name} needs the package transformers: pip install 'ssdd[train]'")
+    folder, tried = cached_checkpoint(source), ""
+    if folder is None and download and not Path(source).is_dir():
+        from huggingface_hub import HfApi, snapshot_download
+
+        try:
+            # The hub's client would retry for minutes without network; this asks once.
+            files = [file.rfilename for file in HfApi().model_info(source, timeout=_TIMEOUT).siblings or []]
+            safe = any(fnmatch(file, _WEIGHTS[0]) for file in files)
+            snapshot_download(source, allow_patterns=["*config.json", f"{_WEIGHTS[0]}*" if safe else _WEIGHTS[1]])
+        except Exception as error:  # the errors of the hub's HTTP client differ between its releases
+            tried = f" and could not be downloaded ({first_line(error)})"
+        folder = cached_checkpoint(source)
+    if folder is None:
+        raise MissingWeights(
+            f"{name} needs {source}, which has no model.safetensors here{tried}; put it in Hugging Face's cache, or "
+            f"give a folder with its config.json and model.safetensors as {re.split('[-:]', name)[0]}:FOLDER"
+        )
+    return folder
+
+
+def cached_checkpoint(source: str) -> Path | None:
+    """Return the folder with weights of a folder or of a hub id in the cache, or None."""
     folder = Path(source)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
         try:
-            folder = Path(snapshot_download(source, allow_patterns=["model*.safetensors"], local_files_only=True))
+            folder = Path(snapshot_download(source, local_files_only=True))
         except (OSError, ValueError):  # not there, or not even the name of a repository
             return None
-    if (folder / "model.safetensors").is_file():
-        return folder / "model.safetensors"
-    return folder if any(folder.glob("model*.safetensors")) else None
+    return folder if _weight_files(folder) else None
 
 
-def sha256(weights: Path) -> str:
-    """Of a file, in hexadecimal; of the safetensors of a folder one after the other in order of their names."""
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files of weights in a transformers checkpoint's folder, sorted by name."""
+    return next((files for pattern in _WEIGHTS if (files := sorted(folder.glob(pattern)))), [])
+
+
+def sha256(*paths: Path) -> str:
+    """Return the SHA-256 in hexadecimal of files one after the other; a checkpoint's folder stands for its weights."""
     digest = hashlib.sha256()
-    for path in sorted(weights.glob("model*.safetensors")) if weights.is_dir() else [weights]:
+    files = [file for path in paths for file in (_weight_files(path) if path.is_dir() else [path])]
+    for path in files:
         with path.open("rb") as file:
             while part := file.read(1 << 20):
                 digest.update(part)
@@ -80,5 +119,5 @@ def sha256(weights: Path) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The error's kind and the first line of what it says."""
+    """Return an error's kind and the first line of its message."""
     return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -3,35 +3,27 @@
 Shapes: N samples, S side.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..evaluation.batches import crop_batches, nothing_usable, unchanged
-from ..evaluation.feature_sets import FeatureSet, set_distances
+from ..evaluation.distances import FeatureSet, set_distances
 from ..evaluation.features import Extractor
-from ..evaluation.protocols import PROTOCOLS, Census, EvaluationSet, Protocol
-from ..evaluation.results import software
+from ..evaluation.metrics import SET_METRICS
+from ..evaluation.protocols import PROTOCOLS, Census, EvaluationSet, Progress, Protocol, crop_batches, silent
+from ..evaluation.results import describe_extractor, set_notes, software
 from ..text import aligned
 from .decoding import spatial_factor
 from .result import Generator
 from .sampling import Sampling, generate_images
 
-Distances = dict[str, dict[str, float | bool]]
-Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+Distances = dict[str, dict[str, float]]
 
-_COLUMNS = {
-    "frechet": "FD",
-    "kid": "KID",
-    "precision": "precision",
-    "recall": "recall",
-    "density": "density",
-    "coverage": "coverage",
-}
-_INCEPTION = "inception"
+NEIGHBORS = 3
+"""k of precision, recall, density and coverage, as guided-diffusion (ADM) has it for generated images."""
 
 
 @dataclass(frozen=True)
@@ -67,18 +59,16 @@ def measure_reference(
     extractors: Sequence[Extractor],
     batch_size: int = 16,
     workers: int = 2,
-    progress: Progress = unchanged,
+    progress: Progress = silent,
 ) -> Reference:
     """One pass over the photographs. Raises ValueError if none can be used."""
     census, features = Census(), [FeatureSet(extractor) for extractor in extractors]
-    empty = True
     for crops in crop_batches(evaluation_set, census, batch_size, workers, progress):
-        empty = False
         pixels = torch.from_numpy(np.stack([crop.pixels for crop in crops]))
+        numbers = [evaluation_set.protocol.number(crop.key) for crop in crops]
         for extractor, found in zip(extractors, features, strict=True):
-            found.add(extractor, pixels)
-    if empty:
-        raise nothing_usable(census)
+            found.add(extractor(pixels), numbers)
+    census.check_used()
     return Reference(evaluation_set.protocol, census, list(extractors), features)
 
 
@@ -90,7 +80,7 @@ def measure_samples(
     guidances: Sequence[float],
     reference: Reference,
     batch_size: int = 16,
-    progress: Progress = unchanged,
+    progress: Progress = silent,
 ) -> list[GuidedResult]:
     """The same noise and classes with each guidance in turn: a search, if there are several."""
     results = []
@@ -98,11 +88,13 @@ def measure_samples(
         own = replace(sampling, guidance=guidance)
         features = [FeatureSet(extractor) for extractor in reference.extractors]
         batches = generate_images(generator, decoder, labels, own, batch_size=batch_size)
+        count = 0
         for images in progress(batches, -(-len(labels) // batch_size)):
             for extractor, found in zip(reference.extractors, features, strict=True):
-                found.add(extractor, torch.from_numpy(images))
+                found.add(extractor(torch.from_numpy(images)), range(count, count + len(images)))
+            count += len(images)
         distances = {
-            extractor.name: set_distances(real, fake)
+            extractor.name: set_distances(real, fake, NEIGHBORS)
             for extractor, real, fake in zip(reference.extractors, reference.features, features, strict=True)
         }
         results.append(GuidedResult(own, distances))
@@ -129,22 +121,25 @@ def as_dict(
         "samples": len(labels),
         "classes": len(set(labels) - {None}),
         "labels": "the chosen classes in turn",
-        "extractors": [
-            {"name": e.name, "width": e.width, "sha256": e.sha256, "preprocessing": e.preprocessing}
-            for e in reference.extractors
-        ],
+        "extractors": _extractors(reference, len(labels)),
         "software": software(),
         "rows": [{**result.sampling.describe(), "distances": result.distances} for result in results],
     }
 
 
+def _extractors(reference: Reference, samples: int) -> list[dict[str, Any]]:
+    """Return what is known of the extractors; the Fréchet distance is named by the smaller number of images."""
+    count = min(samples, reference.census.describe()["crops"])
+    return [describe_extractor(extractor, count) for extractor in reference.extractors]
+
+
 def as_text(results: Sequence[GuidedResult], reference: Reference, labels: Sequence[int | None]) -> str:
-    """A table, a row per guidance and extractor, and below it the protocol."""
-    lines = [["guidance", "features", *_COLUMNS.values()]]
+    """Return a table, a row per guidance and extractor, and below it the protocol."""
+    metrics = [m for m in SET_METRICS.values() if any(m.name in d for r in results for d in r.distances.values())]
+    lines = [["guidance", "features", *(m.heading for m in metrics)]]
     for result in results:
         for name, found in result.distances.items():
-            mark = "" if found.get("frechet_reliable") else "*"
-            cells = [f"{found[c]:.4g}{mark if c == 'frechet' else ''}" if c in found else "-" for c in _COLUMNS]
+            cells = [f"{found[m.name]:.4g}" if m.name in found else "-" for m in metrics]
             lines.append([f"{result.sampling.guidance:g}", name, *cells])
     return "\n".join([*aligned(lines, left=0), "", *_protocol(results, reference, labels)])
 
@@ -158,15 +153,10 @@ def _protocol(results: Sequence[GuidedResult], reference: Reference, labels: Seq
         f"sampler: {sampling.sampler}, {sampling.steps} steps ({calls} calls), guidance at t from {low:g} to {high:g}, "
         f"noise by (seed {sampling.seed}, number of the sample)",
         f"photographs: {data['crops']} crops, {crop['protocol']}: {crop['crop']}; sha256 {data['fingerprint'][:16]}",
-        *(f"features: {e.name}, sha256 {e.sha256[:16]}, {e.preprocessing}" for e in reference.extractors),
+        *set_notes(_extractors(reference, len(labels)), [result.distances for result in results]),
+        "FD is FID on Inception's features alone",
     ]
     names = [e.name for e in reference.extractors]
-    if any(name.startswith(_INCEPTION) for name in names):
-        lines.append(f"FD on {next(n for n in names if n.startswith(_INCEPTION))} is FID; on others it is not")
-    else:
-        lines.append("FD is FID on Inception's features alone, which these are not")
-    if not all(d.get("frechet_reliable") for r in results for d in r.distances.values()):
-        lines.append("*: fewer images than a feature has numbers: the distance mostly tells how few there are")
     if len(results) > 1:
         lines.append(f"best guidance by FD {names[0]}: {best(results, names[0]).sampling.guidance:g}")
     return lines

@@ -1,5 +1,6 @@
 """LPIPS (Zhang et al. 2018), from torchmetrics, whose square root has a safe gradient at zero features."""
 
+import zipfile
 from pathlib import Path
 from typing import get_args
 
@@ -17,39 +18,54 @@ _BACKBONE_FILES = {
 
 
 def backbone_path(network: LPIPSNetwork) -> Path:
-    """Where torchvision looks for the backbone before it downloads it: the hub cache under ``TORCH_HOME``."""
+    """Return where torchvision looks for the backbone before it downloads it: torch.hub's cache in ``TORCH_HOME``."""
     return Path(torch.hub.get_dir()) / "checkpoints" / _BACKBONE_FILES[network]
 
 
 def available_network() -> LPIPSNetwork | None:
-    """The first network whose backbone is in the cache (nothing is downloaded), or None."""
-    return next((n for n in get_args(LPIPSNetwork) if backbone_path(n).is_file()), None)
+    """Return the first network whose backbone is in the cache and not obviously damaged, or None; download nothing."""
+    return next((network for network in get_args(LPIPSNetwork) if _has_weights(backbone_path(network))), None)
+
+
+def _has_weights(path: Path) -> bool:
+    """Return whether a file begins and ends like torch's zip archives, or begins like its older pickles."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return zipfile.is_zipfile(file) or (file.seek(0) == 0 and file.read(2) == b"\x80\x02")
 
 
 class LPIPS(nn.Module):
     """Perceptual distance of two images; frozen, always in eval mode.
 
-    Raises RuntimeError with the missing file's place if the backbone is neither cached nor downloadable.
+    Raises RuntimeError with one line that names the file if the backbone is missing and cannot be downloaded, or is
+    damaged.
     """
 
     def __init__(self, network: LPIPSNetwork = "vgg") -> None:
         super().__init__()
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
+        path = backbone_path(network)
         try:
             self.net = LearnedPerceptualImagePatchSimilarity(net_type=network).net
-        except OSError as error:
+        except Exception as error:  # of many kinds: zip, pickle, end of file, network
+            if path.is_file() and not isinstance(error, OSError):
+                raise RuntimeError(
+                    f"LPIPS-{network}: {path} is damaged: delete it, and it is downloaded again, or put the "
+                    f"torchvision file there ({type(error).__name__})"
+                ) from error
             raise RuntimeError(
-                f"LPIPS-{network} needs {backbone_path(network)}, which is missing and could not be downloaded "
-                f"({error}); put the torchvision file there, or choose another network"
+                f"LPIPS-{network} needs {path}, which is missing and could not be downloaded ({error}); put the "
+                "torchvision file there, or choose another network"
             ) from error
         self.requires_grad_(False)
         self.eval()
 
     def train(self, mode: bool = True) -> "LPIPS":
-        """Stays in eval mode."""
+        """Stay in eval mode."""
         return super().train(False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """x, y: (B, 3, H, W) in [-1, 1]; returns (B,)."""
+        """Return the distance of images x and y (B, 3, H, W) in [-1, 1], as (B,)."""
         return self.net(x, y).flatten()

@@ -16,7 +16,8 @@ from ..data.sources import ImageSource
 from ..data.transforms import centre_crop
 from ..evaluation.features import available_extractors, load_extractor
 from ..evaluation.frechet import GaussianStatistics, frechet_distance
-from ..evaluation.image_metrics import BatchMetrics, rounded
+from ..evaluation.image_metrics import rounded
+from ..evaluation.metrics import BatchMetrics
 from ..objectives import LPIPSNetwork
 from ..objectives.perceptual import available_network, backbone_path
 from .stages.base import Stage
@@ -76,7 +77,7 @@ class Validation:
             means = {short: float(np.mean(values[name])) for short, name in names.items() if name in values}
             if self.extractor is not None:
                 self._real = self._real or self._statistics(self.crops)
-                means["fd"] = float(frechet_distance(self._real, self._statistics(made)).value)
+                means["fd"] = frechet_distance(self._real, self._statistics(made))
             scores |= {f"{name}_{steps}": value for name, value in means.items()}
         return scores
 

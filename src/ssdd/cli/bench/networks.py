@@ -26,7 +26,7 @@ def run_networks(settings: DecodeBench | EncodeBench, options: PlottedOptions) -
     from ...bench.plot import write_plot
     from ...bench.report import SECONDS, speed_dict, speed_table
     from ...bench.throughput import bench_networks, check_network_bench, contender_count, network_setting
-    from ...evaluation.report.canvas import check_matplotlib
+    from ...evaluation.figures import check_matplotlib
 
     check_network_bench(settings)
     options.check_files(options.plot)

@@ -1,0 +1,87 @@
+"""Reconstructions, or samples, that another program wrote: compared without a model.
+
+Shapes: B crops of one size, H x W pixels.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from ..data.images import ImageError
+from ..data.sources import ImageSource, open_source
+from .image_metrics import Rounded
+from .protocols import CropKey, EvaluationSet, Protocol
+
+FOLDER = "folder:"
+
+
+def images_path(name: str) -> str | None:
+    """Return the path of ``folder:PATH`` or ``FILE.npz``, and None for the name of anything else."""
+    if name.startswith(FOLDER):
+        return name.removeprefix(FOLDER)
+    return name if name.endswith(".npz") and Path(name).is_file() else None
+
+
+class SavedImages:
+    """Images that stand beside the originals of a set: paired where the names agree, whatever the extension.
+
+    As a set they are compared in any case. A reconstruction is cropped as its original is, but for one that has the
+    size of the crops already.
+    """
+
+    parameters = decoder_parameters = 0
+    steps = None
+
+    def __init__(self, path: str, originals: ImageSource, protocol: Protocol) -> None:
+        self.path, self.name = path, Path(path).name
+        self.source = open_source([path])
+        self.set = EvaluationSet(self.source, protocol)
+        places = {_stem(self.source.key(i)): i for i in range(len(self.source))}
+        self._partners = {i: places.get(_stem(originals.key(i))) for i in range(len(originals))}
+        self.pairs = sum(partner is not None for partner in self._partners.values())
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the report says of it, as ``Autoencoder.describe`` does."""
+        return {
+            "kind": "images",
+            "source": self.path,
+            "dtype": "uint8",
+            "steps": None,
+            "sha256": {},
+            "latent": "none",
+            "images": len(self.source),
+            "pairs": self.pairs,
+        }
+
+    def flops(self, height: int, width: int, steps: int | None = None) -> None:
+        """Return None: nothing is computed."""
+
+    def partners(self, keys: Sequence[CropKey], height: int, width: int) -> Rounded:
+        """Return the images that belong to these crops, uint8 (B, H, W, 3); those without a partner are not valid."""
+        found = [self._partner(key, height, width) for key in keys]
+        blank = np.zeros((height, width, 3), np.uint8)
+        return Rounded(
+            np.stack([blank if image is None else image for image in found]),
+            np.array([image is not None for image in found]),
+        )
+
+    def _partner(self, key: CropKey, height: int, width: int) -> np.ndarray | None:
+        index = self._partners.get(key.image)
+        if index is None:
+            return None
+        try:
+            image = self.source.read(index)
+        except ImageError:
+            return None  # named when the set's features are computed
+        if image.shape[:2] == (height, width):
+            return image
+        if self.set.refusal(image):
+            return None
+        crop = list(self.set.crops(image, key.image))[key.crop]
+        return crop if crop.shape[:2] == (height, width) else None
+
+
+def _stem(key: str) -> str:
+    return str(PurePosixPath(key).with_suffix(""))

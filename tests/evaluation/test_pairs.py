@@ -1,0 +1,111 @@
+"""Metrics of a reconstruction, against formulas and against another library."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssdd.evaluation.pairs import ImageComparison, ImageMetrics, bicubic_baseline, mean_metrics
+from ssdd.objectives.perceptual import available_network
+
+Picture = Callable[..., np.ndarray]
+
+
+@pytest.fixture
+def compare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ImageComparison:
+    """Without LPIPS, whatever this machine has in its cache."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return ImageComparison()
+
+
+def noisy(image: np.ndarray, amount: int, seed: int = 1) -> np.ndarray:
+    noise = np.random.default_rng(seed).integers(-amount, amount, image.shape, endpoint=True)
+    return (image.astype(int) + noise).clip(0, 255).astype(np.uint8)
+
+
+def test_psnr_of_a_known_difference(compare: ImageComparison) -> None:
+    """Ten levels everywhere: 20 log10(255 / 10) dB, in either order."""
+    a, b = np.full((32, 48, 3), 100, np.uint8), np.full((32, 48, 3), 110, np.uint8)
+    for pair in ((a, b), (b, a)):
+        assert compare(*pair).psnr == pytest.approx(20 * math.log10(25.5), abs=1e-3), "not the PSNR of 8-bit images"
+    black, white = np.zeros((1, 1, 3), np.uint8), np.full((1, 1, 3), 255, np.uint8)
+    assert compare(black, white).psnr == pytest.approx(0, abs=1e-4), "black against white is not 0 dB"
+
+
+def test_psnr_is_of_all_channels_and_pixels(compare: ImageComparison, picture: Picture) -> None:
+    a = picture(23, 41)
+    b = noisy(a, 30)
+    b[:5, :, 2] = 0
+    error = np.mean((a.astype(float) - b.astype(float)) ** 2)
+    assert compare(a, b).psnr == pytest.approx(10 * math.log10(255**2 / error), abs=1e-3), "another formula"
+
+
+def test_ssim_agrees_with_scikit_image(compare: ImageComparison, picture: Picture) -> None:
+    """Levels from 0 at black, 11 x 11 Gaussian window of sigma 1.5, per channel, windows inside the image only."""
+    reference = pytest.importorskip("skimage.metrics")
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    for a, b in ((picture(40, 60), noisy(picture(40, 60), 40)), (picture(11, 33), picture(11, 33, 1))):
+        expected = reference.structural_similarity(a, b, channel_axis=2, data_range=255, **window)
+        assert compare(a, b).ssim == pytest.approx(expected, abs=1e-4), "numbers that nobody else gets"
+
+
+def test_identical_images(compare: ImageComparison, picture: Picture) -> None:
+    metrics = compare(picture(32, 32), picture(32, 32))
+    assert metrics.psnr == math.inf, "equal images have a finite PSNR"
+    assert metrics.ssim == pytest.approx(1, abs=1e-6), "equal images are not similar"
+
+
+@pytest.mark.parametrize(
+    ("size", "defined"), [((11, 11), True), ((10, 400), False), ((400, 10), False), ((1, 1), False)]
+)
+def test_ssim_is_undefined_where_its_window_does_not_fit(
+    compare: ImageComparison, picture: Picture, size: tuple[int, int], defined: bool
+) -> None:
+    metrics = compare(picture(*size), picture(*size, 1))
+    assert (metrics.ssim is not None) == defined, f"SSIM of {size}: a number without meaning, or none where there is"
+    assert math.isfinite(metrics.psnr), f"PSNR of {size} is not a number"
+
+
+def test_no_lpips_without_weights(compare: ImageComparison, picture: Picture) -> None:
+    assert compare.lpips_network is None, "a network is announced that is not there"
+    assert compare(picture(64, 64), picture(64, 64, 1)).lpips is None, "LPIPS without a network"
+
+
+@pytest.mark.skipif(available_network() is None, reason="no LPIPS backbone in the torch hub cache (TORCH_HOME)")
+def test_lpips(picture: Picture) -> None:
+    compare = ImageComparison()
+    assert compare.lpips_network == available_network(), "another network than the one announced"
+    image = picture(64, 64)
+    equal, near, far = (compare(image, noisy(image, amount)).lpips for amount in (0, 10, 80))
+    assert equal == pytest.approx(0, abs=1e-6), "equal images differ"
+    assert equal < near < far, "more noise is not farther away"
+    assert compare(picture(31, 64), picture(31, 64, 1)).lpips is None, "LPIPS of an image that the network swallows"
+
+
+def test_images_of_two_sizes(compare: ImageComparison, picture: Picture) -> None:
+    with pytest.raises(ValueError, match=r"one size, found \(8, 9, 3\) and \(9, 8, 3\)"):
+        compare(picture(8, 9), picture(9, 8))
+
+
+def test_mean_is_over_the_images_where_a_metric_is_defined() -> None:
+    mean = mean_metrics([ImageMetrics(20, 0.5, None), ImageMetrics(30, None, None), ImageMetrics(40, 0.9, None)])
+    assert mean == ImageMetrics(30, pytest.approx(0.7), None), "an undefined value counts, or a defined one does not"
+    assert mean_metrics([ImageMetrics(math.inf, 1, 0), ImageMetrics(9, 1, 0)]).psnr == math.inf, "infinity is lost"
+
+
+@pytest.mark.parametrize("size", [(16, 24), (37, 53), (1, 1), (7, 200)])
+def test_bicubic_baseline_keeps_the_size(picture: Picture, size: tuple[int, int]) -> None:
+    result = bicubic_baseline(picture(*size), 8)
+    assert (result.shape, result.dtype) == ((*size, 3), np.uint8), f"{size} comes back as another kind of image"
+
+
+def test_bicubic_baseline_keeps_colours_and_loses_detail() -> None:
+    flat = np.full((24, 40, 3), (200, 100, 50), np.uint8)
+    assert np.array_equal(bicubic_baseline(flat, 8), flat), "one colour comes back as another"
+    board = np.indices((32, 32)).sum(0)[..., None].repeat(3, 2) % 2 * 200
+    result = bicubic_baseline(board.astype(np.uint8), 8).astype(int)
+    assert abs(result - 100).max() < 12, "single pixels are still to be seen: more is kept than a grid of 4 x 4 cells"
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    assert np.array_equal(bicubic_baseline(image, 1), image), "a factor of 1 changes pixels"

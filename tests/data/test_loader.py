@@ -267,10 +267,10 @@ import time
 import numpy as np
 from torch.utils.data import DataLoader
 from ssdd.data.loader import start_worker
-from ssdd.evaluation.protocols import _unchanged
+from ssdd.evaluation.protocols import _as_it_is
 
 items = [np.zeros((400, 400, 3), np.uint8)] * 100
-loader = DataLoader(items, batch_size=None, collate_fn=_unchanged, num_workers=2, worker_init_fn=start_worker)
+loader = DataLoader(items, batch_size=None, collate_fn=_as_it_is, num_workers=2, worker_init_fn=start_worker)
 batches = iter(loader)
 next(batches)
 print("ready", flush=True)

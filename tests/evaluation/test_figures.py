@@ -8,13 +8,17 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
 from ssdd.evaluation.figures import (
     compression,
     draw_figures,
     figure_style,
     headline,
-    legend_label,
+    plain_label,
     row_style,
+    save_figure,
     sorted_crops,
     spectrum,
     speed_and_quality,
@@ -36,13 +40,18 @@ def in_style() -> Iterator[None]:
         yield
 
 
+def markers(axes: Axes) -> list[Line2D]:
+    """Return the points of rows, without the lines that join them."""
+    return [line for line in axes.get_lines() if line.get_marker() != "None"]
+
+
 def test_which_figures_there_are(evaluation: Evaluation) -> None:
     names = ["speed-quality", "step-sweep", "spectrum", "compression", "sorted-crops"]
     figures = draw_figures(evaluation)
-    assert [figure.name for figure in figures] == names
-    assert all(b"<svg" in figure.svg and b"<script" not in figure.svg for figure in figures)
+    assert list(figures) == names
+    assert all(b"<svg" in figure and b"<script" not in figure for figure in figures.values())
     evaluation.rows = evaluation.rows[:1]  # no other number of steps, no other size of latents
-    assert [figure.name for figure in draw_figures(evaluation)] == ["speed-quality", "spectrum", "sorted-crops"]
+    assert list(draw_figures(evaluation)) == ["speed-quality", "spectrum", "sorted-crops"]
 
 
 def test_settings_stay_as_they_are(evaluation: Evaluation) -> None:
@@ -77,7 +86,7 @@ def test_spectrum_shows_the_ratio(evaluation: Evaluation) -> None:
 def test_step_sweep_shows_means_and_intervals(evaluation: Evaluation) -> None:
     figure = step_sweep(evaluation)
     assert figure is not None
-    titles = [axes.get_title() for axes in figure.axes if axes.axison]
+    titles = [axes.get_title() for axes in figure.axes]
     assert titles == [
         "PSNR pooled ↑", "PSNR mean ↑", "SSIM 7x7 ↑", "SSIM 11x11 ↑", f"{OWN_METRIC.heading} ↓", "detail → 1",
         "weave → 1", "FID-8 ↓", "KID Inception ↓",
@@ -89,13 +98,13 @@ def test_step_sweep_shows_means_and_intervals(evaluation: Evaluation) -> None:
     assert list(line.get_ydata()) == [estimate.mean for estimate in estimates]
     band = axes.collections[0].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == (min(e.low for e in estimates), max(e.high for e in estimates))
-    assert list(axes.get_xticks()) == [1, 2], "other ticks than the numbers of steps"
 
 
 def test_quality_is_what_all_rows_have(evaluation: Evaluation) -> None:
     assert headline(evaluation).heading == "FID-8"
     evaluation.rows[2].distances = {}
     assert headline(evaluation).heading == "PSNR pooled"
+    evaluation.rows[0].values["lpips_alex"] = evaluation.rows[0].values["mse"]
     evaluation.metrics["lpips_alex"] = Metric("lpips_alex", "LPIPS-alex", 3, "lower", "")
     assert headline(evaluation).heading == "LPIPS-alex"
 
@@ -105,20 +114,34 @@ def test_speed_is_that_of_the_rows(evaluation: Evaluation) -> None:
     figure = speed_and_quality(evaluation)
     assert figure is not None
     (axes,) = figure.axes
-    points = [tuple(line.get_xydata()[0]) for line in axes.get_lines() if line.get_marker() != "None"]
-    assert points[0] == (40, 12.345)
+    points = [line.get_xydata()[0].tolist() for line in markers(axes)]
+    assert points[0] == [40, 12.345]
     assert np.isnan(points[1][0]), "without a speed"
-    assert points[2] == pytest.approx((40 / 3, 14.345))
+    assert points[2] == pytest.approx([40 / 3, 14.345])
     assert "FID-8" in axes.get_ylabel()
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == LABELS
+    assert axes.get_xscale() == "log"
+    save_figure(figure, "svg")
+    shown = [text.get_text().replace(r"\$", "$") for text in figure.legends[0].get_texts()]
+    assert shown == LABELS
+
+
+def test_close_speeds_have_numbers(evaluation: Evaluation) -> None:
+    """No power of two lies between them."""
+    for row, rate in zip(evaluation.rows, (5.0, 5.2, 5.5), strict=True):
+        row.costs = {"decode_rate": rate}
+    figure = speed_and_quality(evaluation)
+    assert figure is not None
+    (axes,) = figure.axes
+    low, high = axes.get_xlim()
+    assert sum(low <= tick <= high for tick in axes.get_xticks()) > 1
 
 
 def test_compression_needs_two_sizes(evaluation: Evaluation) -> None:
     figure = compression(evaluation)
     assert figure is not None
     tokens, bits = figure.axes
-    assert [line.get_xdata()[0] for line in tokens.get_lines()] == [64, 64, 16]
-    assert [line.get_xdata()[0] for line in bits.get_lines()] == [1, 1, 0.5]
+    assert [line.get_xdata()[0] for line in markers(tokens)] == [64, 64, 16]
+    assert [line.get_xdata()[0] for line in markers(bits)] == [1, 1, 0.5]
     evaluation.rows[2].latent_shape = None
     figure = compression(evaluation)
     assert figure is not None
@@ -136,6 +159,7 @@ def test_crops_are_sorted_from_the_worst(evaluation: Evaluation) -> None:
 
 
 def test_names_are_only_names() -> None:
-    assert legend_label("x" * 100, 30) == "x" * 14 + "…" + "x" * 15
-    assert not legend_label("_hidden").startswith("_"), "matplotlib leaves such a label out of a legend"
-    assert legend_label("a\nb") == r"'a\nb'"
+    assert plain_label("x" * 100, 30) == "x" * 14 + "…" + "x" * 15
+    assert not plain_label("_hidden").startswith("_"), "matplotlib leaves such a label out of a legend"
+    assert plain_label("a\nb") == r"'a\nb'"
+    assert plain_label("$x$") == r"\$x\$", "matplotlib reads it as mathematics"

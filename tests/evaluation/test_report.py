@@ -14,7 +14,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
 from ssdd.evaluation.metrics import COSTS, IMAGE_METRICS
-from ssdd.evaluation.report import best_of, check_report, farthest_part, verdict, write_report
+from ssdd.evaluation.report import Table, check_report, farthest_part, verdict, write_report
 from ssdd.evaluation.results import Estimate, Evaluation
 from tests.evaluation.results import EXTRACTOR, HOSTILE, OWN_METRIC, make_evaluation, make_row
 
@@ -84,7 +84,7 @@ def page(evaluation: Evaluation, folder: Path) -> Page:
 @pytest.fixture(autouse=True)
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the page that most tests share has figures: they take seconds."""
-    monkeypatch.setattr("ssdd.evaluation.report.draw_figures", lambda evaluation: [])
+    monkeypatch.setattr("ssdd.evaluation.report.draw_figures", lambda evaluation: {})
 
 
 def test_names_cannot_do_harm(page: Page) -> None:
@@ -184,15 +184,23 @@ def test_the_best_are_marked(evaluation: Evaluation, page: Page) -> None:
     assert "0.811" not in page.best, "all rows are equal"
 
 
-def test_best_of() -> None:
-    metrics = IMAGE_METRICS
-    assert best_of(metrics["psnr"], [20.0, 30.0, NAN, 30.0]) == {1, 3}
-    assert best_of(metrics["mse"], [0.2, 0.1]) == {1}
-    assert best_of(metrics["high_frequency_ratio"], [0.2, 1.1, 2.0]) == {1}
-    assert best_of(metrics["colour_shift_red"], [-0.1, 0.5]) == {0}
-    assert best_of(metrics["psnr"], [20.0, 20.0]) == set()
-    assert best_of(metrics["psnr"], [NAN, NAN]) == set()
-    assert best_of(COSTS["latent_bytes"], [1.0, 2.0]) == set(), "a fact is no merit"
+@pytest.mark.parametrize(
+    ("name", "means", "best"),
+    [
+        ("psnr", [20.0, 30.0, NAN, 30.0], {"1", "3"}),
+        ("mse", [0.2, 0.1], {"1"}),
+        ("high_frequency_ratio", [0.2, 1.1, 2.0], {"1"}),
+        ("colour_shift_red", [-0.1, 0.5], {"0"}),
+        ("psnr", [20.0, 20.0], set()),
+        ("psnr", [NAN, NAN], set()),
+        ("latent_bytes", [1.0, 2.0], set()),  # a fact is no merit
+    ],
+)
+def test_the_best_of_a_column(name: str, means: list[float], best: set[str]) -> None:
+    metric = (IMAGE_METRICS | COSTS)[name]
+    lines = {str(i): {name: Estimate(mean, NAN, NAN, 1, 0)} for i, mean in enumerate(means)}
+    assert Table([metric], lines, mark_best=True).best(metric) == best
+    assert Table([metric], lines).best(metric) == set()
 
 
 def test_pictures_are_the_crops(evaluation: Evaluation, folder: Path, page: Page) -> None:

@@ -155,9 +155,30 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, content: str) -> No
     assert "\n" not in str(error.value)
 
 
+def test_a_result_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between its two files, a result would have the crops of another one."""
+    evaluation = make_evaluation(tmp_path)
+    evaluation.save(tmp_path)
+    before = Evaluation.load(tmp_path).as_dict()
+    evaluation.rows[0].values["mse"] = evaluation.rows[0].values["mse"] + 1
+    with monkeypatch.context() as killed:
+        killed.setattr("ssdd.evaluation.results.json.dumps", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluation.save(tmp_path)
+    loaded = Evaluation.load(tmp_path)
+    assert loaded.as_dict() == before
+    assert loaded.rows[0].values["mse"].max() < 1
+    evaluation.save(tmp_path)
+    assert len(list(tmp_path.glob("crops-*.npz"))) == 1, "old crops are never removed"
+
+
+def _killed(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_missing_crops_are_named(tmp_path: Path) -> None:
     make_evaluation(tmp_path).save(tmp_path)
-    (tmp_path / "crops.npz").unlink()
-    with pytest.raises(ValueError, match=r"crops\.npz"):
+    next(tmp_path.glob("crops-*.npz")).unlink()
+    with pytest.raises(ValueError, match=r"crops-\w+\.npz"):
         Evaluation.load(tmp_path)
     json.loads((tmp_path / "evaluation.json").read_text())

@@ -112,7 +112,8 @@ def test_guidance_search_and_its_protocol(
     ):
         assert part in text, f"{part} is not told"
     assert f"best guidance by FD {name}: {smaller.sampling.guidance:g}" in text
-    assert "FD is FID on Inception's features alone, which these are not" in text
+    assert "FD-8 means: of 8 images" in text
+    assert "k = 3" in text
     content = as_dict(results, reference, labels, {"generator": "g"})
     assert [row["guidance"] for row in content["rows"]] == [1.0, 3.0]
     assert content["reference"]["crops"] == 8

@@ -14,7 +14,7 @@ import pytest
 from ssdd.generation.model import build_dit
 from ssdd.generation.result import Generator, LatentFacts, save_generator
 from ssdd.training.checkpoint import list_checkpoints, read_checkpoint
-from tests.reliability.commands import Inputs, arguments
+from tests.reliability.commands import Inputs, arguments, visible
 from tests.reliability.interventions import lose, lose_in_training, sigterm_while_files_are_listed
 from tests.reliability.process import ssdd, start
 from tests.training.runs import SMALL
@@ -89,7 +89,7 @@ def all_gone(group: int, seconds: float = 10.0) -> bool:
 def test_an_evaluation(
     number: signal.Signals, workers: int, inputs: Inputs, many: Path, generator: Path, tmp_path: Path, tree: Tree
 ) -> None:
-    """Its results come at the end: none, and those of yesterday are as they were. Its workers end with it."""
+    """A model's rows come at its end: none, and those of yesterday are as they were. Its workers end with it."""
     out = tmp_path / "out"
     out.mkdir()
     (out / "evaluation.json").write_bytes(b"yesterday")
@@ -100,7 +100,7 @@ def test_an_evaluation(
     running.send(number)
     status, line = LINES[number]
     assert running.wait(30).one_line(status) == line
-    assert tree(out) == {"evaluation.json": b"yesterday"}
+    assert visible(tree(out)) == {"evaluation.json": b"yesterday"}
     assert all_gone(running.pid), "a worker is left"
 
 

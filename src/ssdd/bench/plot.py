@@ -3,15 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..evaluation.figures import (
-    add_legend,
-    figure_style,
-    legend_label,
-    new_figure,
-    plain_numbers,
-    row_style,
-    save_figure,
-)
+from ..evaluation.figures import binary_scale, figure_style, new_figure, plain_label, row_style, save_figure
 from ..files import atomic_path
 from .throughput import Speeds
 
@@ -35,15 +27,10 @@ def _figure(speeds: Speeds) -> "Figure":
     for i, name in enumerate(names):
         for k, batch in enumerate(batches):
             rows = sorted((r for r in speeds.rows if (r.name, r.batch) == (name, batch)), key=lambda row: row.size)
-            label = legend_label(name) + (f", batch {batch}" if len(batches) > 1 else "")
+            label = plain_label(name) + (f", batch {batch}" if len(batches) > 1 else "")
             rates = [row.images_per_second for row in rows]
             axes.plot([row.size for row in rows], rates, **row_style(i, k), label=label)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    binary_scale(axes)
+    axes.set(yscale="log", xlabel="side of the image, pixels", ylabel="images a second, faster ↑")
     axes.margins(0.12, 0.15)
-    plain_numbers(axes.xaxis, sorted({row.size for row in speeds.rows}))
-    plain_numbers(axes.yaxis)
-    axes.set_xlabel("side of the image, pixels")
-    axes.set_ylabel("images a second, faster ↑")
-    add_legend(figure)
     return figure

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -11,7 +12,7 @@ import tyro
 from tqdm import tqdm
 
 from ..dtypes import DTYPES
-from ..files import OutputExists
+from ..files import OutputExists, only_one
 from .common import DEFAULT_MODEL, ModelOptions, check_outputs, model_of_run, parse_options
 
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ class Evaluate:
     allow_missing: bool = False
     """Leave out, with a line, what was asked for and cannot be had, instead of ending before the work."""
     out: Path | None = None
-    """Folder for evaluation.json, crops.npz (every crop's numbers), pictures and report.html. An interrupted run goes
-    on with the model at which it stopped."""
+    """Folder for evaluation.json, crops-HASH.npz (every crop's numbers), pictures and report.html. An interrupted run
+    goes on with the model at which it stopped."""
     add_to: Path | None = None
     """Folder of an earlier result, to which the models are added; its data and protocol are used."""
     save_reconstructions: Path | None = None
@@ -114,22 +115,26 @@ def run(options: Evaluate | Report) -> int:
     from ..processes import join_processes
 
     device = None if options.device == "auto" else ModelOptions(device=options.device).torch_device()
-    with join_processes(device) as processes:
-        return _evaluate(options, processes)
+    out = options.add_to or options.out
+    with (
+        join_processes(device) as processes,
+        only_one(out, "evaluated into") if out is not None and processes.main else nullcontext(),
+    ):
+        return _evaluate(options, processes, out)
 
 
-def _evaluate(options: Evaluate, processes: "Processes") -> int:
+def _evaluate(options: Evaluate, processes: "Processes", out: Path | None) -> int:
     from ..evaluation.metrics import BatchMetrics
     from ..evaluation.protocols import draw_images
     from ..evaluation.results import as_text
     from ..evaluation.run import Run, Settings
     from ..processes import broadcast
 
-    out = options.add_to or options.out
     evaluation = _earlier(options, processes)
     models, evaluation_set, sources = _data(options, broadcast(evaluation and (evaluation.protocol, evaluation.data)))
     protocol, device = evaluation_set.protocol, processes.device
-    left_out = LeftOut(processes.main, options.allow_missing)
+    groups = _groups(options, models, evaluation_set, device)
+    left_out = LeftOut(options.allow_missing)
     if out is not None:
         left_out.try_for(_check_report, asked=True)
     settings = Settings(
@@ -142,7 +147,8 @@ def _evaluate(options: Evaluate, processes: "Processes") -> int:
         options.save_reconstructions,
         lambda items, total: tqdm(items, total=total, unit="img", disable=not processes.main),
     )
-    groups = _groups(options, models, evaluation_set, device)
+    if processes.main:
+        left_out.say()
     work = Run(evaluation_set, settings, processes, out, evaluation, options.cache, sources)
     work.finish_distances()
     there = broadcast([(row.label, row.model) for row in evaluation.rows] if evaluation is not None else [])
@@ -178,7 +184,7 @@ def _show(evaluation: "Evaluation", out: Path | None, text: str) -> int:
 
 def _earlier(options: Evaluate, processes: "Processes") -> "Evaluation | None":
     """Return the result to add to, in the main process: of --add-to, or of an interrupted run in --out."""
-    from ..evaluation.results import CROPS, REPORT, RESULTS, Evaluation
+    from ..evaluation.results import REPORT, RESULTS, Evaluation
 
     if options.add_to is not None and (options.out is not None or options.overwrite):
         raise ValueError("--add-to has no effect beside --out and --overwrite: give one of them")
@@ -196,7 +202,7 @@ def _earlier(options: Evaluate, processes: "Processes") -> "Evaluation | None":
             )
         print(f"{options.out}: goes on after {len(evaluation.rows)} rows", file=sys.stderr)
         return evaluation
-    names = [RESULTS, CROPS, REPORT]
+    names = [RESULTS, REPORT]
     check_outputs(options.out, names, [] if options.overwrite else names)
     return None
 
@@ -230,10 +236,11 @@ def _data(
 
 
 class LeftOut:
-    """Leaves out what cannot be had, in one line; or ends the command, where it was asked for. One process speaks."""
+    """Leaves out what cannot be had, and says so in ``say``; or ends the command, where it was asked for."""
 
-    def __init__(self, main: bool, allow: bool = False) -> None:
-        self.main, self.allow = main, allow
+    def __init__(self, allow: bool = False) -> None:
+        self.allow = allow
+        self.reasons: list[str] = []
 
     def try_for(self, load: Callable[[], T], asked: bool) -> T | None:
         """Return what ``load`` gives, or None. Raises ValueError for what was asked for."""
@@ -244,9 +251,13 @@ class LeftOut:
         except (MissingWeights, ImportError) as error:
             if asked and not self.allow:
                 raise ValueError(f"{error}; or pass --allow-missing to leave it out") from error
-            if self.main:
-                print(f"left out: {error}", file=sys.stderr)
+            self.reasons.append(str(error))
             return None
+
+    def say(self) -> None:
+        """Print a line for each thing that is left out."""
+        for reason in self.reasons:
+            print(f"left out: {reason}", file=sys.stderr)
 
 
 def _check_report() -> None:

@@ -218,7 +218,9 @@ def _evaluate(options: Evaluate) -> int:
         raise ValueError(f"expected a count of at least 2, found {options.count}")
     generator, decoder = options.load()
     labels = evaluation.balanced_labels(_classes(options.classes, generator.facts), options.count)
-    extractors = load_extractors(options.extractors, generator.model.device, LeftOut(True, options.allow_missing))
+    left_out = LeftOut(options.allow_missing)
+    extractors = load_extractors(options.extractors, generator.model.device, left_out)
+    left_out.say()
     if not extractors:
         raise ValueError("expected at least one feature extractor, found the weights of none")
     protocol = evaluation.reference_protocol(evaluation.image_side(generator, decoder))

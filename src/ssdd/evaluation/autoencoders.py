@@ -1,9 +1,8 @@
-"""What is evaluated: saved autoencoders, a user's own code, JPEG files and fewer pixels, all with one interface.
+"""Autoencoders to evaluate, with one interface: saved models, a user's own code, JPEG files and bicubic resizing.
 
 Shapes: B batch, H x W pixels, f spatial factor, c latent channels, h x w = H/f x W/f latent grid.
 """
 
-import hashlib
 import io
 import itertools
 import math
@@ -33,46 +32,31 @@ from ..checkpoints.own_code import OWN_CODE, ForeignEncoder, load_own, one_line
 from ..checkpoints.places import download, find_model
 from ..data.pixels import Pixels, image_to_tensor, tensor_to_image
 from ..kl_baseline import AutoencoderKLBaseline
+from .weights import sha256
 
 JPEG_AUTO = "jpeg:auto"
 """JPEG files of as many bytes as another autoencoder's latents: the caller knows which one."""
 
 
 class Autoencoder(ABC):
-    """Anything that makes images small and large again; ``load_autoencoder`` makes one.
+    """Encode images to latents and decode them; ``load_autoencoder`` makes one."""
 
-    Attributes:
-        name: as in tables: a folder's name, a hub id, ``jpeg@1234B``.
-        kind: class or format.
-        source: where it came from.
-        sha256: of each file of weights, by file name.
-        device: where images are encoded and decoded.
-        dtype: of the networks; uint8 where there is none.
-        spatial_factor: f; H and W of images are multiples of it.
-        latent_channels: c; None where a latent is no tensor.
-        latent_rule: what a latent of an image H x W is, in words.
-        parameters: number of parameters of encoder and decoder; 0 where there is no network.
-        decoder_parameters: number of parameters of the decoder.
-        steps: default number of decoding steps; None where there is none to choose.
-        encoder: name of the encoder that was attached to a model without one, or None.
-    """
-
-    name: str
-    kind: str
-    source: str
-    sha256: dict[str, str] = {}
+    name: str  # in tables: of a folder, a hub id, jpeg@1234B
+    kind: str  # class or format
+    source: str  # where it came from
+    sha256: dict[str, str] = {}  # digest of each file of weights, by file name
     device: torch.device
-    dtype: torch.dtype = torch.uint8
-    spatial_factor: int
-    latent_channels: int | None = None
-    latent_rule: str
-    parameters: int = 0
+    dtype: torch.dtype = torch.uint8  # of the networks; uint8 without any
+    spatial_factor: int  # f; H and W of images are multiples of it
+    latent_rule: str  # shape or size of the latent of an image H x W, in words
+    parameters: int = 0  # of encoder and decoder
     decoder_parameters: int = 0
-    steps: int | None = None
-    encoder: str | None = None
+    steps: int | None = None  # default number of decoding steps; None if there is none to choose
+    only_steps: int | None = None  # the one number of decoding steps that a decoder knows
+    encoder: str | None = None  # the encoder that was attached to a model without one
 
     def describe(self) -> dict[str, Any]:
-        """Return the attributes that say what this is, as JSON types."""
+        """Return the attributes that identify the autoencoder, as JSON types."""
         return {
             "kind": self.kind,
             "source": self.source,
@@ -84,51 +68,45 @@ class Autoencoder(ABC):
 
     @abstractmethod
     def encode(self, images: Tensor) -> Any:
-        """Return the latents of images (B, 3, H, W) in [-1, 1]; of a network the mode of the posterior, raw.
-
-        Raises:
-            ValueError: for images of a wrong shape.
-        """
+        """Return the latents of images (B, 3, H, W) in [-1, 1]: for a network the mode of the posterior, not scaled."""
 
     @abstractmethod
     def decode(self, latent: Any, steps: int | None = None, noise: Any = None) -> Tensor:
-        """Return images (B, 3, H, W) in float32, about [-1, 1], not clamped, with whatever is not finite.
+        """Return images (B, 3, H, W) in float32, about [-1, 1]: not clamped, and possibly not finite.
 
         Args:
             latent: what ``encode`` returned.
             steps: number of decoding steps; by default ``self.steps``.
-            noise: what ``noise`` returned; by default that of seed 0 and the numbers 0 to B - 1.
-
-        Raises:
-            ValueError: for a latent of a wrong shape, and as ``check_steps``.
+            noise: what ``noise`` returned; by default for seed 0 and the numbers 0 to B - 1.
         """
 
     @abstractmethod
     def latent_bytes(self, latent: Any) -> list[int]:
-        """Return the bytes of each image's latent: 16 bits a number for networks, in whatever dtype they run."""
+        """Return the size of each image's latent: for networks 2 bytes per number, whatever their dtype."""
 
     def check_steps(self, steps: int | None) -> None:
         """Raise ValueError unless the decoder can take this number of steps; None is its default."""
-        if steps is not None and self.steps is None:
-            raise ValueError(
-                f"{self.name}: expected no number of decoding steps, for it has none to count, found {steps}"
-            )
-        if steps is not None and steps < 1:
-            raise ValueError(f"{self.name}: expected at least 1 decoding step, found {steps}")
+        if steps is None:
+            return
+        if self.steps is None:
+            expected = "no number of decoding steps, for it has none to count"
+        elif steps < 1:
+            expected = "at least 1 decoding step"
+        elif self.only_steps not in (None, steps):
+            expected = f"{self.only_steps} decoding steps, no other number"
+        else:
+            return
+        raise ValueError(f"{self.name}: expected {expected}, found {steps}")
 
     def noise(self, latent: Any, seed: int, numbers: Sequence[int]) -> Any:
-        """Draw everything that is random in ``decode``, for one call of it; None if nothing is.
+        """Draw the noise of one call of ``decode``; return None if the decoder is deterministic.
 
-        The noise of image i depends on (seed, numbers[i]), neither negative, and on the image's size. It is drawn on
-        the CPU, so that it is the same for any batch, device and number of processes.
+        The noise of image i depends on (seed, numbers[i]), neither negative, and on its size; not on batch or device.
         """
         return None
 
     def flops(self, height: int, width: int, steps: int | None = None) -> tuple[int, int] | None:
-        """Return the operations of matrix products and convolutions to encode and to decode one image.
-
-        A multiplication and an addition count as two. None where there is no network.
-        """
+        """Return the FLOPs to encode and to decode one image (a multiply-add is 2); None without a network."""
         return None
 
     def _check_images(self, images: Tensor) -> None:
@@ -141,7 +119,7 @@ class Autoencoder(ABC):
 
 
 def image_generators(seed: int, numbers: Sequence[int]) -> list[torch.Generator]:
-    """Return a generator on the CPU for each image, by the images' numbers: the stream is the same for any device."""
+    """Return a CPU generator for each image number, so that the noise is the same on any device."""
     states = [np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] for number in numbers]
     return [torch.Generator("cpu").manual_seed(int(state >> np.uint64(1))) for state in states]
 
@@ -160,40 +138,39 @@ def load_autoencoder(
             of latent diffusion (LDM); package.module:NAME or file.py:NAME, the user's own code (see ``OwnCode``);
             jpeg:BYTES; bicubic:FACTOR.
         device: where it runs.
-        dtype: of the networks.
-        encoder: encoder for an AutoencoderSSDD without one (see ``checkpoints.encoders.load_encoder``); others
-            ignore it.
+        dtype: dtype of the networks.
+        encoder: encoder for an AutoencoderSSDD without one; others ignore it.
 
     Raises:
-        ValueError, CheckpointError, OSError, ImportError: with one line. ``JPEG_AUTO`` is left to the caller, and a
-            ValueError here.
+        ValueError, CheckpointError, OSError, ImportError: with one line; ValueError also for ``JPEG_AUTO``, which is
+            left to the caller.
     """
-    if (baseline := re.fullmatch(r"(jpeg|bicubic):(.*)", name)) and not Path(name).exists():
-        return _load_baseline(name, baseline[1], baseline[2], torch.device(device))
-    if not Path(name).exists() and (own := re.fullmatch(OWN_CODE, name)):
-        return OwnCode(name, own[1], own[2], device, dtype)
-    if name.endswith((".pth", ".pt", ".ckpt", ".bin", ".pkl")) and not Path(name).is_dir():
+    device, path = torch.device(device), Path(name)
+    if not path.exists() and (match := re.fullmatch(r"(jpeg|bicubic):(.*)", name)):
+        return _load_baseline(name, match[1], match[2], device)
+    if not path.exists() and (match := re.fullmatch(OWN_CODE, name)):
+        return OwnCode(name, match[1], match[2], device, dtype)
+    if not path.is_dir() and name.endswith((".pth", ".pt", ".ckpt", ".bin", ".pkl")):
         raise CheckpointError(
             f"{name}: expected a model folder or a .safetensors file, found the name of a pickle, which can run code "
             "and is never loaded: load it in code of yours with encode() and decode() and name that file.py:NAME"
         )
-    return _load_saved(name, torch.device(device), dtype, encoder)
+    return _load_saved(name, device, dtype, encoder)
 
 
 def check_encoder_attached(autoencoders: Iterable[Autoencoder], encoder: str | None) -> None:
     """Raise ValueError, naming the models, if an ``encoder`` was given and none of them took it."""
     autoencoders = list(autoencoders)
-    if encoder is None or any(autoencoder.encoder is not None for autoencoder in autoencoders):
-        return
-    names = ", ".join(dict.fromkeys(autoencoder.name for autoencoder in autoencoders))
-    raise ValueError(f"{names}: expected a model without an encoder for --encoder, found none")
+    if encoder is not None and all(autoencoder.encoder is None for autoencoder in autoencoders):
+        names = ", ".join(dict.fromkeys(autoencoder.name for autoencoder in autoencoders))
+        raise ValueError(f"{names}: expected a model without an encoder for --encoder, found none")
 
 
 # ---- networks --------------------------------------------------------------------------------------------------------
 
 
 class Network(Autoencoder):
-    """An encoder and a decoder; a subclass sets the attributes, and says how to encode and decode a batch."""
+    """Check shapes and dtypes and count FLOPs around ``_encode`` and ``_decode`` of a subclass."""
 
     latent_channels: int
 
@@ -226,19 +203,11 @@ class Network(Autoencoder):
         return [z.numel() * 2 for z in latent]
 
     def flops(self, height: int, width: int, steps: int | None = None) -> tuple[int, int]:
-        """Count the operations while a black image goes through; see ``Autoencoder``."""
         with FlopCounterMode(display=False) as encoding:
             latent = self.encode(torch.full((1, 3, height, width), -1.0))
-        steps = self.steps if steps is None else steps
-        if steps is None or steps <= 2:
-            return encoding.get_total_flops(), self._decode_flops(latent, steps)
-        one, two = self._decode_flops(latent, 1), self._decode_flops(latent, 2)
-        return encoding.get_total_flops(), one + (steps - 1) * (two - one)  # every step after the first is the same
-
-    def _decode_flops(self, latent: Tensor, steps: int | None) -> int:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as decoding:
             self.decode(latent, steps)
-        return counter.get_total_flops()
+        return encoding.get_total_flops(), decoding.get_total_flops()
 
     def _checked(self, what: str, found: Any, expected: tuple[int, ...]) -> Tensor:
         """Return the tensor; raise ValueError if it is not a floating-point one of the expected shape."""
@@ -250,17 +219,12 @@ class Network(Autoencoder):
 
 @dataclass(frozen=True)
 class Interface:
-    """How a class of diffusers, or of ours, differs from ``AutoencoderKL``.
+    """How a class of diffusers, or of ours, differs from ``AutoencoderKL``."""
 
-    Attributes:
-        frames: it takes videos, here of a single frame: (B, 3, 1, H, W), latents (B, c, 1, h, w).
-        unit_range: its images are in [0, 1].
-        noise: what its decoder takes where it is random: a tensor (B, 3, H, W), or a generator for each image.
-    """
-
-    frames: bool = False
-    unit_range: bool = False
-    noise: Literal["tensor", "generators"] | None = None
+    frames: bool = False  # takes videos, here of one frame: (B, 3, 1, H, W), latents (B, c, 1, h, w)
+    unit_range: bool = False  # images are in [0, 1]
+    noise: Literal["tensor", "generators"] | None = None  # a random decoder takes (B, 3, H, W), or a generator each
+    only_steps: int | None = None  # the one number of decoding steps that its scheduler knows
 
 
 INTERFACES = {
@@ -269,7 +233,7 @@ INTERFACES = {
     "AutoencoderKLBaseline": Interface(),
     "AutoencoderTiny": Interface(),
     "AutoencoderDC": Interface(),
-    "ConsistencyDecoderVAE": Interface(noise="generators"),
+    "ConsistencyDecoderVAE": Interface(noise="generators", only_steps=2),
     "AsymmetricAutoencoderKL": Interface(),
     "AutoencoderKLFlux2": Interface(),
     "AutoencoderKLHunyuanImage": Interface(),
@@ -283,65 +247,37 @@ INTERFACES = {
 
 _OURS = {"AutoencoderSSDD": AutoencoderSSDD, "AutoencoderKLBaseline": AutoencoderKLBaseline}
 _DECODER_PARTS = ("decoder", "decoder_unet", "post_quant_conv", "quantize")
-_CONSISTENCY_STEPS = 2  # the only number for which diffusers' scheduler of ConsistencyDecoderVAE knows the times
-_TRIAL_SIDE = 128
 
 
 class PretrainedAutoencoder(Network):
-    """A model of one of the ``INTERFACES``.
+    """A model of one of the ``INTERFACES``, in eval mode, on its device and in its dtype, with an encoder.
 
-    Factor and channels of its latents are those of a black image's.
-
-    Args:
-        name: as in tables.
-        model: in eval mode, on its device and in its dtype, with an encoder.
-        source: where it came from.
-        sha256: of each file of weights, by file name.
-        encoder: name of the encoder if it was attached.
-
-    Raises:
-        CheckpointError: if the black image cannot be encoded, or its latent is no grid.
+    Factor and channels of its latents are found by encoding an image; raises CheckpointError where that fails.
     """
 
-    def __init__(self, name: str, model: Any, source: str, sha256: dict[str, str], encoder: str | None = None) -> None:
-        self.name, self.kind, self.source, self.sha256 = name, type(model).__name__, source, sha256
+    def __init__(self, name: str, model: Any, source: str, digests: dict[str, str], encoder: str | None = None) -> None:
+        self.name, self.kind, self.source, self.sha256 = name, type(model).__name__, source, digests
         self.device, self.dtype, self.model, self.encoder = model.device, model.dtype, model, encoder
         self.interface = INTERFACES[self.kind]
-        self.parameters = _parameters(model, getattr(model, "attached_encoder", None))
-        self.decoder_parameters = _parameters(*(getattr(model, part, None) for part in _DECODER_PARTS))
-        if self.kind == "AutoencoderSSDD":
-            self.steps = model.config["num_inference_steps"]
-        elif self.kind == "ConsistencyDecoderVAE":
-            self.steps = _CONSISTENCY_STEPS
+        self.parameters = _count_parameters(model, getattr(model, "attached_encoder", None))
+        self.decoder_parameters = _count_parameters(*(getattr(model, part, None) for part in _DECODER_PARTS))
+        self.only_steps = self.interface.only_steps
+        self.steps = model.config["num_inference_steps"] if self.kind == "AutoencoderSSDD" else self.only_steps
         self.only_side: int | None = getattr(model, "decoder_image_size", None)  # AutoencoderRAE has one size alone
-        self.latent_channels, self.spatial_factor = c, f = self._latent_shape()
+        self.latent_channels, self.spatial_factor = c, f = self._latent_shape(self.only_side or 128)
         self.latent_rule = f"({c}, H/{f}, W/{f})"
 
     @torch.inference_mode()
-    def _latent_shape(self) -> tuple[int, int]:
+    def _latent_shape(self, side: int) -> tuple[int, int]:
         """Return latent channels and spatial factor."""
-        side = self.only_side or _TRIAL_SIDE
         try:
-            black = torch.full((1, 3, side, side), -1.0, dtype=self.dtype, device=self.device)
-            shape = tuple(self._encode(black).shape)
+            z = self._encode(torch.full((1, 3, side, side), -1.0, dtype=self.dtype, device=self.device))
+            return z.shape[1], side // z.shape[2]
         except Exception as error:  # whatever diffusers makes of an unusual config
             raise CheckpointError(
                 f"{self.name}: expected an {self.kind} that encodes an image of {side} x {side} pixels, "
                 f"found {one_line(error)[:400]}"
             ) from error
-        if len(shape) != 4 or 0 in shape or shape[2] != shape[3] or side % shape[2]:
-            raise CheckpointError(
-                f"{self.name}: expected a latent (1, c, {side}/f, {side}/f) of an image of {side} x {side} pixels, "
-                f"found {shape}"
-            )
-        return shape[1], side // shape[2]
-
-    def check_steps(self, steps: int | None) -> None:
-        super().check_steps(steps)
-        if self.kind == "ConsistencyDecoderVAE" and steps not in (None, _CONSISTENCY_STEPS):
-            raise ValueError(
-                f"{self.name}: expected {_CONSISTENCY_STEPS} decoding steps, no other number, found {steps}"
-            )
 
     def noise(self, latent: Tensor, seed: int, numbers: Sequence[int]) -> Any:
         if self.interface.noise is None:
@@ -353,10 +289,9 @@ class PretrainedAutoencoder(Network):
         return torch.stack([torch.randn(shape, generator=g, device="cpu") for g in generators]).to(self.device)
 
     def latent_bytes(self, latent: Tensor) -> list[int]:
-        """See ``Autoencoder``; of a VQModel the bytes of the indices into its codebook."""
         if self.kind != "VQModel":
             return super().latent_bytes(latent)
-        bits = math.ceil(math.log2(self.model.config["num_vq_embeddings"]))
+        bits = math.ceil(math.log2(self.model.config["num_vq_embeddings"]))  # of an index into the codebook
         return [math.ceil(z[0].numel() * bits / 8) for z in latent]
 
     def _check_images(self, images: Tensor) -> None:
@@ -387,26 +322,14 @@ class PretrainedAutoencoder(Network):
 
 
 class OwnCode(Network):
-    """A user's encoder, as ``checkpoints.own_code.ForeignEncoder`` takes it, that has ``decode(z)`` besides.
+    """A user's encoder, as ``ForeignEncoder`` takes it, that has ``decode(z)`` besides.
 
     ``decode`` gets the mode of the latent, (B, c, h, w), and returns images (B, 3, H, W) in about [-1, 1], or an object
-    of diffusers with them as ``sample``. It has no steps, and noise of its own would not follow the seed. A module that
-    states a ``dtype`` runs in it, another one in the ``dtype`` given here. All its parameters count, and those of its
-    attribute ``decoder`` as the decoder's.
-
-    Args:
-        typed: ``file.py:NAME`` or ``package.module:NAME``, as the user typed it.
-        path: the file or module.
-        attribute: NAME.
-        device: where it runs.
-        dtype: of its networks.
-
-    Raises:
-        ValueError, FileNotFoundError, ImportError: with one line if the code is something else, or if an image of 256
-            x 256 does not go through it.
+    of diffusers with them as ``sample``. Noise of its own would not follow the seed. A module that states a ``dtype``
+    runs in it. The attribute ``decoder`` says which parameters are the decoder's.
     """
 
-    def __init__(self, typed: str, path: str, attribute: str, device: torch.device | str, dtype: torch.dtype) -> None:
+    def __init__(self, typed: str, path: str, attribute: str, device: torch.device, dtype: torch.dtype) -> None:
         own = load_own(typed, path, attribute)
         self.foreign = ForeignEncoder(own, typed).cast(dtype).to(device)
         if not callable(getattr(own, "decode", None)):
@@ -416,13 +339,13 @@ class OwnCode(Network):
             )
         file = Path(path)
         self.name, self.kind, self.source = f"{file.name}:{attribute}", type(own).__name__, typed
-        self.sha256 = {file.name: _sha256(file)} if path.endswith(".py") else {}
-        self.device, self.dtype = torch.device(device), self.foreign.dtype
+        self.sha256 = {file.name: sha256(file)} if path.endswith(".py") else {}
+        self.device, self.dtype = device, self.foreign.dtype
         self.spatial_factor, self.latent_channels = f, c = self.foreign.spatial_factor, self.foreign.latent_channels
         self.latent_rule = f"({c}, H/{f}, W/{f})"
         parts = [own] if isinstance(own, nn.Module) else getattr(own, "__dict__", {}).values()
-        self.parameters = _parameters(*parts)
-        self.decoder_parameters = _parameters(getattr(own, "decoder", None))
+        self.parameters = _count_parameters(*parts)
+        self.decoder_parameters = _count_parameters(getattr(own, "decoder", None))
         side = 256  # a multiple of every spatial factor that ``ForeignEncoder`` takes
         try:
             self.decode(self.encode(torch.zeros(1, 3, side, side)))
@@ -441,8 +364,8 @@ class OwnCode(Network):
         return getattr(decoded, "sample", decoded)
 
 
-def _parameters(*parts: Any) -> int:
-    """Count the parameters of those that are modules, shared ones once."""
+def _count_parameters(*parts: Any) -> int:
+    """Count the parameters of those parts that are modules, shared ones once."""
     return sum(p.numel() for p in {p for part in parts if isinstance(part, nn.Module) for p in part.parameters()})
 
 
@@ -450,10 +373,12 @@ def _parameters(*parts: Any) -> int:
 
 
 def _load_saved(name: str, device: torch.device, dtype: torch.dtype, encoder: str | None) -> PretrainedAutoencoder:
-    """Read a model from safetensors, whole or not at all, and attach the encoder to one that only decodes."""
+    """Read a model from safetensors, and attach the encoder to one that only decodes."""
     if name.endswith(".safetensors") and not Path(name).is_dir():
-        model, files, source = _read_file(Path(name), dtype), [Path(name)], name
+        files, source = [Path(name)], name
         folder = files[0].parent
+        with _quiet():
+            model = _read_file(files[0]).to(dtype)
     else:
         folder = find_model(
             name,
@@ -464,18 +389,19 @@ def _load_saved(name: str, device: torch.device, dtype: torch.dtype, encoder: st
         files = find_weights(name, lambda file: path if (path := folder / file).is_file() else None)
         model, source = _read_folder(name, folder, files, dtype), _source(name, folder)
     model = model.to(device).eval()
-    sha256 = {file.name: _sha256(file) for file in files}
+    digests = {file.name: sha256(file) for file in files}
     if model.config.get("has_encoder", True):
-        return PretrainedAutoencoder(_short(name), model, source, sha256)
+        return PretrainedAutoencoder(_display_name(name), model, source, digests)
     check_encoder(name, model.config, encoder)
     assert encoder is not None
     attached = load_encoder(encoder, name, model.config, folder)
-    sha256[encoder] = encoder_digest(attached)
+    digests[encoder] = encoder_digest(attached)
     model.attach_encoder(cast(attached, model.dtype))
-    return PretrainedAutoencoder(_short(name), model, source, sha256, encoder)
+    return PretrainedAutoencoder(_display_name(name), model, source, digests, encoder)
 
 
 def _read_folder(name: str, folder: Path, files: list[Path], dtype: torch.dtype) -> Any:
+    """Return the model of a diffusers folder; raise CheckpointError unless its weights are complete and for RGB."""
     kind = _class_name(name, folder)
     cls = _OURS.get(kind) or getattr(diffusers, kind, None)
     if cls is None:
@@ -484,12 +410,7 @@ def _read_folder(name: str, folder: Path, files: list[Path], dtype: torch.dtype)
     try:
         with _quiet():
             model, info = cls.from_pretrained(
-                str(folder),
-                torch_dtype=dtype,
-                variant=variant,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
+                str(folder), torch_dtype=dtype, variant=variant, use_safetensors=True, output_loading_info=True
             )
     except Exception as error:  # whatever diffusers makes of another's config and files
         raise CheckpointError(
@@ -520,28 +441,25 @@ def _class_name(name: str, folder: Path) -> str:
     return kind
 
 
-def _read_file(path: Path, dtype: torch.dtype) -> Any:
+def _read_file(path: Path) -> Any:
     """Return the AutoencoderKL of a file in LDM's layout, or else the AutoencoderSSDD of one in the authors' layout."""
     tensors = _ldm_tensors(path)
-    model = AutoencoderSSDD.from_original(path) if tensors is None else _ldm_vae(path, tensors)
-    with _quiet():
-        return model.to(dtype)
+    return _ldm_vae(path, tensors) if tensors else AutoencoderSSDD.from_original(path)
 
 
-def _ldm_tensors(path: Path) -> dict[str, Tensor] | None:
-    """Read a VAE's tensors from a file of it alone or of a whole model; None if there are none in LDM's layout."""
+def _ldm_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the VAE of a file in LDM's layout, alone or in a whole model; return nothing for other files."""
+    parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
     try:
         with safe_open(path, "pt") as file:
             names = list(file.keys())
             for prefix in ("first_stage_model.", "vae.", ""):
                 if f"{prefix}decoder.up.0.block.0.conv1.weight" in names:
-                    parts = tuple(prefix + part for part in ("encoder.", "decoder.", "quant_conv.", "post_quant_conv."))
-                    return {
-                        name.removeprefix(prefix): file.get_tensor(name) for name in names if name.startswith(parts)
-                    }
+                    kept = [name for name in names if name.startswith(tuple(prefix + part for part in parts))]
+                    return {name.removeprefix(prefix): file.get_tensor(name) for name in kept}
     except (SafetensorError, OSError):
         pass  # the reader of the authors' layout says what is wrong with the file
-    return None
+    return {}
 
 
 def _ldm_vae(path: Path, tensors: dict[str, Tensor]) -> diffusers.AutoencoderKL:
@@ -550,6 +468,7 @@ def _ldm_vae(path: Path, tensors: dict[str, Tensor]) -> diffusers.AutoencoderKL:
     def count(name: str) -> int:
         return next(i for i in itertools.count() if name.format(i) not in tensors)
 
+    expected = f"{path}: expected the weights of an AutoencoderKL in the layout of LDM"
     levels = count("encoder.down.{}.block.0.conv1.weight")
     try:
         with torch.device("meta"):
@@ -567,15 +486,13 @@ def _ldm_vae(path: Path, tensors: dict[str, Tensor]) -> diffusers.AutoencoderKL:
         state = convert_ldm_vae_checkpoint(tensors, model.config)
         model.load_state_dict(state, assign=True)
     except Exception as error:  # another architecture
-        found = one_line(error)[:400]
-    else:
-        if len(state) == len(tensors):
-            return model
-        found = f"{len(tensors) - len(state)} unexpected tensors"  # which the conversion leaves out
-    raise CheckpointError(f"{path}: expected the weights of an AutoencoderKL in the layout of LDM, found {found}")
+        raise CheckpointError(f"{expected}, found {one_line(error)[:400]}") from error
+    if len(state) != len(tensors):  # the conversion leaves out what it does not know
+        raise CheckpointError(f"{expected}, found {len(tensors) - len(state)} unexpected tensors")
+    return model
 
 
-def _short(name: str) -> str:
+def _display_name(name: str) -> str:
     """Return the name of a folder or file, or of the run or pipeline that it is the model/ or vae/ of."""
     path = Path(name)
     if not path.exists():
@@ -594,11 +511,6 @@ def _source(name: str, folder: Path) -> str:
     return f"{name}@{parts[parts.index('snapshots') + 1]}" if "snapshots" in parts else name
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence diffusers' lines on missing weights and unknown config entries: the first raise an error here."""
@@ -613,92 +525,80 @@ def _quiet() -> Iterator[None]:
 # ---- baselines without a network -------------------------------------------------------------------------------------
 
 
-class JpegFiles(list[bytes | None]):
-    """The files of a batch, None for an image that does not fit its budget; ``size`` is (H, W) of the images."""
-
-    size: tuple[int, int]
-
-
 class Jpeg(Autoencoder):
     """JPEG files of at most ``budget`` bytes each, at the best quality from 1 to 95 that a binary search finds.
 
-    Pillow's defaults otherwise: 4:2:0 chroma, standard Huffman tables. An image that is over the budget at quality 1
-    has no file (None) and decodes to NaN.
-
-    Raises:
-        ValueError: for a budget below 1.
+    Pillow's defaults otherwise: 4:2:0 chroma, standard Huffman tables. A latent is a list of files. An image whose file
+    is over the budget even at quality 1 decodes to NaN, and its latent counts 0 bytes.
     """
 
     _BEST_QUALITY = 95  # Pillow's advice: above it files grow and pictures do not get better
 
     def __init__(self, budget: int, device: torch.device | str = "cpu") -> None:
-        if budget < 1:
-            raise ValueError(f"expected a budget of at least 1 byte for a JPEG file, found {budget}")
         self.budget, self.device = budget, torch.device(device)
         self.name, self.kind, self.spatial_factor = f"jpeg@{budget}B", "JPEG", 1
         self.latent_rule = f"a file of at most {budget} bytes, quality 1 to {self._BEST_QUALITY}, 4:2:0"
         library = "libjpeg-turbo" if features.check_feature("libjpeg_turbo") else "libjpeg"
         self.source = f"Pillow {Image.__version__}, {library} {features.version_codec('jpg')}"
 
-    def encode(self, images: Tensor) -> JpegFiles:
+    def encode(self, images: Tensor) -> list[bytes]:
         self._check_images(images)
-        files = JpegFiles(self._file(pixels) for pixels in tensor_to_image(images))
-        files.size = (images.shape[2], images.shape[3])
-        return files
+        return [self._file(pixels) for pixels in tensor_to_image(images)]
 
-    def _file(self, pixels: Pixels) -> bytes | None:
-        picture, best = Image.fromarray(pixels), None
+    def _file(self, pixels: Pixels) -> bytes:
+        picture, best, file = Image.fromarray(pixels), b"", b""
         low, high = 1, self._BEST_QUALITY
         while low <= high:
             quality = (low + high) // 2
             stream = io.BytesIO()
             picture.save(stream, "JPEG", quality=quality)
-            if stream.tell() <= self.budget:
-                best, low = stream.getvalue(), quality + 1
+            file = stream.getvalue()
+            if len(file) <= self.budget:
+                best, low = file, quality + 1
             else:
                 high = quality - 1
-        return best
+        return best or file  # where none fits, the last one is that of quality 1
 
-    def decode(self, latent: JpegFiles, steps: int | None = None, noise: Any = None) -> Tensor:
+    def decode(self, latent: list[bytes], steps: int | None = None, noise: Any = None) -> Tensor:
         self.check_steps(steps)
-        images = torch.full((len(latent), 3, *latent.size), math.nan, device="cpu")
+        images = [image_to_tensor(np.asarray(Image.open(io.BytesIO(file), formats=["JPEG"]))) for file in latent]
         for image, file in zip(images, latent, strict=True):
-            if file is not None:
-                image.copy_(image_to_tensor(np.asarray(Image.open(io.BytesIO(file), formats=["JPEG"]))))
-        return images.to(self.device)
+            if len(file) > self.budget:
+                image.fill_(math.nan)
+        return torch.stack(images).to(self.device)
 
-    def latent_bytes(self, latent: JpegFiles) -> list[int]:
-        return [0 if file is None else len(file) for file in latent]
+    def latent_bytes(self, latent: list[bytes]) -> list[int]:
+        return [len(file) if len(file) <= self.budget else 0 for file in latent]
 
 
 class Bicubic(Autoencoder):
-    """The image reduced by ``factor`` and enlarged again, both bicubic, as ``pairs.bicubic_baseline`` has it.
+    """Reduce images by ``factor`` and enlarge them again, both bicubic, as ``pairs.bicubic_baseline`` has it.
 
     A latent is uint8 (B, h, w, 3).
-
-    Raises:
-        ValueError: for a factor below 1.
     """
 
     def __init__(self, factor: int, device: torch.device | str = "cpu") -> None:
-        if factor < 1:
-            raise ValueError(f"expected a factor of at least 1 for the bicubic baseline, found {factor}")
         self.spatial_factor, self.device = factor, torch.device(device)
         self.name, self.kind, self.source = f"bicubic:{factor}", "bicubic", f"Pillow {Image.__version__}"
         self.latent_rule = f"(3, H/{factor}, W/{factor}) of 8 bits"
 
     def encode(self, images: Tensor) -> Pixels:
         self._check_images(images)
-        size = (images.shape[3] // self.spatial_factor, images.shape[2] // self.spatial_factor)
-        return np.stack([_resized(image, size) for image in tensor_to_image(images)])
+        height, width = (side // self.spatial_factor for side in images.shape[2:])
+        return _resize(tensor_to_image(images), height, width)
 
     def decode(self, latent: Pixels, steps: int | None = None, noise: Any = None) -> Tensor:
         self.check_steps(steps)
-        size = (latent.shape[2] * self.spatial_factor, latent.shape[1] * self.spatial_factor)
-        return torch.stack([image_to_tensor(_resized(image, size)) for image in latent]).to(self.device)
+        height, width = (side * self.spatial_factor for side in latent.shape[1:3])
+        return torch.stack([image_to_tensor(image) for image in _resize(latent, height, width)]).to(self.device)
 
     def latent_bytes(self, latent: Pixels) -> list[int]:
         return [image.nbytes for image in latent]
+
+
+def _resize(images: Pixels, height: int, width: int) -> Pixels:
+    resized = [Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC) for image in images]
+    return np.stack([np.asarray(image) for image in resized])
 
 
 def _load_baseline(name: str, kind: str, number: str, device: torch.device) -> Autoencoder:
@@ -708,7 +608,3 @@ def _load_baseline(name: str, kind: str, number: str, device: torch.device) -> A
         unit = "BYTES, of a file, or jpeg:auto" if kind == "jpeg" else "FACTOR, of the sides"
         raise ValueError(f"{name}: expected {kind}:{unit}, a positive whole number, found {number!r}")
     return Jpeg(int(number), device) if kind == "jpeg" else Bicubic(int(number), device)
-
-
-def _resized(image: Pixels, size: tuple[int, int]) -> Pixels:
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))

@@ -1,4 +1,4 @@
-"""The figures of an evaluation: plain matplotlib, no pyplot and no global state.
+"""The figures of an evaluation: matplotlib without pyplot and its global state.
 
 Shapes: n crops, K bands of frequency.
 """
@@ -6,31 +6,25 @@ Shapes: n crops, K bands of frequency.
 import io
 import math
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ..data.images import printable
 from .metrics import ARROWS, SET_METRICS, Metric, ordered
-from .results import Estimate, Evaluation, Row, ranked, set_heading
+from .results import Estimate, Evaluation, Row, ranked, ranking_metric, set_heading
 
 if TYPE_CHECKING:
-    from matplotlib.axis import Axis
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colors, told apart by all common kinds of color vision; without yellow, too pale on white.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B4C9A")
 _MARKERS = "osD^vPX<>"
 _LINES = ("solid", "dashed", "dotted", "dashdot")
-_WIDTH = 5.6
-_CURVE_POINTS = 200
-_LEAST_RATIO = 1e-2
-"""Lower end of the spectrum's ratio: what is below is gone for any eye."""
-
 _STYLE = {
     "axes.prop_cycle": f"cycler('color', {list(_COLORS)})",
     "axes.grid": True,
@@ -39,71 +33,52 @@ _STYLE = {
     "grid.color": "#E4E4E4",
     "legend.frameon": False,
     "legend.fontsize": 9,
-    "text.parse_math": False,  # a name with dollar signs is a name
 }
 
 
-# ---- what is shown of a row ------------------------------------------------------------------------------------------
+# ---- the numbers of a row --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Quantity:
-    """A number that rows have: a column of a table, an axis of a figure.
-
-    Attributes:
-        heading: display name.
-        metric: gives digits and direction.
-        of: returns the estimate of a row, NaN where there is none.
-    """
-
-    heading: str
-    metric: Metric
-    of: Callable[[Row], Estimate]
-
-    @property
-    def title(self) -> str:
-        """Return the heading with an arrow towards better values."""
-        return f"{self.heading} {ARROWS[self.metric.better]}".rstrip()
+def set_metrics(extractor: Mapping[str, Any]) -> list[Metric]:
+    """Return the distances of sets on an extractor's features, named as in ``row_estimates``, the Fréchet one first."""
+    return [
+        replace(metric, name=f"{extractor['name']}/{name}", heading=set_heading(extractor, metric))
+        for name, metric in SET_METRICS.items()
+    ]
 
 
-def without_interval(value: float | None) -> Estimate:
-    """Return an estimate that has only a mean; NaN for None."""
-    return Estimate(math.nan if value is None else value, math.nan, math.nan, 0, 0)
+def row_estimates(row: Row) -> dict[str, Estimate]:
+    """Return a row's image metrics by name, and its distances of sets by ``extractor/name``."""
+    distances = {f"{extractor}/{name}": v for extractor, found in row.distances.items() for name, v in found.items()}
+    return row.image_metrics | without_intervals(distances)
 
 
-def image_quantity(metric: Metric) -> Quantity:
-    """Return the mean of an image metric."""
-    return Quantity(metric.heading, metric, lambda row: row.image_metrics.get(metric.name, without_interval(None)))
+def without_intervals(values: Mapping[str, float | None]) -> dict[str, Estimate]:
+    """Return estimates that have only a mean, of the values that are known."""
+    return {name: Estimate(v, math.nan, math.nan, 0, 0) for name, v in values.items() if v is not None}
 
 
-def set_quantity(metric: Metric, extractor: Mapping[str, Any]) -> Quantity:
-    """Return a distance of two sets of an extractor's features."""
-    return Quantity(
-        set_heading(extractor, metric),
-        metric,
-        lambda row: without_interval(row.distances.get(extractor["name"], {}).get(metric.name)),
-    )
-
-
-def known(quantities: Sequence[Quantity], rows: Sequence[Row]) -> list[Quantity]:
-    """Return the quantities that any of the rows has."""
-    return [q for q in quantities if any(not math.isnan(q.of(row).mean) for row in rows)]
-
-
-def ranking_metric(evaluation: Evaluation) -> Metric:
-    """Return the metric that crops are sorted by: LPIPS of the first network there is, else MSE."""
-    names = [name for name in evaluation.metrics if name.startswith("lpips_")]
-    return evaluation.metrics[names[0] if names else "mse"]
-
-
-def headline(evaluation: Evaluation) -> Quantity:
-    """Return what stands for quality: a Fréchet distance that all rows have, else LPIPS, else PSNR."""
+def headline(evaluation: Evaluation) -> Metric:
+    """Return the metric that stands for quality: a Fréchet distance that all rows have, else LPIPS, else PSNR."""
     for extractor in evaluation.extractors:
-        distance = set_quantity(SET_METRICS["frechet"], extractor)
-        if all(math.isfinite(distance.of(row).mean) for row in evaluation.rows):
-            return distance
-    ranking = ranking_metric(evaluation)
-    return image_quantity(evaluation.metrics["pooled_psnr"] if ranking.name == "mse" else ranking)
+        frechet = set_metrics(extractor)[0]
+        if np.isfinite(_estimates(evaluation.rows, frechet)[0]).all():
+            return frechet
+    metric = ranking_metric(evaluation)
+    return evaluation.metrics["pooled_psnr"] if metric.name == "mse" else metric
+
+
+def number_of_tokens(row: Row) -> int | None:
+    """Return h * w of the row's latents (c, h, w); None where they have no such shape."""
+    shape = row.latent_shape
+    return shape[1] * shape[2] if shape and len(shape) == 3 else None
+
+
+def _estimates(rows: Sequence[Row], metric: Metric) -> np.ndarray:
+    """Return mean, low and high of each row as (3, rows), NaN where a row has none."""
+    unknown = Estimate(math.nan, math.nan, math.nan, 0, 0)
+    estimates = [row_estimates(row).get(metric.name, unknown) for row in rows]
+    return np.array([(e.mean, e.low, e.high) for e in estimates]).reshape(-1, 3).T
 
 
 # ---- matplotlib ------------------------------------------------------------------------------------------------------
@@ -127,7 +102,7 @@ def figure_style() -> Iterator[None]:
         yield
 
 
-def new_figure(height: float, width: float = _WIDTH) -> "Figure":
+def new_figure(height: float, width: float = 5.6) -> "Figure":
     """Return a figure that lays itself out; sizes are in inches."""
     from matplotlib.figure import Figure
 
@@ -135,7 +110,11 @@ def new_figure(height: float, width: float = _WIDTH) -> "Figure":
 
 
 def save_figure(figure: "Figure", file_format: Literal["svg", "png"]) -> bytes:
-    """Return the figure as a file's bytes."""
+    """Return the file of a figure, with the legend of its first axes below, for which it grows."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    ncols = 1 if max(map(len, labels)) > 30 else 2
+    figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(labels) / ncols))
+    figure.legend(handles, labels, loc="outside lower center", ncols=ncols, handlelength=3)
     stream = io.BytesIO()
     figure.savefig(stream, format=file_format, dpi=144)
     return stream.getvalue()
@@ -152,148 +131,104 @@ def row_style(group: int, nth: int) -> dict[str, Any]:
     }
 
 
-def legend_label(name: str, longest: int = 60) -> str:
-    """Return a name cut in the middle, and such that matplotlib does not leave it out for a leading underscore."""
-    name = printable(name)
-    if len(name) > longest:
-        name = f"{name[: longest // 2 - 1]}…{name[-longest // 2 :]}"
-    return f" {name}" if name.startswith("_") else name
+def plain_label(text: str, longest: int = 60) -> str:
+    """Return text, cut in the middle, that matplotlib neither hides for an underscore nor reads as mathematics."""
+    text = printable(text)
+    if len(text) > longest:
+        text = f"{text[: longest // 2 - 1]}…{text[-longest // 2 :]}"
+    text = f" {text}" if text.startswith("_") else text
+    return text.replace("$", r"\$")
 
 
-def add_legend(figure: "Figure") -> None:
-    """Add the legend below the axes; the figure grows by its height."""
-    labels = [label for axes in figure.axes for label in axes.get_legend_handles_labels()[1]]
-    columns = 1 if max(map(len, labels)) > 30 else 2
-    figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(labels) / columns))
-    figure.legend(loc="outside lower center", ncols=columns, handlelength=3)
+def binary_scale(axes: "Axes") -> None:
+    """Make the x axis of a plot logarithmic, with plain numbers at powers of two, unless there may be none to show."""
+    low, high = axes.dataLim.intervalx
+    if not low < high < 2 * low:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
 
 
-def plain_numbers(axis: "Axis", at: Sequence[float] | None = None) -> None:
-    """Label a logarithmic axis with numbers instead of powers: the given ones, or 1, 2 and 5 times powers of ten."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
-
-    low, high = axis.get_view_interval()
-    axis.set_major_locator(FixedLocator(at) if at else LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+def _title(metric: Metric) -> str:
+    return plain_label(f"{metric.heading} {ARROWS[metric.better]}")
 
 
 # ---- the figures: None where an evaluation has nothing for one to show -----------------------------------------------
 
 
-@dataclass(frozen=True)
-class EvaluationFigure:
-    """A finished figure. name: its anchor on a page. caption: how to read it. svg: the file."""
-
-    name: str
-    title: str
-    caption: str
-    svg: bytes
-
-
-def draw_figures(evaluation: Evaluation) -> list[EvaluationFigure]:
-    """Return the figures that the evaluation has something for. Raises ImportError without matplotlib."""
-    check_matplotlib()
-    quality = headline(evaluation)
-    towards = "bottom" if quality.metric.better == "lower" else "top"
+def draw_figures(evaluation: Evaluation) -> dict[str, bytes]:
+    """Return SVG files by name: the figures that the evaluation has something for."""
+    draw = {
+        "speed-quality": speed_and_quality,
+        "step-sweep": step_sweep,
+        "spectrum": spectrum,
+        "compression": compression,
+        "sorted-crops": sorted_crops,
+    }
     with figure_style():
-        figures = [
-            (
-                "speed-quality",
-                "Speed and quality",
-                f"Images decoded a second on this machine against {quality.heading}: the best corner is {towards} "
-                "right. Points of one model at several numbers of steps are joined.",
-                speed_and_quality(evaluation),
-            ),
-            (
-                "step-sweep",
-                "Number of decoding steps",
-                "Each step costs one pass of the decoder. Bands are 95 % intervals over images; all rows share the "
-                "same crops, so two rows may differ for sure although their bands overlap.",
-                step_sweep(evaluation),
-            ),
-            (
-                "spectrum",
-                "Radial power spectrum",
-                "Energy of luma by fineness of detail, mean over all crops. Below, each row over the originals: under "
-                "the line detail is lost, above it there is more than there was. The detail ratio of the tables is "
-                "that of all energy right of half of Nyquist.",
-                spectrum(evaluation),
-            ),
-            (
-                "compression",
-                "Quality and size of the latent",
-                f"{quality.heading} against what is stored of an image. Fewer tokens make a generator on the latents "
-                "cheaper; fewer bits leave the decoder less to go by.",
-                compression(evaluation),
-            ),
-            (
-                "sorted-crops",
-                "All crops, sorted",
-                "Each curve is one row's crops from worst to best, so that a mean does not hide how bad the worst "
-                "ones are. At one place two curves may show two different crops.",
-                sorted_crops(evaluation),
-            ),
-        ]
-        return [
-            EvaluationFigure(name, title, caption, save_figure(figure, "svg"))
-            for name, title, caption, figure in figures
-            if figure is not None
-        ]
+        figures = {name: function(evaluation) for name, function in draw.items()}
+        return {name: save_figure(figure, "svg") for name, figure in figures.items() if figure is not None}
 
 
 def speed_and_quality(evaluation: Evaluation) -> "Figure | None":
     """Plot the headline metric against decoding throughput: Figure 1 of the paper."""
-    quality, styles = headline(evaluation), _styles(evaluation.rows)
-    points = {row.label: (row.costs.get("decode_rate") or math.nan, quality.of(row).mean) for row in evaluation.rows}
-    if not np.isfinite(list(points.values())).all(1).any():
+    speeds = [row.costs.get("decode_rate") for row in evaluation.rows]
+    return _quality_against(evaluation, {"images decoded a second, faster →": speeds}, least=1)
+
+
+def compression(evaluation: Evaluation) -> "Figure | None":
+    """Plot the headline metric against the size of the latent, where sizes differ."""
+    x_axes: dict[str, list[float | None]] = {
+        "tokens of a latent, h × w": [number_of_tokens(row) for row in evaluation.rows],
+        "bits a pixel of the latent or file": [row.costs.get("bits_per_pixel") for row in evaluation.rows],
+    }
+    return _quality_against(evaluation, x_axes, least=2)
+
+
+def _quality_against(evaluation: Evaluation, x_axes: Mapping[str, list[float | None]], least: int) -> "Figure | None":
+    """Plot the headline metric against each x that has so many different values; join the points of one model."""
+    rows, styles, quality = evaluation.rows, _styles(evaluation.rows), headline(evaluation)
+    means, _, _ = _estimates(rows, quality)
+    panels = {name: np.array(values, float) for name, values in x_axes.items()}  # None is NaN
+    panels = {name: x for name, x in panels.items() if len(np.unique(x[np.isfinite(x + means)])) >= least}
+    if not panels:
         return None
-    figure = new_figure(3.8)
-    axes = figure.subplots()
-    for rows in _by_model(evaluation.rows):
-        line = sorted(points[row.label] for row in rows)
-        axes.plot(*zip(*line, strict=True), color=styles[rows[0].label]["color"], alpha=0.5)
-    for row in evaluation.rows:
-        x, y = points[row.label]
-        axes.plot([x], [y], **styles[row.label] | {"linestyle": ""}, markersize=9, label=legend_label(row.label))
-    axes.set_xscale("log")
-    axes.margins(0.1)
-    plain_numbers(axes.xaxis)
-    axes.set_xlabel("images decoded a second, faster →")
-    axes.set_ylabel(quality.title)
-    add_legend(figure)
+    figure = new_figure(3.4 * len(panels))
+    for place, (name, x) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(len(panels), 1, place)
+        points = {row.label: (x[i], means[i]) for i, row in enumerate(rows)}
+        for model in _by_model(rows):
+            line = np.array(sorted(points[row.label] for row in model))
+            axes.plot(line[:, 0], line[:, 1], color=styles[model[0].label]["color"], alpha=0.5)
+        for label, point in points.items():
+            axes.plot(*point, **styles[label] | {"linestyle": ""}, markersize=9)
+        binary_scale(axes)
+        axes.margins(0.1)
+        axes.set(xlabel=name, ylabel=_title(quality))
     return figure
 
 
 def step_sweep(evaluation: Evaluation) -> "Figure | None":
     """Plot every metric of the printed table against the number of decoding steps, for models with two or more."""
-    models = [sorted((row for row in rows if row.steps), key=lambda row: row.steps or 0)
-              for rows in _by_model(evaluation.rows)]  # fmt: skip
-    models = [rows for rows in models if len({row.steps for row in rows}) > 1]
-    quantities = [image_quantity(m) for m in ordered(evaluation.metrics) if m.in_text]
-    quantities += [set_quantity(m, e) for e in evaluation.extractors for m in SET_METRICS.values() if m.in_text]
-    quantities = known(quantities, [row for rows in models for row in rows])
-    if not quantities:
+    models = [[row for row in model if row.steps] for model in _by_model(evaluation.rows)]
+    models = [sorted(model, key=lambda row: row.steps or 0) for model in models if len({r.steps for r in model}) > 1]
+    swept = [row for model in models for row in model]
+    metrics = ordered(evaluation.metrics) + [m for e in evaluation.extractors for m in set_metrics(e)]
+    metrics = [m for m in metrics if m.in_text and not np.isnan(_estimates(swept, m)[0]).all()]
+    if not metrics:
         return None
-    lines = math.ceil(len(quantities) / 3)
-    figure = new_figure(2.1 * lines, 7.5)
-    panels = figure.subplots(lines, 3, squeeze=False).flatten()
-    styles = _styles(evaluation.rows)
-    for axes, quantity in zip(panels, quantities, strict=False):
-        for rows in models:
-            steps = [row.steps for row in rows]
-            mean, low, high = np.array([(e.mean, e.low, e.high) for e in map(quantity.of, rows)]).T
-            look = styles[rows[0].label] | {"linestyle": "solid"}
-            axes.plot(steps, mean, **look, label=legend_label(rows[0].name) if axes is panels[0] else None)
+    height, styles = math.ceil(len(metrics) / 3), _styles(evaluation.rows)
+    figure = new_figure(2.1 * height, 7.5)
+    for place, metric in enumerate(metrics, start=1):
+        axes = figure.add_subplot(height, 3, place)
+        for model in models:
+            look = styles[model[0].label] | {"linestyle": "solid", "label": plain_label(model[0].name)}
+            steps = [row.steps or 0 for row in model]
+            mean, low, high = _estimates(model, metric)
+            axes.plot(steps, mean, **look)
             axes.fill_between(steps, low, high, color=look["color"], alpha=0.15, linewidth=0)
-        axes.set_xscale("log", base=2)
-        plain_numbers(axes.xaxis, sorted({row.steps for rows in models for row in rows if row.steps}))
-        axes.set_title(quantity.title, fontsize=9)
-    for axes in panels[: len(quantities)][-3:]:
-        axes.set_xlabel("decoding steps")
-    for axes in panels[len(quantities) :]:
-        axes.set_axis_off()
-    add_legend(figure)
+        binary_scale(axes)
+        axes.set_title(_title(metric), fontsize=9)
+    figure.supxlabel("decoding steps", fontsize=10)
     return figure
 
 
@@ -305,54 +240,19 @@ def spectrum(evaluation: Evaluation) -> "Figure | None":
     figure = new_figure(4.8)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     upper.plot(frequencies, originals, color="black", linewidth=3, alpha=0.7, label="original")
-    styles = _styles(evaluation.rows)
-    for row in evaluation.rows:
-        power, look = np.array(row.spectrum), styles[row.label] | {"marker": ""}
-        upper.plot(frequencies, power, **look, label=legend_label(row.label))
+    for row, look in zip(evaluation.rows, _styles(evaluation.rows).values(), strict=True):
+        upper.plot(frequencies, row.spectrum, **look | {"marker": ""})
         with np.errstate(divide="ignore", invalid="ignore"):
-            lower.plot(frequencies, power / originals, **look)
+            lower.plot(frequencies, np.array(row.spectrum) / originals, **look | {"marker": ""})
     for axes in (upper, lower):
         axes.set(xscale="log", yscale="log")
-        for place in (0.25, 0.5):
-            axes.axvline(place, color="gray", linewidth=1, linestyle="dotted")
-    for place, text in ((0.25, "half of Nyquist "), (0.5, "Nyquist ")):
-        upper.text(place, 0.98, text, transform=upper.get_xaxis_transform(), rotation=90, size=8, ha="right", va="top")
+        for frequency in (0.25, 0.5):
+            axes.axvline(frequency, color="gray", linewidth=1, linestyle="dotted")
     lower.axhline(1, color="black", linewidth=1)
     low, high = lower.get_ylim()
-    lower.set_ylim(max(_LEAST_RATIO, min(low, 0.5)), max(high, 2))
-    for axis in (upper.yaxis, lower.yaxis):
-        plain_numbers(axis)
-    plain_numbers(lower.xaxis, [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5])
-    lower.set_xlim(left=frequencies[np.isfinite(originals)][0] * 0.9)
-    lower.set_xlabel("spatial frequency, cycles a pixel (0.5: Nyquist)")
+    lower.set_ylim(max(0.01, min(low, 0.5)), max(high, 2))  # what is below a hundredth is gone for any eye
+    lower.set(xlabel="cycles a pixel; dotted: half of Nyquist, Nyquist", ylabel="over the original's")
     upper.set_ylabel("power of luma, levels²")
-    lower.set_ylabel("over the original's")
-    add_legend(figure)
-    return figure
-
-
-def compression(evaluation: Evaluation) -> "Figure | None":
-    """Plot the headline metric against the size of the latent, in tokens and in bits a pixel, where sizes differ."""
-    quality, styles, rows = headline(evaluation), _styles(evaluation.rows), evaluation.rows
-    tokens = [float(number_of_tokens(row) or math.nan) for row in rows]
-    bits = [row.costs.get("bits_per_pixel") or math.nan for row in rows]
-    sizes = {"tokens of a latent, h × w": tokens, "bits a pixel of the latent or file": bits}
-    sizes = {name: x for name, x in sizes.items() if len(set(np.array(x)[np.isfinite(x)])) > 1}
-    if not sizes:
-        return None
-    figure = new_figure(3.2 * len(sizes))
-    for axes, (name, x) in zip(figure.subplots(len(sizes), 1, squeeze=False).flatten(), sizes.items(), strict=True):
-        for row, size in zip(rows, x, strict=True):
-            look = styles[row.label] | {"linestyle": "", "markersize": 9}
-            label = legend_label(row.label) if axes is figure.axes[0] else None
-            axes.plot([size], [quality.of(row).mean], **look, label=label)
-        axes.set_xscale("log", base=2)
-        axes.margins(0.1)
-        different = sorted(set(np.array(x)[np.isfinite(x)]))
-        plain_numbers(axes.xaxis, different if len(different) < 6 else None)
-        axes.set_xlabel(name)
-        axes.set_ylabel(quality.title)
-    add_legend(figure)
     return figure
 
 
@@ -361,30 +261,16 @@ def sorted_crops(evaluation: Evaluation) -> "Figure | None":
     metric = ranking_metric(evaluation)
     if metric.name == "mse":
         metric = evaluation.metrics["psnr"]
-    figure = new_figure(3.4)
+    figure, styles = new_figure(3.4), _styles(evaluation.rows)
     axes = figure.subplots()
-    styles = _styles(evaluation.rows)
     for row in evaluation.rows:
-        if metric.name not in row.values:
-            continue
-        values = row.values[metric.name][ranked(evaluation, row, metric)]
-        values = values[np.isfinite(values)]  # (n,)
-        if len(values) > 1:
-            share = np.linspace(0, 100, min(len(values), _CURVE_POINTS))
-            curve = np.interp(share, np.linspace(0, 100, len(values)), values)
-            axes.plot(share, curve, **styles[row.label] | {"marker": ""}, label=legend_label(row.label))
-    if not axes.lines:
-        return None
-    axes.set_xlabel("crops from the worst to the best of each row, %")
-    axes.set_ylabel(image_quantity(metric).title)
-    add_legend(figure)
-    return figure
-
-
-def number_of_tokens(row: Row) -> int | None:
-    """Return h * w of the row's latents (c, h, w); None where they have no such shape."""
-    shape = row.latent_shape
-    return shape[1] * shape[2] if shape and len(shape) == 3 else None
+        if metric.name in row.values:
+            values = row.values[metric.name][ranked(evaluation, row, metric)]
+            values = values[np.isfinite(values)]  # (n,)
+            if len(values) > 1:
+                axes.plot(np.linspace(0, 100, len(values)), values, **styles[row.label] | {"marker": ""})
+    axes.set(xlabel="crops from the worst to the best of each row, %", ylabel=_title(metric))
+    return figure if axes.lines else None
 
 
 def _by_model(rows: Sequence[Row]) -> list[list[Row]]:
@@ -393,10 +279,9 @@ def _by_model(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def _styles(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """Return the look of each row by its label."""
-    seen: Counter[int] = Counter()
+    """Return the look of each row, and its name in the legend, by its label."""
     styles = {}
-    for row in rows:
-        styles[row.label] = row_style(row.group, seen[row.group])
-        seen[row.group] += 1
+    for i, row in enumerate(rows):
+        nth = sum(earlier.group == row.group for earlier in rows[:i])
+        styles[row.label] = row_style(row.group, nth) | {"label": plain_label(row.label)}
     return styles

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..checkpoints.own_code import OWN_CODE, load_own, one_line
 from ..objectives import LPIPSNetwork
-from ..objectives.perceptual import LPIPS
+from ..objectives.perceptual import LPIPS, backbone_url
 from .image_metrics import (
     GAUSSIAN_WINDOW,
     LPIPS_LEAST,
@@ -34,7 +34,7 @@ from .image_metrics import (
     ssim_uniform,
 )
 from .spectrum import Spectra, detail_ratio, spectra
-from .weights import MissingWeights
+from .weights import hub_file
 
 Better = Literal["higher", "lower", "one", "zero", "none"]
 """Which values are better: a ratio is best at one, a shift at zero; ``none``: a plain fact."""
@@ -310,10 +310,8 @@ COSTS = {
 
 def lpips_metric(network: LPIPSNetwork, device: torch.device | str = "cpu") -> Metric:
     """Return LPIPS with one backbone. Raises MissingWeights with one line where its weights cannot be had."""
-    try:
-        net = LPIPS(network).to(device)
-    except RuntimeError as error:
-        raise MissingWeights(str(error)) from error
+    hub_file(f"LPIPS-{network}", backbone_url(network), download=True)
+    net = LPIPS(network).to(device)
     return Metric(
         f"lpips_{network}",
         f"LPIPS-{network}",

@@ -1,12 +1,14 @@
 """The result of an evaluation: kept in a folder, added to, shown as a table.
 
     evaluation.json   protocol, data, metrics, and for each row its numbers with intervals
-    crops.npz         every crop's numbers
+    crops-HASH.npz    every crop's numbers; the JSON names it, so that both change in one step
     pictures/         some crops and what each row made of them
 
 Shapes: n crops, M metrics, R resamples of the bootstrap, K bands of frequency.
 """
 
+import hashlib
+import io
 import json
 import math
 import re
@@ -28,7 +30,7 @@ from .features import Extractor
 from .image_metrics import psnr
 from .metrics import COLOURS, COSTS, SET_METRICS, Metric, ordered
 
-RESULTS, CROPS, REPORT, PICTURES = "evaluation.json", "crops.npz", "report.html", "pictures"
+RESULTS, REPORT, PICTURES = "evaluation.json", "report.html", "pictures"
 FORMAT = 2
 """Of evaluation.json. Files of format 1, without the entry, had every crop in the JSON."""
 
@@ -162,10 +164,16 @@ class Evaluation:
         }
         for i, row in enumerate(self.rows):
             arrays |= {f"{i}/{name}": values for name, values in row.values.items()} | {f"{i}/valid": row.valid}
-        with atomic_path(folder / CROPS, overwrite=True) as path:
-            np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+        stream = io.BytesIO()
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+        crops = folder / f"crops-{hashlib.sha256(stream.getvalue()).hexdigest()[:12]}.npz"
+        with atomic_path(crops, overwrite=True) as path:
+            path.write_bytes(stream.getvalue())
         with atomic_path(folder / RESULTS, overwrite=True) as path:
-            path.write_text(json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n")
+            path.write_text(json.dumps({**self.as_dict(), "crops": crops.name}, indent=1, allow_nan=False) + "\n")
+        for old in folder.glob("crops-*.npz"):
+            if old != crops:
+                old.unlink()
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON types alone; what is infinite (the PSNR of equal images) or not defined is None."""
@@ -195,7 +203,7 @@ class Evaluation:
             found = json.loads(path.read_text())
             if found.get("format") != FORMAT:
                 raise ValueError(f"format {found.get('format', 1)}, which only an earlier release reads")
-            with np.load(folder / CROPS, allow_pickle=False) as arrays:
+            with np.load(folder / Path(found["crops"]).name, allow_pickle=False) as arrays:
                 return _from_dict(found, dict(arrays))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: expected a result of format {FORMAT}, found {error}") from error
@@ -335,6 +343,13 @@ def bootstrap_means(sums: np.ndarray, weights: np.ndarray, images: np.ndarray, s
         return drawn[:, :width] / drawn[:, width:]
 
 
+def ranking_metric(evaluation: Evaluation) -> Metric:
+    """Return the metric that crops are sorted by: the first LPIPS that the first row has values of, else MSE."""
+    values = evaluation.rows[0].values
+    names = [name for name in evaluation.metrics if name.startswith("lpips_") and name in values]
+    return evaluation.metrics[names[0] if names else "mse"]
+
+
 def ranked(evaluation: Evaluation, row: Row, metric: Metric) -> list[int]:
     """Return the numbers of the row's valid crops from the worst to the best by a metric."""
     values = row.values[metric.name]
@@ -394,7 +409,7 @@ def _notes(evaluation: Evaluation) -> list[str]:
     for row in evaluation.rows:
         if row.minus_precision:
             notes.append(f"{row.label} minus {row.precision_of}: {_precision(row.minus_precision)}")
-    notes += set_notes(evaluation.extractors, [row.distances for row in evaluation.rows])
+    notes += set_notes(evaluation.extractors, {row.label: row.distances for row in evaluation.rows})
     height, width = evaluation.size
     notes.append(f"GFLOP: of one image of {height} x {width}, a multiplication and an addition are two")
     notes += [f"{name}: {value}" for name, value in protocol.items() if name != "protocol"]
@@ -422,19 +437,25 @@ def describe_extractor(extractor: Extractor, count: int) -> dict[str, Any]:
 
 
 def set_notes(
-    extractors: Sequence[Mapping[str, Any]], distances: Sequence[Mapping[str, Mapping[str, float]]]
+    extractors: Sequence[Mapping[str, Any]], distances: Mapping[str, Mapping[str, Mapping[str, float]]]
 ) -> list[str]:
-    """Return lines that say what distances of sets are computed on, and what they can be compared with."""
+    """Return lines that say what distances of sets are computed on, and what they can be compared with.
+
+    distances: of each row by its label, then by extractor.
+    """
     notes = []
     for extractor in extractors:
         notes.append(f"extractor {extractor['name']}: {extractor['preprocessing']}; sha256 {extractor['sha256'][:16]}")
-        found = next((d[extractor["name"]] for d in distances if d.get(extractor["name"])), None)
-        if found is None:
+        counts = {label: d[extractor["name"]]["count"] for label, d in distances.items() if d.get(extractor["name"])}
+        if not counts:
             continue
+        most = max(counts.values())
+        fewer = "".join(f"; {label}: {count:.0f}" for label, count in counts.items() if count < most)
         notes.append(
-            f"{extractor['frechet_name']}: of {found['count']:.0f} images; compare it with numbers of as many alone"
+            f"{extractor['frechet_name']}: of {most:.0f} images{fewer}; compare it with numbers of as many alone"
         )
-        if "subset" in found:
+        found = next(d[extractor["name"]] for d in distances.values() if d.get(extractor["name"]))
+        if "kid_subsets" in found:
             kid = f"KID: mean of {found['kid_subsets']:.0f} subsets of {found['kid_subset_size']:.0f}"
             k = f"; precision, recall, density, coverage: k = {found['neighbors']:.0f}" if "neighbors" in found else ""
             notes.append(f"{kid}{k}; all on {found['subset']:.0f} images of each set, drawn by seed")

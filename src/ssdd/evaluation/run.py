@@ -32,7 +32,7 @@ from .features import Extractor
 from .image_metrics import Rounded, rounded
 from .metrics import COSTS, DETAIL_WEIGHT, BatchMetrics, ImagePairs, RowFacts
 from .protocols import Census, CropKey, EvaluationItem, EvaluationSet, Progress, crop_batches, silent
-from .results import PICTURES, Crops, Evaluation, Picture, Row, describe_extractor, file_name, ranked
+from .results import PICTURES, Crops, Evaluation, Picture, Row, describe_extractor, file_name, ranked, ranking_metric
 from .saved_images import SavedImages
 from .spectrum import FREQUENCIES, MeanSpectrum, Spectra, spectra
 
@@ -474,11 +474,11 @@ class Run:
         )
         costs = {m.name: float(m.compute(facts)) for m in COSTS.values() if m.compute is not None}
         shape = next(iter(state.latent_shapes)) if len(state.latent_shapes) == 1 else None
-        encoder = entry.encoder
+        encoder, name = entry.encoder, label.replace(entry.label, entry.name, 1)
         return Row(
             label,
-            label.replace(entry.label, entry.name, 1),
-            _group(evaluation, entry.name),
+            name,
+            _group(evaluation, name),
             entry.steps if entry.steps is not None else entry.autoencoder.steps,
             None if encoder is None else Entry(encoder, entry.steps).label,
             entry.autoencoder.describe(),
@@ -569,8 +569,7 @@ def reconstruct(
 def choose_crops(evaluation: Evaluation) -> list[Picture]:
     """Return the worst and the best crops of the first row, and one that it failed on, with the reasons."""
     row = evaluation.rows[0]
-    name = next((n for n in evaluation.metrics if n.startswith("lpips_") and n in row.values), "mse")
-    metric = evaluation.metrics[name]
+    metric = ranking_metric(evaluation)
     order = ranked(evaluation, row, metric)
     worst, best = order[:_WORST], order[_WORST:][-_BEST:][::-1]
     chosen = [Picture(i, [f"{_nth(k, 'worst')} of {row.label} by {metric.heading}"]) for k, i in enumerate(worst)]

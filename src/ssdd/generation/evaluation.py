@@ -153,8 +153,7 @@ def _protocol(results: Sequence[GuidedResult], reference: Reference, labels: Seq
         f"sampler: {sampling.sampler}, {sampling.steps} steps ({calls} calls), guidance at t from {low:g} to {high:g}, "
         f"noise by (seed {sampling.seed}, number of the sample)",
         f"photographs: {data['crops']} crops, {crop['protocol']}: {crop['crop']}; sha256 {data['fingerprint'][:16]}",
-        *set_notes(_extractors(reference, len(labels)), [result.distances for result in results]),
-        "FD is FID on Inception's features alone",
+        *set_notes(_extractors(reference, len(labels)), {f"{r.sampling.guidance:g}": r.distances for r in results}),
     ]
     names = [e.name for e in reference.extractors]
     if len(results) > 1:

@@ -17,6 +17,11 @@ _BACKBONE_FILES = {
 """torchvision's file of each backbone; the linear layers on top come with torchmetrics."""
 
 
+def backbone_url(network: LPIPSNetwork) -> str:
+    """Return where torchvision downloads the backbone from."""
+    return f"https://download.pytorch.org/models/{_BACKBONE_FILES[network]}"
+
+
 def backbone_path(network: LPIPSNetwork) -> Path:
     """Return where torchvision looks for the backbone before it downloads it: torch.hub's cache in ``TORCH_HOME``."""
     return Path(torch.hub.get_dir()) / "checkpoints" / _BACKBONE_FILES[network]

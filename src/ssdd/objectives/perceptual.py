@@ -17,19 +17,20 @@ _BACKBONE_FILES = {
 
 
 def backbone_path(network: LPIPSNetwork) -> Path:
-    """Where torchvision looks for the backbone before it downloads it: the hub cache under ``TORCH_HOME``."""
+    """Return where torchvision looks for the backbone before it downloads it: the hub cache under ``TORCH_HOME``."""
     return Path(torch.hub.get_dir()) / "checkpoints" / _BACKBONE_FILES[network]
 
 
 def available_network() -> LPIPSNetwork | None:
-    """The first network whose backbone is in the cache (nothing is downloaded), or None."""
+    """Return the first network whose backbone is in the cache (nothing is downloaded), or None."""
     return next((n for n in get_args(LPIPSNetwork) if backbone_path(n).is_file()), None)
 
 
 class LPIPS(nn.Module):
-    """Perceptual distance of two images; frozen, always in eval mode.
+    """Perceptual distance of two images, by a frozen network.
 
-    Raises RuntimeError with the missing file's place if the backbone is neither cached nor downloadable.
+    Raises:
+        RuntimeError: the backbone is neither cached nor downloadable; the message names the missing file.
     """
 
     def __init__(self, network: LPIPSNetwork = "vgg") -> None:
@@ -46,10 +47,6 @@ class LPIPS(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
-    def train(self, mode: bool = True) -> "LPIPS":
-        """Stays in eval mode."""
-        return super().train(False)
-
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """x, y: (B, 3, H, W) in [-1, 1]; returns (B,)."""
+        """Return distances (B,) of images x and y, (B, 3, H, W) in [-1, 1]."""
         return self.net(x, y).flatten()

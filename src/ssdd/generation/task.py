@@ -40,6 +40,8 @@ class GenerationTask(Task):
     Raises ValueError or OSError if the latents cannot be had or do not fit the settings.
     """
 
+    config: GenerationConfig
+    stage: LatentStage
     batch_name = "latents"
 
     def __init__(self, config: GenerationConfig, data: Latents | None = None) -> None:

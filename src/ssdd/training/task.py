@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..processes import Processes
-from .stages.base import State
+from .config import RunConfig
+from .stages.base import Objective, State
 
 
 class Batch(Protocol):
@@ -39,8 +40,8 @@ class Task:
         validation_images: images seen between two validations; 0 for none.
     """
 
-    config: Any
-    stage: Any
+    config: RunConfig
+    stage: Objective
     batch_name: str
     validation_images: int = 0
 

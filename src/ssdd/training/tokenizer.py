@@ -46,6 +46,8 @@ class TokenizerTask(Task):
         ValueError, OSError: the data or the weights to start from cannot be had.
     """
 
+    config: TrainConfig
+    stage: Stage
     batch_name = "images"
 
     def __init__(self, config: TrainConfig) -> None:
@@ -63,7 +65,7 @@ class TokenizerTask(Task):
             self.stream = CropStream(trained, *crops)
         if config.validation.count and config.validation.paths:
             self.held_out = open_source(config.validation.paths)
-        self.stage: Stage = config.build_stage()
+        self.stage = config.build_stage()
         self.broken = BrokenImages(data.broken_limit)
         self.validation_images = config.validation.images
         self._streamed: StreamedBatches | None = None

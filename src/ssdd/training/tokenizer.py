@@ -121,7 +121,9 @@ class TokenizerTask(Task):
         return {"broken_images": self.broken.count}
 
     @torch.no_grad()
-    def _measure_latents(self, encode: Callable[[Tensor], Tensor], count: int, start: int) -> dict[str, Any]:
+    def _measure_latents(
+        self, encode: Callable[[Tensor], Tensor], count: int, start: int, device: torch.device
+    ) -> dict[str, Any]:
         """Return config entries of the latents' statistics over about so many training crops from a position on."""
         if isinstance(self.stream, StreamedCrops):
             batches: Iterator[Tensor] = StreamedBatches(self.stream, _BATCH, self.config.data.workers)
@@ -129,7 +131,7 @@ class TokenizerTask(Task):
             batches = crop_batches(self.stream, start, _BATCH, self.config.data.workers)
         measured = LatentStatistics()
         for crops in itertools.islice(batches, max(1, count // _BATCH)):  # uint8 (b, 3, S, S)
-            measured.update(encode(levels_to_values(crops)))
+            measured.update(encode(levels_to_values(crops.to(device))))
         return measured.config()
 
     # ---- before the first update -----------------------------------------------------------------------------------
@@ -141,8 +143,8 @@ class TokenizerTask(Task):
             path, encoder = run / "latents.json", self.stage.frozen["encoder"]
             if processes.main and not path.is_file():
                 logger.info("measuring the encoder's latents over %d crops", LATENT_CROPS)
-                mean = lambda images: encoder(images.to(device)).float().chunk(2, dim=1)[0]  # noqa: E731
-                write_json(path, self._measure_latents(mean, LATENT_CROPS, start=0))
+                known = self._measure_latents(lambda x: encoder(x).float().chunk(2, dim=1)[0], LATENT_CROPS, 0, device)
+                write_json(path, known)
             processes.wait()
             known = broadcast(json.loads(path.read_text()) if processes.main else None)
             self.stage.normalize_latents(tuple(known["latents_mean"]), tuple(known["latents_std"]))
@@ -200,7 +202,7 @@ class TokenizerTask(Task):
         """Write ``model/``; the latents' statistics come from the encoder's source, or from crops."""
         stage, result = self.stage, self.stage.result(weights).to(device)
         statistics = dict(stage.statistics) or self._measure_latents(
-            lambda images: stage.latents(result, images.to(device)), STATISTICS_IMAGES, self.config.total_images
+            lambda images: stage.latents(result, images), STATISTICS_IMAGES, self.config.total_images, device
         )
         return write_result(run / "model", lambda folder: stage.export(result.to("cpu"), folder, statistics))
 

@@ -30,14 +30,19 @@ PREVIEW_GUIDANCE = (1.0, 4.0)
 
 
 def train_generator(config: GenerationConfig, run: Path, device: torch.device | None = None) -> Path:
-    """Trains a DiT on tokenized latents and returns the folder of the result; see ``train_task``."""
+    """Train a DiT on tokenized latents and return the folder of the result; see ``train_task``."""
     return train_task(config, GenerationTask, run, device)
 
 
 class GenerationTask(Task):
     """Latents of a folder, and the DiT that learns them.
 
-    Raises ValueError or OSError if the latents cannot be had or do not fit the settings.
+    Args:
+        config: of the run.
+        data: instead of the folder's.
+
+    Raises:
+        ValueError, OSError: the latents cannot be had, or do not fit the settings.
     """
 
     config: GenerationConfig
@@ -45,7 +50,6 @@ class GenerationTask(Task):
     batch_name = "latents"
 
     def __init__(self, config: GenerationConfig, data: Latents | None = None) -> None:
-        """``data``: instead of the folder's."""
         self.config = config
         data = open_latents(config.latents) if data is None else data
         self.stream = LatentStream(data, config.seed)

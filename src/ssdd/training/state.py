@@ -153,7 +153,7 @@ def to_device(stage: Objective, config: RunConfig, device: torch.device) -> None
 
 
 def compile_networks(stage: Objective, config: RunConfig, device: torch.device) -> None:
-    """``torch.compile`` in place, so that names in checkpoints stay. A user's own code is left as it is."""
+    """Compile the networks in place, so that names in checkpoints stay; a user's own code is left as it is."""
     if not can_compile(device):
         return
     frozen = [module for module in stage.frozen.values() if not isinstance(module, ForeignEncoder)]

@@ -1,12 +1,14 @@
 """Output files that are either complete or absent, and never replaced by accident; one writer in a folder."""
 
 import fcntl
+import json
 import logging
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,12 @@ def atomic_path(path: str | os.PathLike[str], overwrite: bool = False) -> Iterat
             _place_new(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as readable JSON, in place of what the file holds."""
+    with atomic_path(path, overwrite=True) as new:
+        new.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def _place_new(temporary: Path, target: Path) -> None:

@@ -99,15 +99,6 @@ def broadcast(value: Any) -> Any:
     return box[0]
 
 
-def all_agree(fine: bool) -> bool:
-    """Return whether ``fine`` is true in every process."""
-    if not dist.is_available() or not dist.is_initialized():
-        return fine
-    flag = torch.tensor([int(fine)])
-    dist.all_reduce(flag, dist.ReduceOp.MIN)
-    return bool(flag)
-
-
 def sum_over_processes(number: int) -> int:
     """Return the sum of a number over all processes."""
     if dist.is_available() and dist.is_initialized():

@@ -108,9 +108,31 @@ def test_recipes_are_complete(name: str) -> None:
     options = generate.parse(["train", "here", "--recipe", name])
     assert isinstance(options, generate.Train)
     assert options.recipe.latents == "here"
-    recipe = GENERATION_RECIPES[name]()
-    assert vars(options.recipe) | {"latents": ""} == vars(recipe)
     options.recipe.check()
+    drawn = generate.parse(["train", "here", "--recipe", name, "--decoder", "ssdd-f8c4-demo"])
+    assert isinstance(drawn, generate.Train)
+    recipe = GENERATION_RECIPES[name]()
+    assert vars(drawn.recipe) | {"latents": "", "decoder": None} == vars(recipe)
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (("--log.sample-images", "5"), "log.sample_images 5 has no effect: no decoder draws the sample grids"),
+        (
+            ("--optimizer.name", "schedule-free-radam", "--optimizer.decay-images", "5"),
+            "optimizer.decay_images 5 has no effect: schedule-free has no decay",
+        ),
+    ],
+)
+def test_typed_settings_without_effect(ssdd: Ssdd, typed: tuple[str, ...], message: str) -> None:
+    """Somebody types it, and believes that it has worked."""
+    result = ssdd("generate", "train", "here", *typed)
+    assert result.status == 2
+    assert message in result.err
+    plain = generate.parse(["train", "here", "--optimizer.name", "schedule-free-radam"])
+    assert isinstance(plain, generate.Train)
+    plain.recipe.check()
 
 
 def test_wrong_usage(ssdd: Ssdd) -> None:

@@ -119,7 +119,7 @@ def test_normalisation_of_the_checkpoint(tmp_path: Path) -> None:
 def test_frozen_and_in_float32_under_autocast(dino: DinoFeatures) -> None:
     """The network would be trained along, or drop out, or the targets carry bfloat16's errors."""
     assert not any(p.requires_grad for p in dino.parameters())
-    assert not any(m.training for m in dino.train().modules())
+    assert not any(m.training for m in dino.modules())
     images = pictures(1, 42, 42).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         tokens = dino(images, (3, 3))
@@ -238,7 +238,7 @@ def test_unfit_files_are_refused(tmp_path: Path, folder: Path) -> None:
     weights.unlink()
     refused(tmp_path, RuntimeError, "no readable weights in")
     config.write_text("{")
-    refused(tmp_path, ValueError, "is no JSON object")
+    refused(tmp_path, ValueError, "expected a JSON object")
     config.unlink()
     refused(tmp_path, RuntimeError, "no config.json in")
 

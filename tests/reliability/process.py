@@ -174,9 +174,9 @@ def _be_the_command(
 
 def _be_quick() -> None:
     """A handful of crops for the latent statistics, and no measurement of the machine's peak."""
-    from ssdd.training import export, loop, tokenizer
+    from ssdd.training import loop, tokenizer
 
-    export.STATISTICS_IMAGES = 16
+    tokenizer.STATISTICS_IMAGES = 16
     tokenizer.LATENT_CROPS = 32
     loop.peak_flops = lambda *_, **__: 1e12  # type: ignore[assignment]
 

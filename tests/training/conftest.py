@@ -60,9 +60,9 @@ def start(small_model: Callable[[int], Path]) -> tuple[str, ...]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A handful of crops for the latent statistics, no measurement of the machine's peak, and one thread, as in the
     processes of ``command``: sums over several threads differ in their last bits."""
-    from ssdd.training import export, loop, tokenizer
+    from ssdd.training import loop, tokenizer
 
-    monkeypatch.setattr(export, "STATISTICS_IMAGES", 16)
+    monkeypatch.setattr(tokenizer, "STATISTICS_IMAGES", 16)
     monkeypatch.setattr(tokenizer, "LATENT_CROPS", 32)
     monkeypatch.setattr(loop, "peak_flops", lambda *_, **__: 1e12)
     threads = torch.get_num_threads()

@@ -11,10 +11,10 @@ import torch
 torch.set_num_threads(1)
 
 from ssdd.cli.main import run  # noqa: E402
-from ssdd.training import export, loop, tokenizer  # noqa: E402
+from ssdd.training import loop, tokenizer  # noqa: E402
 from ssdd.training.optimizers import Update  # noqa: E402
 
-export.STATISTICS_IMAGES = 16
+tokenizer.STATISTICS_IMAGES = 16
 tokenizer.LATENT_CROPS = 32
 loop.peak_flops = lambda *_, **__: 1e12  # type: ignore[assignment]
 

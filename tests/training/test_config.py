@@ -122,6 +122,9 @@ WITHOUT_EFFECT = [
     (FlowConfig(optimizer=OptimizerConfig("schedule-free-radam", decay_images=5)), "optimizer.decay_images 5"),
     (FlowConfig(loss=FlowLoss(repa_network="mine")), "loss.repa_network mine has no effect: loss.repa is 0"),
     (FlowConfig(loss=FlowLoss(lpips=0, lpips_network="alex")), "loss.lpips_network alex"),
+    (KLVAEConfig(loss=KLVAELoss(lpips=0, lpips_shift=False)), "loss.lpips_shift False has no effect: loss.lpips is 0"),
+    (FlowConfig(validation=ValidationConfig(count=0), log=LogConfig(sample_images=5)), "log.sample_images 5"),
+    (FlowConfig(validation=ValidationConfig(count=0), log=LogConfig(sample_count=3)), "log.sample_count 3"),
     (FlowConfig(loss=FlowLoss(adversarial_from_images=8)), "loss.adversarial_from_images 8"),
     (FlowConfig(discriminator=DiscriminatorConfig(learning_rate=1.0)), "discriminator.learning_rate 1.0"),
     (FlowConfig(model=ModelConfig("runs/x", train_encoder=False), loss=FlowLoss(kl=1.0)), "loss.kl 1.0"),
@@ -157,6 +160,9 @@ def test_what_cannot_be_trained_here() -> None:
         KLVAEConfig(data=PHOTOS, parallel="fsdp").check(processes=2)
     with pytest.raises(ValueError, match="distillation needs the teacher"):
         DistillationConfig(data=PHOTOS).check()
+    for kind, model in ((FlowConfig, ModelConfig), (KLVAEConfig, KLVAEModelConfig)):
+        with pytest.raises(ValueError, match="a frozen encoder must come from somewhere"):
+            kind(data=PHOTOS, model=model("f8c4", train_encoder=False)).check()
     with pytest.raises(TypeError, match="TrainConfig is no stage"):
         TrainConfig().build_stage()
 
@@ -172,6 +178,9 @@ def test_generation_has_the_same_checks() -> None:
     config.check()
     with pytest.raises(ValueError, match=r"expected average\.halflife_images above 0, found 0"):
         replace(config, average=AverageConfig(halflife_images=0)).check()
+    with pytest.raises(ValueError, match=r"stage generation: log\.sample_images 5 has no effect: no decoder draws"):
+        replace(config, log=LogConfig(sample_images=5)).check()
+    replace(config, log=LogConfig(sample_images=0)).check()
 
 
 # ---- recipes --------------------------------------------------------------------------------------------------------

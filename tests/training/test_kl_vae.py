@@ -12,7 +12,7 @@ from ssdd import AutoencoderSSDD
 from ssdd.kl_baseline import AutoencoderKLBaseline
 from ssdd.training.config import TrainConfig
 from ssdd.training.loop import train
-from tests.training.runs import newest
+from tests.training.runs import compare, newest
 
 Small = Callable[..., TrainConfig]
 Model = Callable[[int], Path]
@@ -57,6 +57,14 @@ def test_decoder_of_another_width(small: Small, small_model: Model, tmp_path: Pa
     folder = train(small(*again, recipe="tiny-kl-vae"), tmp_path / "again")
     same = AutoencoderKLBaseline.from_pretrained(folder, low_cpu_mem_usage=False)
     assert all(torch.equal(v, wide.state_dict()[k]) for k, v in same.state_dict().items())
+
+
+def test_recomputed_activations_are_the_same(small: Small, tmp_path: Path) -> None:
+    """The decoder cannot recompute, or its second pass is another one."""
+    options = ("--total-images", "8", "--loss.adversarial-from-images", "0", "--data.resolution", "32")
+    train(small(*options, recipe="tiny-kl-vae"), tmp_path / "kept")
+    train(small(*options, "--recompute", recipe="tiny-kl-vae"), tmp_path / "recomputed")
+    compare(tmp_path / "kept", tmp_path / "recomputed", 1e-4)
 
 
 def test_own_code_is_refused(small: Small, tmp_path: Path) -> None:

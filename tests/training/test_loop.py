@@ -156,7 +156,7 @@ def test_names_that_contradict_the_start_are_refused(small: Small, tmp_path: Pat
 def test_diverged_run_stops_with_what_it_saw(small: Small, tmp_path: Path) -> None:
     """A run that has gone to NaN must not go on for days, nor keep its ruined weights as a checkpoint."""
     options = ("--optimizer.learning-rate", "1e30", "--optimizer.clip", "1e30", "--optimizer.warmup-images", "0")
-    options += ("--log.sample-images", "8")  # of NaN
+    options += ("--log.sample-images", "8", "--validation.count", "1", "--validation.share", "0.1")  # of NaN
     more = ("--total-images", "400", "--nonfinite-limit", "3", "--log.checkpoint-images", "100")
     with pytest.raises(FloatingPointError, match="updates in a row had a loss or gradient that is not finite"):
         train(small(*options, *more), tmp_path / "run")

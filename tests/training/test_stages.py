@@ -12,7 +12,6 @@ from ssdd.objectives.perceptual import backbone_path
 from ssdd.training.config import TrainConfig
 from ssdd.training.loop import train
 from ssdd.training.random import BatchRandom
-from ssdd.training.stages.base import Stage
 from ssdd.training.stages.flow import TrainingPoint
 from tests.training.runs import newest, stats
 
@@ -60,7 +59,7 @@ def test_flow_loss_is_the_papers(small: Small) -> None:
 
 @squeeze
 def test_lpips_compares_with_the_predicted_image_at_every_time(small: Small) -> None:
-    stage = small("--loss.lpips", "0.5", "--data.resolution", "32").build_stage()
+    stage = small("--loss.lpips", "0.5", "--loss.no-lpips-shift", "--data.resolution", "32").build_stage()
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     found = stage.losses(stage.model, images, draws(2), seen=0)
     random = draws(2)
@@ -206,9 +205,3 @@ def test_decoder_for_a_kl_vae_keeps_its_scaling(small: Small, tmp_path: Path) ->
     x = torch.rand(1, 3, 16, 24) * 2 - 1
     with torch.no_grad():
         torch.testing.assert_close(ae.encode(x).latent_dist.parameters, vae.encode(x).latent_dist.parameters)
-
-
-def test_stages_satisfy_the_protocol(small: Small) -> None:
-    for recipe in ("tiny-encoder", "tiny-kl-vae"):
-        stage = small(recipe=recipe).build_stage()
-        assert all(hasattr(stage, name) for name in (*Stage.__annotations__, "model"))

@@ -12,10 +12,10 @@ import torch
 from ssdd.peak import peak_flops
 from ssdd.processes import Processes
 from ssdd.training.config import FlowConfig
-from ssdd.training.environment import describe_environment, git_revision
-from ssdd.training.flops import training_flops
 from ssdd.training.log import RunLog, forget_after
 from ssdd.training.random import seed_global_generators
+from ssdd.training.run_folder import describe_environment, git_revision
+from ssdd.training.step import training_flops
 from ssdd.training.validation import grid
 from ssdd.training.watch import FiniteCount, TrainingStopped, stop_requests
 

@@ -22,10 +22,9 @@ from ..objectives.perceptual import backbone_path
 from ..peak import peak_flops
 from ..processes import Processes
 from ..training.config import DataConfig, FlowConfig, FlowLoss, ModelConfig, TrainConfig, ValidationConfig
-from ..training.flops import training_flops
 from ..training.loop import choose_tf32
 from ..training.state import TrainingState, to_device
-from ..training.step import autocast_for, take_update
+from ..training.step import autocast_for, take_update, training_flops
 from ..training.tokenizer import TokenizerTask
 from .config import TrainingBench
 from .setting import Setting, this_setting

@@ -4,9 +4,9 @@ import difflib
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import tyro
 from tqdm import tqdm
@@ -15,6 +15,7 @@ from ..dtypes import DTYPES, Dtype
 from ..files import atomic_path
 from ..generation.config import GenerationConfig
 from ..recipes.generation import GENERATION_RECIPES, summary
+from ..training.config import without_idle
 from .common import DEFAULT_MODEL, ModelOptions, check_outputs, parse_options, run_training
 
 if TYPE_CHECKING:
@@ -156,10 +157,14 @@ def _parse_train(arguments: list[str]) -> Train:
         _wrong_usage(f"expected --recipe NAME{hint}, found {name!r}")
     default = Train(GENERATION_RECIPES[name](), Path("runs") / f"generate-{name.replace('/', '-')}")
     description = f"--recipe {name} (one of {', '.join(GENERATION_RECIPES)}): {summary(name)}"
-    return tyro.cli(Train, prog="ssdd generate train", args=rest, default=default, description=description)
+    options = tyro.cli(Train, prog="ssdd generate train", args=rest, default=default, description=description)
+    try:
+        return replace(options, recipe=without_idle(options.recipe, default.recipe))
+    except ValueError as error:
+        _wrong_usage(str(error))
 
 
-def _wrong_usage(message: str) -> None:
+def _wrong_usage(message: str) -> NoReturn:
     print(f"ssdd generate: error: {message}", file=sys.stderr)
     raise SystemExit(2)
 

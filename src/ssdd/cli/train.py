@@ -11,8 +11,8 @@ from typing import Annotated, Any, NoReturn, get_args
 
 import tyro
 
-from ..recipes.registry import RECIPES, Axes, ScaleName, overview
-from ..training.config import STAGES, TrainConfig, check_effects, read_config, without_idle
+from ..recipes import RECIPES, Axes, ScaleName, overview
+from ..training.config import STAGES, TrainConfig, read_config, without_idle
 from .common import run_training
 
 _USAGE = """usage: ssdd train RECIPE [--latent f8c4] [--decoder S] [--resolution 256] [--scale paper|gpu|cpu|tiny] ...
@@ -57,8 +57,6 @@ class Export:
 
 def parse(arguments: Sequence[str]) -> Train | Export:
     """Return the options of ``RECIPE [axes] [--out DIR] [--data.paths ...] [any setting]``, or of ``export RUN``."""
-    from .. import recipes  # noqa: F401  # registers them
-
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE.format(overview=overview()))
         raise SystemExit(0 if arguments else 2)
@@ -78,10 +76,9 @@ def parse(arguments: Sequence[str]) -> Train | Export:
         description=f"{config.__doc__} The same command, run again, resumes exactly.",
     )
     try:
-        check_effects(options.recipe, config)
+        return dataclasses.replace(options, recipe=without_idle(options.recipe, config))
     except ValueError as error:
         _usage_error(f"ssdd train {name}", str(error))
-    return dataclasses.replace(options, recipe=without_idle(options.recipe))
 
 
 def _start(arguments: Sequence[str]) -> tuple[str, TrainConfig, str, list[str]]:
@@ -104,7 +101,7 @@ def _start(arguments: Sequence[str]) -> tuple[str, TrainConfig, str, list[str]]:
         )
     recipe = RECIPES[name]
     axes = Axes()
-    if recipe.takes_axes:
+    if recipe.name_run is not None:
         axes, rest = _axes(name, rest)
     try:
         return name, recipe(axes), recipe.run_name(axes), rest

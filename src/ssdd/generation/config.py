@@ -32,6 +32,12 @@ class GenerationConfig(RunConfig):
     def resumable(self) -> tuple[str, ...]:
         return (*RESUMABLE, "latents", "workers", "decoder")
 
+    def without_effect(self) -> dict[str, str]:
+        idle = super().without_effect()
+        if self.decoder is None and self.log.sample_images and self.log.sample_count:
+            idle |= dict.fromkeys(("log.sample_images", "log.sample_count"), "no decoder draws the sample grids")
+        return idle
+
     def check(self, processes: int = 1) -> None:
         if not self.latents:
             raise ValueError("expected a folder of latents to train on: make one with `ssdd tokenize`")

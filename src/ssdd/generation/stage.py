@@ -21,12 +21,15 @@ from .model import build_dit, null_class, predict_velocity, prepare
 
 
 class LatentStage:
-    """L = mean (v - v_hat)^2 at t = sigmoid(N(0, 1)), labels hidden at random for classifier-free guidance."""
+    """L = mean (v - v_hat)^2 at t = sigmoid(N(0, 1)), labels hidden at random for classifier-free guidance.
+
+    Raises:
+        ValueError: data and settings do not go together.
+    """
 
     adversary: PatchDiscriminator | None = None
 
     def __init__(self, config: GenerationConfig, data: Latents) -> None:
-        """Raises ValueError where data and settings do not go together."""
         self.config = config
         self.shape = tuple(data.latent_shape)
         self.statistics = normalization_of(data.statistics, self.shape[0])
@@ -46,7 +49,7 @@ class LatentStage:
         return StepLosses(loss, {"flow": loss})
 
     def normalized(self, batch: LatentBatch, noise: Tensor) -> Tensor:
-        """Normalised latents, (B, c, g, g), of samples of the posterior, or of its mean."""
+        """Return normalised latents, (B, c, g, g), of samples of the posterior, or of its mean."""
         z = batch.mean
         if self.config.posterior == "sample":
             z, _ = sample_posterior(torch.cat([batch.mean, batch.logvar], dim=1), noise)
@@ -61,7 +64,7 @@ class LatentStage:
         return [self.model]
 
     def result(self, state: State) -> Any:
-        """The DiT with the weights of an (averaged) ``model``, in eval mode, on the CPU."""
+        """Return the DiT with the weights of an (averaged) ``model``, in eval mode, on the CPU."""
         model = type(self.model).from_config(self.model.config)
         model.load_state_dict(state)
         return prepare(model).eval()

@@ -15,6 +15,7 @@ from ..processes import Processes
 from ..training.export import write_result
 from ..training.loop import train_task
 from ..training.stages.base import State
+from ..training.task import Task
 from ..training.validation import grid
 from .config import GenerationConfig
 from .data import LatentBatch, Latents, LatentStream, latent_batches, open_latents
@@ -29,21 +30,26 @@ PREVIEW_GUIDANCE = (1.0, 4.0)
 
 
 def train_generator(config: GenerationConfig, run: Path, device: torch.device | None = None) -> Path:
-    """Trains a DiT on tokenized latents and returns the folder of the result; see ``train_task``."""
+    """Train a DiT on tokenized latents and return the folder of the result; see ``train_task``."""
     return train_task(config, GenerationTask, run, device)
 
 
-class GenerationTask:
+class GenerationTask(Task):
     """Latents of a folder, and the DiT that learns them.
 
-    Raises ValueError or OSError if the latents cannot be had or do not fit the settings.
+    Args:
+        config: of the run.
+        data: instead of the folder's.
+
+    Raises:
+        ValueError, OSError: the latents cannot be had, or do not fit the settings.
     """
 
+    config: GenerationConfig
+    stage: LatentStage
     batch_name = "latents"
-    validation_images = 0
 
     def __init__(self, config: GenerationConfig, data: Latents | None = None) -> None:
-        """``data``: instead of the folder's."""
         self.config = config
         data = open_latents(config.latents) if data is None else data
         self.stream = LatentStream(data, config.seed)
@@ -62,17 +68,11 @@ class GenerationTask:
         config = self.config
         return latent_batches(self.stream, seen, config.batch_size, config.workers, processes.rank, processes.count)
 
-    def data_position(self) -> None:
-        return None
-
     def on_device(self, piece: LatentBatch, device: torch.device) -> LatentBatch:
         return piece.to(device)
 
     def batch_at(self, seen: int) -> dict[str, Tensor]:
         return dict(vars(self.stream.batch(range(seen, seen + self.config.batch_size))))
-
-    def counts(self) -> dict[str, int]:
-        return {}
 
     def prepare(self, run: Path, processes: Processes) -> None:
         if processes.main and self.config.decoder is not None and self.config.log.sample_images:
@@ -93,9 +93,6 @@ class GenerationTask:
             sampling = Sampling(steps=PREVIEW_STEPS, guidance=guidance)
             rows.append(np.concatenate(list(generate_images(generator, self._decoder, labels, sampling))))
         return grid(rows)
-
-    def validate(self, weights: State, run: Path, seen: int) -> dict[str, float]:
-        return {}
 
     def export(self, weights: State, run: Path, device: torch.device) -> Path:
         generator = Generator(self.stage.result(weights), self.facts)

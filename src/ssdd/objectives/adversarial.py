@@ -4,8 +4,9 @@ spectral normalisation (Miyato et al. 2018), hinge losses, and VQGAN's weight (E
 Shapes: B batch, C channels, H x W pixels, h x w patches: one logit for each.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ class SpectralConv(nn.Conv2d):
         spectral_norm(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, C, H, W); returns (B, C', floor(H / 2), floor(W / 2)), or (B, C', H - 1, W - 1) for stride 1."""
+        """Return (B, C', floor(H / 2), floor(W / 2)) of (B, C, H, W), or (B, C', H - 1, W - 1) for stride 1."""
         with torch.autocast(x.device.type, enabled=False):  # bfloat16 would spoil the power iteration
             weight = self.weight
         return F.conv2d(x, weight, self.bias, self.stride, padding=1)
@@ -51,7 +52,6 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, in_channels: int = 3, width: int = 64, layers: int = 3, time: bool = False) -> None:
         super().__init__()
-        self.layers = layers
         channels = [in_channels] + [width * min(8, 2**i) for i in range(layers + 1)]
         self.convs = nn.ModuleList(
             SpectralConv(channels[i], channels[i + 1], stride=2 if i < layers else 1) for i in range(layers + 1)
@@ -61,7 +61,7 @@ class PatchDiscriminator(nn.Module):
         self.biases = nn.ModuleList(nn.Linear(4 * width, c) for c in channels[1:]) if time else None
 
     def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
-        """Logits, high for real patches.
+        """Return logits, high for real patches.
 
         Args:
             x: (B, C, H, W) in about [-1, 1], H and W at least ``3 * 2**layers``.
@@ -69,15 +69,7 @@ class PatchDiscriminator(nn.Module):
 
         Returns:
             (B, 1, h, w), h = floor(H / 2**layers) - 2.
-
-        Raises:
-            ValueError: a time too many or too few, or an image without a single patch.
         """
-        if (t is None) != (self.time is None):
-            raise ValueError(f"expected {'no time' if self.time is None else 'a time'} for this discriminator")
-        least = 3 * 2**self.layers
-        if min(x.shape[-2:]) < least:
-            raise ValueError(f"expected an image of at least {least} x {least} pixels, found {tuple(x.shape[-2:])}")
         embedding = None if self.time is None or t is None else F.silu(self.time(t, x.dtype))
         for i, conv in enumerate(self.convs):
             x = conv(x)
@@ -87,25 +79,41 @@ class PatchDiscriminator(nn.Module):
         return self.head(x)
 
 
-def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """``(mean max(0, 1 - real) + mean max(0, 1 + fake)) / 2`` of logits of any shape; a float32 scalar, 1 if undecided.
+@dataclass(frozen=True)
+class DiscriminatorInputs:
+    """real, fake: (B, C, H, W), without gradient; t: (B,), where the discriminator is told the time."""
 
-    A plain mean over all patches: over equal parts of a batch, the means of the parts average to the whole.
+    real: Tensor
+    fake: Tensor
+    t: Tensor | None = None
+
+
+def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Return ``(mean max(0, 1 - real) + mean max(0, 1 + fake)) / 2`` of logits, a float32 scalar, 1 if undecided.
+
+    It is a plain mean over all patches: over equal parts of a batch, the means of the parts average to the whole.
     """
     return (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean()) / 2
 
 
 def hinge_generator_loss(fake: Tensor) -> Tensor:
-    """``-mean fake`` of logits of any shape; a float32 scalar, whose parts average like the discriminator's."""
+    """Return ``-mean fake`` of logits, a float32 scalar, whose parts average like the discriminator's."""
     return -fake.float().mean()
 
 
+def discriminator_loss(discriminator: Callable[..., Tensor], inputs: DiscriminatorInputs) -> Tensor:
+    """Return the hinge loss of a discriminator; real and fake go in one pass: one power iteration, one pass of DDP."""
+    t = None if inputs.t is None else torch.cat([inputs.t, inputs.t])
+    return hinge_discriminator_loss(*discriminator(torch.cat([inputs.real, inputs.fake]), t).chunk(2))
+
+
 def adaptive_weight(reconstruction_gradient: Tensor, adversarial_gradient: Tensor, limit: float = 1e4) -> Tensor:
-    """Weight that gives the adversarial loss as much pull as the others have: ``|g_rec| / (|g_adv| + 1e-4)``.
+    """Return the weight that makes the adversarial loss pull as hard as the others: ``|g_rec| / (|g_adv| + 1e-4)``.
 
     Args:
-        reconstruction_gradient, adversarial_gradient: of either loss at one tensor, usually the generator's last
-            weight; of the whole batch, so averaged over processes first where there are several.
+        reconstruction_gradient: gradient of the other losses at one tensor, usually the generator's last weight; of
+            the whole batch, so averaged over processes first where there are several.
+        adversarial_gradient: gradient of the adversarial loss at the same tensor.
         limit: largest value.
 
     Returns:
@@ -118,15 +126,7 @@ def adaptive_weight(reconstruction_gradient: Tensor, adversarial_gradient: Tenso
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Without gradients for the module's parameters, but through it: for the generator's pass.
-
-    Each parameter's ``requires_grad`` is as before afterwards, also after an exception.
-    """
-    before = [(p, p.requires_grad) for p in module.parameters()]
-    try:
-        for p, _ in before:
-            p.requires_grad_(False)
-        yield
-    finally:
-        for p, required in before:
-            p.requires_grad_(required)
+    """Let gradients through a module, and give none to its parameters: for the generator's pass."""
+    module.requires_grad_(False)
+    yield
+    module.requires_grad_(True)

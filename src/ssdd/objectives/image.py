@@ -23,9 +23,10 @@ SHIFTS = 4
 class LossInputs(NamedTuple):
     """What a loss may look at.
 
-    prediction: (B, 3, H, W) float32 in about [-1, 1], the image that the decoder's output stands for.
-    target: (B, 3, H, W) in [-1, 1], the photograph, or the teacher's image in distillation.
-    t: (B,) in [0, 1], the noise level that the decoder saw; 1 for the KL-VAE, which sees no noise.
+    Attributes:
+        prediction: (B, 3, H, W) float32 in about [-1, 1], the image that the decoder's output stands for.
+        target: (B, 3, H, W) in [-1, 1], the photograph, or the teacher's image in distillation.
+        t: (B,) in [0, 1], the noise level that the decoder saw; 1 for the KL-VAE, which sees no noise.
     """
 
     prediction: Tensor
@@ -41,7 +42,8 @@ class ImageLosses(nn.Module):
         network: backbone of LPIPS.
         own: ``file.py:NAME`` or ``package.module:NAME``, with ``:WEIGHT`` behind it for another weight than 1.
 
-    Raises ValueError, ImportError, OSError or RuntimeError with one line where one cannot be had.
+    Raises:
+        ValueError, ImportError, OSError, RuntimeError: a loss cannot be had; one line.
     """
 
     def __init__(self, lpips: float, network: LPIPSNetwork, own: Sequence[str] = ()) -> None:
@@ -65,16 +67,20 @@ class ImageLosses(nn.Module):
         """Return the losses before their weights, float32 scalars.
 
         Args:
+            inputs: what is compared.
             positions: (B, 2) in [0, 1): where each image lies on LPIPS's grid, vertically and horizontally. Without
                 them every image begins at a multiple of LPIPS's strides, and so does every trace that they leave in
                 its gradient: the decoder learns to draw a weave with their period.
+
+        Raises:
+            ValueError: a loss of the user's own fails, or is no scalar with a gradient.
         """
-        found: dict[str, Tensor] = {}
+        values: dict[str, Tensor] = {}
         if "lpips" in self.networks:
             prediction, target = inputs.prediction, inputs.target
             if positions is not None:
                 prediction, target = shifted(torch.cat([prediction, target], dim=1), positions).chunk(2, dim=1)
-            found["lpips"] = self.networks["lpips"](prediction, target).float().mean()
+            values["lpips"] = self.networks["lpips"](prediction, target).float().mean()
         for name, loss in self.functions.items():
             value = _call(name, loss, inputs)
             if not isinstance(value, Tensor) or value.dim() != 0:
@@ -82,8 +88,8 @@ class ImageLosses(nn.Module):
                 raise ValueError(f"--loss {name}: expected a scalar tensor, the mean over the batch, found {what}")
             if inputs.prediction.requires_grad and not value.requires_grad:
                 raise ValueError(f"--loss {name}: expected a loss with a gradient, found a constant: is it detached?")
-            found[name] = value.float()
-        return found
+            values[name] = value.float()
+        return values
 
 
 def shifted(images: Tensor, positions: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def _has_weights(path: Path) -> bool:
 
 
 class LPIPS(nn.Module):
-    """Perceptual distance of two images; frozen, always in eval mode.
+    """Perceptual distance of two images, by a frozen network.
 
     Raises RuntimeError with one line that names the file if the backbone is missing and cannot be downloaded, or is
     damaged.
@@ -67,10 +67,6 @@ class LPIPS(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
-    def train(self, mode: bool = True) -> "LPIPS":
-        """Stay in eval mode."""
-        return super().train(False)
-
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the distance of images x and y (B, 3, H, W) in [-1, 1], as (B,)."""
+        """Return distances (B,) of images x and y, (B, 3, H, W) in [-1, 1]."""
         return self.net(x, y).flatten()

@@ -5,7 +5,6 @@ L = mean over tokens of 1 - cos(MLP(h), y), h the decoder's tokens and y those o
 Shapes: B batch, H x W pixels, N = rows * columns tokens in row-major order, D decoder features, F DINOv2 features.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +15,13 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-ARCHITECTURES = {"dinov2": "Dinov2Model", "dinov2_with_registers": "Dinov2WithRegistersModel"}
-"""Class in transformers of each ``model_type``."""
+from ..checkpoints.kl_vae import read_json
+
+ARCHITECTURES = ("dinov2", "dinov2_with_registers")
+"""``model_type`` of the checkpoints that can be read."""
 
 _FILES = ["config.json", "preprocessor_config.json", "model*.safetensors*"]
-_IMAGENET_MEAN = [0.485, 0.456, 0.406]
-_IMAGENET_STD = [0.229, 0.224, 0.225]
+_IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 _TIMEOUT = 10.0
 """Seconds that the hub may take to answer at all."""
 
@@ -30,7 +30,7 @@ _SHORTEST = 1e-4
 
 
 class DinoFeatures(nn.Module):
-    """Patch tokens of a DINOv2; frozen, always in eval mode.
+    """Patch tokens of a frozen DINOv2.
 
     Args:
         name: hub id or folder of a Dinov2 or Dinov2WithRegisters checkpoint, read from safetensors only.
@@ -50,24 +50,20 @@ class DinoFeatures(nn.Module):
             import transformers  # noqa: F401
         except ImportError as error:
             raise ImportError("REPA needs the package transformers: pip install 'ssdd[train]'") from error
-        folder = _folder(name)
+        folder = _find_folder(name)
         self.net = _load(folder, name)
         self.width: int = self.net.config.hidden_size
         self.patch: int = self.net.config.patch_size
-        preprocessor = _json(folder / "preprocessor_config.json", name)
-        for key, default in (("mean", _IMAGENET_MEAN), ("std", _IMAGENET_STD)):
-            value = torch.tensor(preprocessor.get(f"image_{key}", default)).reshape(3, 1, 1)
-            self.register_buffer(key, value, persistent=False)
+        preprocessor = folder / "preprocessor_config.json"
+        values = _IMAGENET | (read_json(preprocessor) if preprocessor.is_file() else {})
+        for key in ("mean", "std"):
+            self.register_buffer(key, torch.tensor(values[f"image_{key}"]).reshape(3, 1, 1), persistent=False)
         self.requires_grad_(False)
         self.eval()
 
-    def train(self, mode: bool = True) -> "DinoFeatures":
-        """Stays in eval mode."""
-        return super().train(False)
-
     @torch.no_grad()
     def forward(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Tokens for each cell of a grid that is laid over the whole image, in float32 even under autocast.
+        """Return tokens for each cell of a grid that is laid over the whole image, in float32 even under autocast.
 
         The image is resized (bicubic) to one patch per cell: no cropping, whatever the two aspect ratios.
 
@@ -94,26 +90,33 @@ class Projection(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(channels, channels), nn.SiLU(), nn.Linear(channels, width))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens: (B, N, D); returns (B, N, F)."""
+        """Return (B, N, F) of tokens (B, N, D)."""
         return self.mlp(tokens)
 
 
 def repa_loss(projected: Tensor, target: Tensor) -> Tensor:
-    """Mean over tokens of ``1 - cos``, in float32 whatever comes in. Both (B, N, F); returns (B,) in [0, 2].
+    """Return the mean over tokens of ``1 - cos``, in float32 whatever comes in.
 
     The gradient stays finite at zero vectors, whose cosine counts as 0.
+
+    Args:
+        projected: (B, N, F), the decoder's tokens.
+        target: (B, N, F), DINOv2's.
+
+    Returns:
+        (B,) in [0, 2].
     """
     cosine = F.normalize(projected.float(), dim=-1, eps=_SHORTEST) * F.normalize(target.float(), dim=-1, eps=_SHORTEST)
     return 1 - cosine.sum(-1).mean(-1)
 
 
 def feature_block(layers: int) -> int:
-    """Transformer block, counted from 0, whose output is aligned in a decoder of that many: ``min(4, layers // 2)``."""
+    """Return the transformer block, counted from 0, whose output is aligned: ``min(4, layers // 2)``."""
     return min(4, layers // 2)
 
 
-def _folder(name: str) -> Path:
-    """Folder with the checkpoint: ``name`` itself, the hub's cache, or a download into it. Raises RuntimeError."""
+def _find_folder(name: str) -> Path:
+    """Return the checkpoint's folder: ``name`` itself, the hub's cache, or a download into it. Raise RuntimeError."""
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import HfApi, snapshot_download
@@ -137,17 +140,17 @@ def _folder(name: str) -> Path:
 
 
 def _load(folder: Path, name: str) -> Any:
-    """The network of a checkpoint folder, in float32, quietly. Raises RuntimeError or ValueError."""
-    import transformers
+    """Return the network of a checkpoint folder, in float32. Raise RuntimeError or ValueError."""
+    from transformers import AutoModel
 
     if not (folder / "config.json").is_file():
         raise RuntimeError(f"{name}: no config.json in {folder}")
-    kind = _json(folder / "config.json", name).get("model_type")
+    kind = read_json(folder / "config.json").get("model_type")
     if kind not in ARCHITECTURES:
         raise ValueError(f"{name}: expected the architecture {' or '.join(ARCHITECTURES)}, found {kind}")
     try:
         with _quiet():
-            net, report = getattr(transformers, ARCHITECTURES[kind]).from_pretrained(
+            net, report = AutoModel.from_pretrained(
                 folder,
                 use_safetensors=True,
                 local_files_only=True,
@@ -166,7 +169,7 @@ def _load(folder: Path, name: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars and load reports."""
+    """Switch transformers' progress bars and load reports off."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -178,16 +181,6 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _json(path: Path, name: str) -> dict[str, Any]:
-    """Content of a JSON file, nothing if it is absent. Raises ValueError."""
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{name}: {path} is no JSON object ({error})") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -71,7 +71,7 @@ GENERATION_RECIPES: dict[str, Callable[[], GenerationConfig]] = {
 
 
 def summary(name: str) -> str:
-    """A recipe in a sentence."""
+    """Return a recipe in a sentence."""
     recipe = GENERATION_RECIPES[name]
     function = recipe.func if isinstance(recipe, partial) else recipe
     return (function.__doc__ or "").strip().partition("\n")[0]

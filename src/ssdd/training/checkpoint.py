@@ -14,7 +14,6 @@ model. Random numbers need no state: every draw is a function of (seed, images s
 """
 
 import hashlib
-import itertools
 import json
 import logging
 import os
@@ -49,26 +48,32 @@ class DamagedCheckpoint(ValueError):
 
 
 def checkpoint_folder(run: Path, images_seen: int) -> Path:
-    """Where the checkpoint at that clock lies."""
+    """Return where the checkpoint at that clock lies."""
     return run / "checkpoints" / f"{images_seen:012d}"
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """Checkpoints of a run with their final name, oldest first."""
+    """Return the checkpoints of a run with their final name, oldest first."""
     return sorted(p for p in (run / "checkpoints").glob("[0-9]*") if p.name.isdecimal() and p.name.isascii())
 
 
 def write_checkpoint(folder: Path, tensors: Mapping[str, Tensors], state: Mapping[str, Any]) -> None:
-    """Writes the files ``NAME.safetensors`` and ``state.json`` as one folder, whole or not at all.
+    """Write the files ``NAME.safetensors`` and ``state.json`` as one folder, whole or not at all.
 
-    Raises OSError (a full disk) with one line; nothing of the folder is left then, and older ones are untouched.
+    Args:
+        folder: of the checkpoint.
+        tensors: by name, for each file.
+        state: plain numbers.
+
+    Raises:
+        OSError: a full disk; one line. Nothing of the folder is left then, and older ones are untouched.
     """
     partial = folder.with_name(folder.name + ".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         for name, entries in tensors.items():
-            _save(entries, partial / f"{name}.safetensors")
+            save_tensors(entries, partial / f"{name}.safetensors")
         checksums = {path.name: _checksum(path) for path in sorted(partial.iterdir())}
         (partial / "state.json").write_text(json.dumps({**state, "checksums": checksums}))
         for path in [*partial.iterdir(), partial]:
@@ -85,7 +90,7 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, Tensors], state: Mappin
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
-    """The tensors of each file and the state. Raises DamagedCheckpoint."""
+    """Return the tensors of each file and the state. Raise DamagedCheckpoint."""
     try:
         state = json.loads((folder / "state.json").read_text())
         checksums = dict(state.pop("checksums"))
@@ -104,9 +109,12 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """The newest undamaged checkpoint, or None where there is none at all.
+    """Return the newest undamaged checkpoint, or None where there is none at all.
 
-    Damaged ones are named and get the name ``IMAGES_SEEN.damaged``. Raises DamagedCheckpoint if all are.
+    Damaged ones are named and get the name ``IMAGES_SEEN.damaged``.
+
+    Raises:
+        DamagedCheckpoint: all are damaged.
     """
     folders = list_checkpoints(run)
     for folder in reversed(folders):
@@ -115,7 +123,9 @@ def newest_checkpoint(run: Path) -> Path | None:
             return folder
         except DamagedCheckpoint as error:
             logger.warning("damaged checkpoint passed over: %s", error)
-            folder.rename(_unused(folder.with_name(folder.name + ".damaged")))
+            damaged = folder.with_name(folder.name + ".damaged")
+            shutil.rmtree(damaged, ignore_errors=True)
+            folder.rename(damaged)
     if folders:
         raise DamagedCheckpoint(
             f"{run}: all {len(folders)} checkpoints are damaged; to begin anew, choose another --out folder"
@@ -124,10 +134,9 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 
 def prune_checkpoints(run: Path, keep: int, milestone_images: int) -> None:
-    """Removes all but the last ``keep`` and the milestones: the first at or after each multiple of that clock."""
+    """Remove all but the last ``keep`` and the milestones: the first at or after each multiple of that clock."""
     folders = list_checkpoints(run)
-    kept = set(folders[-keep:])
-    milestone = 0
+    kept, milestone = set(folders[-keep:]), 0
     for folder in folders:
         passed = int(folder.name) // milestone_images if milestone_images else 0
         if passed > milestone:
@@ -141,15 +150,10 @@ def prune_checkpoints(run: Path, keep: int, milestone_images: int) -> None:
                 logger.warning("could not remove the old checkpoint %s: %s", folder, error)
 
 
-def _unused(path: Path) -> Path:
-    numbered = (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))
-    return path if not path.exists() else next(p for p in numbered if not p.exists())
-
-
 def update_tensors(update: Update, main: bool = True) -> tuple[Tensors, dict[str, Any]]:
     """Return an optimiser's state: whole tensors named ``INDEX.NAME``, and plain numbers of parameters and groups.
 
-    A call for all processes where the model is sharded; only the ``main`` one gets the tensors.
+    All processes call this where the model is sharded; only the ``main`` one gets the tensors.
     """
     tensors: Tensors = {}
     numbers: dict[str, dict[str, Any]] = {}
@@ -158,8 +162,7 @@ def update_tensors(update: Update, main: bool = True) -> tuple[Tensors, dict[str
         for name, value in entries.items():
             if isinstance(value, Tensor):
                 gathered = full_tensor(value)
-                if main:
-                    tensors[f"{index}.{name}"] = gathered.cpu()
+                tensors |= {f"{index}.{name}": gathered.cpu()} if main else {}
             else:
                 numbers.setdefault(str(index), {})[name] = value
     groups = [{k: v for k, v in group.items() if k != "params"} for group in content["param_groups"]]
@@ -168,25 +171,23 @@ def update_tensors(update: Update, main: bool = True) -> tuple[Tensors, dict[str
 
 def restore_update(update: Update, tensors: Tensors, numbers: Mapping[str, Any]) -> None:
     """Load what ``update_tensors`` gave into an optimiser over the same parameters."""
-    optimizer = update.optimizer
     if update.scaled:
         update.scaler.load_state_dict(dict(numbers["scaler"]))
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in numbers["state"].items()}
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)
-        parameter = parameters[int(index)]
-        state.setdefault(int(index), {})[name] = (
-            as_parameter(tensor, parameter) if tensor.shape == parameter.shape else tensor
-        )
+        parameter = update.parameters[int(index)]
+        like_weight = tensor.shape == parameter.shape  # else a counter
+        state.setdefault(int(index), {})[name] = as_parameter(tensor, parameter) if like_weight else tensor
     groups = [
-        {**new, **{k: tuple(v) if isinstance(v, list) else v for k, v in old.items()}, "params": new["params"]}
-        for new, old in zip(optimizer.state_dict()["param_groups"], numbers["groups"], strict=True)
+        {**new, **{k: tuple(v) if isinstance(v, list) else v for k, v in old.items()}}
+        for new, old in zip(update.optimizer.state_dict()["param_groups"], numbers["groups"], strict=True)
     ]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    update.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def _save(tensors: Tensors, path: Path) -> None:
+def save_tensors(tensors: Tensors, path: Path) -> None:
+    """Write tensors as a safetensors file with the permissions of an ordinary one."""
     # Its own copy of each tensor, in plain memory order: the file format knows neither sharing nor channels-last.
     # (The order in memory is no part of a weight; the loop sets it again.)
     plain = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}

@@ -22,6 +22,9 @@ from ..objectives import LPIPSNetwork
 if TYPE_CHECKING:
     from .stages.base import Stage
 
+FRESH = "f8c4"
+"""The encoder of a stage that names none and starts from no model."""
+
 Precision = Literal["fp32", "bf16", "fp16"]
 
 Count = Annotated[int, Meta(ge=1)]
@@ -307,29 +310,33 @@ class TrainConfig(RunConfig):
         raise TypeError(f"{type(self).__name__} is no stage: use one of {', '.join(STAGES)}")
 
     def resumable(self) -> tuple[str, ...]:
-        # What the paths hold is compared by content: see ``provenance``.
+        # What the paths hold is compared by content: see ``run_folder``.
         paths = ("data.paths", "model.encoder", "model.start_from")
-        return (*RESUMABLE, *paths, "data.workers", "data.broken_limit", "validation.*")
+        names = (*RESUMABLE, *paths, "data.workers", "data.broken_limit", "validation.*")
+        if getattr(self.loss, "adversarial", 0):  # adaptive weight and spectral norm depend on the microbatch
+            return tuple(name for name in names if name != "microbatch")
+        return names
 
     def without_effect(self) -> dict[str, str]:
-        found = super().without_effect()
-        loss = self.loss
+        idle, loss, validation = super().without_effect(), self.loss, self.validation
         if not loss.lpips:
-            found["loss.lpips_network"] = "loss.lpips is 0"
+            idle |= dict.fromkeys(("loss.lpips_network", "loss.lpips_shift"), "loss.lpips is 0")
         if not getattr(loss, "repa", 1):
-            found["loss.repa_network"] = "loss.repa is 0"
+            idle["loss.repa_network"] = "loss.repa is 0"
         if not getattr(loss, "adversarial", 1):
             settings = ("learning_rate", "betas", "warmup_images")
-            found["loss.adversarial_from_images"] = "loss.adversarial is 0"
-            found |= {f"discriminator.{name}": "loss.adversarial is 0" for name in settings}
+            names = ("loss.adversarial_from_images", *(f"discriminator.{name}" for name in settings))
+            idle |= dict.fromkeys(names, "loss.adversarial is 0")
         if not getattr(self.model, "train_encoder", True):
-            found["loss.kl"] = "the encoder is frozen"
-        if not self.validation.count:
+            idle["loss.kl"] = "the encoder is frozen"
+        if validation.paths:
+            idle["validation.share"] = "validation.paths says what is held out"
+        if not validation.count:
             held_out = ("paths", "share", "images", "steps", "best")
-            found |= {f"validation.{name}": "validation.count is 0" for name in held_out}
-        elif self.validation.paths:
-            found["validation.share"] = "validation.paths says what is held out"
-        return found
+            idle |= dict.fromkeys((f"validation.{name}" for name in held_out), "validation.count is 0")
+            if self.log.sample_images and self.log.sample_count:  # a grid shows what is held out
+                idle |= dict.fromkeys(("log.sample_images", "log.sample_count"), "validation.count is 0")
+        return idle
 
     def check(self, processes: int = 1) -> None:
         if not self.data.paths:
@@ -337,6 +344,9 @@ class TrainConfig(RunConfig):
         super().check(processes)
         if getattr(self.loss, "adversarial", 0) and self.data.resolution < 24:
             raise ValueError(f"a PatchGAN needs 24 pixels, found --data.resolution {self.data.resolution}")
+        model, frozen = self.model, not getattr(self.model, "train_encoder", True)
+        if frozen and model.start_from is None and is_encoder_size(model.encoder or FRESH):
+            raise ValueError("a frozen encoder must come from somewhere: pass --encoder or --model.start-from")
 
 
 @dataclass(frozen=True)
@@ -359,16 +369,12 @@ class FlowConfig(TrainConfig):
         return FlowStage(self, objectives)
 
     def without_effect(self) -> dict[str, str]:
-        model, found = self.model, super().without_effect()
+        model, idle = self.model, super().without_effect()
         if model.start_from is not None:
-            found["model.init"] = "the decoder is that of model.start_from"
-        if model.start_from is not None or (model.encoder and not is_encoder_size(model.encoder)):
-            given = {"model.encoder_width", "model.encoder_groups"}
-            found |= dict.fromkeys(given, "the encoder is not a fresh one")
-        return found
-
-    def resumable(self) -> tuple[str, ...]:
-        return _without_microbatch(super().resumable(), self.loss.adversarial)
+            idle["model.init"] = "the decoder is that of model.start_from"
+        if model.start_from is not None or not is_encoder_size(model.encoder or FRESH):
+            idle |= dict.fromkeys(("model.encoder_width", "model.encoder_groups"), "the encoder is not a fresh one")
+        return idle
 
 
 @dataclass(frozen=True)
@@ -411,16 +417,13 @@ class KLVAEConfig(TrainConfig):
         return KLVAEStage(self, objectives)
 
     def without_effect(self) -> dict[str, str]:
-        model, found = self.model, super().without_effect()
+        model, idle = self.model, super().without_effect()
         if model.start_from is not None:
             sizes = ("model.encoder", "model.encoder_width", "model.encoder_groups", "model.decoder_width")
-            found |= dict.fromkeys(sizes, "the networks are those of model.start_from")
-        elif model.encoder and not is_encoder_size(model.encoder):
-            found |= dict.fromkeys(("model.encoder_width", "model.encoder_groups"), "the encoder is not a fresh one")
-        return found
-
-    def resumable(self) -> tuple[str, ...]:
-        return _without_microbatch(super().resumable(), self.loss.adversarial)
+            idle |= dict.fromkeys(sizes, "the networks are those of model.start_from")
+        elif not is_encoder_size(model.encoder or FRESH):
+            idle |= dict.fromkeys(("model.encoder_width", "model.encoder_groups"), "the encoder is not a fresh one")
+        return idle
 
     def check(self, processes: int = 1) -> None:
         super().check(processes)
@@ -429,11 +432,6 @@ class KLVAEConfig(TrainConfig):
 
 
 STAGES: dict[str, type[TrainConfig]] = {c.stage: c for c in (FlowConfig, DistillationConfig, KLVAEConfig)}
-
-
-def _without_microbatch(names: tuple[str, ...], adversarial: float) -> tuple[str, ...]:
-    """Drop the microbatch where there is a discriminator: adaptive weight and spectral norm depend on it."""
-    return tuple(n for n in names if n != "microbatch") if adversarial else names
 
 
 def is_encoder_size(name: str) -> bool:
@@ -450,7 +448,7 @@ _LIMITS = {">=": "of at least", ">": "above", "<=": "of at most", "<": "below"}
 
 def check_ranges(config: RunConfig) -> None:
     """Raise ValueError for the first setting, by name, that is of another type or out of its range."""
-    values = _flat(to_dict(config))
+    values = flatten(to_dict(config))
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"expected {name} to be a finite number, found {value}")
@@ -468,22 +466,24 @@ def check_ranges(config: RunConfig) -> None:
 
 def check_effects(config: RunConfig, base: RunConfig) -> None:
     """Raise ValueError for a setting, neither of ``base`` nor the default, that has no effect beside the others."""
-    values, *allowed = (_flat(to_dict(c)) for c in (config, base, type(config)()))
+    values, *allowed = (flatten(to_dict(c)) for c in (config, base, type(config)()))
     for name, reason in config.without_effect().items():
         if all(values[name] != other[name] for other in allowed):
             raise ValueError(f"stage {config.stage}: {name} {values[name]} has no effect: {reason}")
 
 
-def without_idle(config: C) -> C:
-    """Return the config with defaults for settings that have no effect beside the others, such as LPIPS' network where
-    a recipe's LPIPS was switched off."""
+def without_idle(config: C, base: RunConfig) -> C:
+    """Return the config with defaults for settings that have no effect beside the others.
+
+    Such as LPIPS' network where a recipe's LPIPS was switched off. Raise ValueError as ``check_effects``.
+    """
+    check_effects(config, base)
     defaults = type(config)()
     for setting in config.without_effect():
         section, _, name = setting.partition(".")
         default = getattr(getattr(defaults, section), name)
-        config = dataclasses.replace(
-            config, **{section: dataclasses.replace(getattr(config, section), **{name: default})}
-        )
+        changed = dataclasses.replace(getattr(config, section), **{name: default})
+        config = dataclasses.replace(config, **{section: changed})
     return config
 
 
@@ -513,8 +513,8 @@ def differences(config: RunConfig, saved: str) -> list[str]:
 
     The length may grow where the learning rate does not depend on it.
     """
-    new, defaults = _flat(to_dict(config)), _flat(to_dict(type(config)()))
-    old = defaults | _flat(json.loads(saved))  # a setting that is newer than the run had its default there
+    new, defaults = flatten(to_dict(config)), flatten(to_dict(type(config)()))
+    old = defaults | flatten(json.loads(saved))  # a setting that is newer than the run had its default there
     may_change = set(config.resumable())
     if (
         not config.optimizer.decay_images
@@ -525,10 +525,12 @@ def differences(config: RunConfig, saved: str) -> list[str]:
     return [f"{n}: {old.get(n)} -> {new.get(n)}" for n in names if new.get(n) != old.get(n)]
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested dictionaries in one, under names like ``outer.inner``."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+        is_tree = isinstance(value, dict)
+        flat |= flatten(value, separator, f"{prefix}{name}{separator}") if is_tree else {prefix + name: value}
     return flat
 
 

@@ -8,33 +8,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from ..checkpoints import kl_vae
 from ..checkpoints.layout import CheckpointError
 from ..checkpoints.own_code import OWN_CODE, ForeignEncoder, load_own
 from ..checkpoints.places import HUB_ID, download, find_model
 from ..nn.encoder import Encoder
 from ..nn.presets import ENCODER_WIDTH, GROUPS, EncoderSize, encoder_size
+from .config import is_encoder_size
 
 _OTHERS = "a size like f8c4, code of yours (package.module:NAME, file.py:NAME), "
 
 
 @dataclass(frozen=True)
 class EncoderChoice:
-    """An encoder to train a decoder for."""
+    """An encoder to train a decoder for.
 
-    module: nn.Module
-    """(B, 3, H, W) in [-1, 1] -> moments (B, 2c, H/f, W/f): mean, then log-variance."""
+    Attributes:
+        module: (B, 3, H, W) in [-1, 1] -> moments (B, 2c, H/f, W/f): mean, then log-variance.
+        latent_channels: c.
+        spatial_factor: f.
+        size: size of our architecture, which is AutoencoderKL's too; None: a user's module, not saved with the decoder.
+        statistics: config entries of the decoder's model: those of scaling_factor, shift_factor, latents_mean and
+            latents_std that the source states, and what a KL-VAE's pipelines need besides (latents_convention,
+            force_upcast).
+        foreign: whether it is somebody else's: the scale of its latents can be anything.
+    """
+
+    module: Any
     latent_channels: int
     spatial_factor: int
     size: EncoderSize | None
-    """Of our architecture, which is AutoencoderKL's too; None: a user's module, not saved with the decoder."""
     statistics: dict[str, Any]
-    """Config entries of the decoder's model: those of scaling_factor, shift_factor, latents_mean and latents_std that
-    the source states, and what a KL-VAE's pipelines need besides (latents_convention, force_upcast)."""
     foreign: bool = False
-    """Whether it is somebody else's: the scale of its latents can be anything."""
 
 
 def choose_encoder(
@@ -46,12 +51,14 @@ def choose_encoder(
         name: a size such as f8c4 (random weights); the folder of an AutoencoderSSDD or AutoencoderKL, of a training
             run or of a pipeline; an embedded model; a Hugging Face id OWNER/NAME or OWNER/NAME/SUBFOLDER;
             package.module:NAME or file.py:NAME, the user's own code (see ``ForeignEncoder``).
-        width, groups: of a random one; see ``encoder_size``.
+        width: channels of the first level of a random one.
+        groups: groups of the norms of a random one.
         trainable: whether code of the user's own gets gradients.
 
-    Raises ValueError, CheckpointError, OSError or ImportError with one line.
+    Raises:
+        ValueError, CheckpointError, OSError, ImportError: it cannot be had; one line.
     """
-    if re.fullmatch(r"f\d+c\d+", name):
+    if is_encoder_size(name):
         size = encoder_size(name, width, groups)
         return EncoderChoice(Encoder(size), size.latent_channels, size.factor, size, {})
     if not Path(name).exists() and (code := re.fullmatch(OWN_CODE, name)):
@@ -74,8 +81,12 @@ def resolve_model_folder(name: str, *kinds: str) -> str:
     """Return what ``from_pretrained`` of a whole model takes for ``name``: the result of a training run's folder,
     another folder, and an embedded name or a Hugging Face id OWNER/NAME as it is.
 
-    Raises CheckpointError or FileNotFoundError with one line, as for a run that is not finished yet, or for a folder
-    whose class is not one of ``kinds`` (AutoencoderSSDD by default).
+    Args:
+        name: see above.
+        kinds: classes that the folder may hold; AutoencoderSSDD by default.
+
+    Raises:
+        CheckpointError, FileNotFoundError: a run that is not finished yet, a folder of another class, or nothing.
     """
     folder = find_model(name, Path)
     if not Path(name).is_dir():

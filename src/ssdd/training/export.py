@@ -8,25 +8,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import save_file
-from torch import Tensor
-
-from ..files import share
-from . import checkpoint
+from ..files import write_json
+from .checkpoint import list_checkpoints, read_checkpoint, save_tensors
 from .config import read_config
-from .stages.base import State
 
 if TYPE_CHECKING:
-    from .task import Task
+    from .state import TrainingState
 
 logger = logging.getLogger(__name__)
 
-STATISTICS_IMAGES = 256
-"""Crops over which the latent's mean and standard deviation are taken at the end."""
-
 
 def write_result(folder: Path, write: Callable[[Path], None]) -> Path:
-    """Have a model's folder written, whole or not at all. Return it."""
+    """Have ``write`` make a model's folder, whole or not at all. Return the folder."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     write(partial)
@@ -39,7 +32,7 @@ def find_checkpoint(run: Path, images: int | None = None) -> Path:
     """Return a run's checkpoint at so many images, or its newest. Raise FileNotFoundError with one line."""
     if not run.is_dir():
         raise FileNotFoundError(f"{run}: expected a run's folder, found none")
-    folders = {int(folder.name): folder for folder in checkpoint.list_checkpoints(run)}
+    folders = {int(folder.name): folder for folder in list_checkpoints(run)}
     if not (run / "config.json").is_file() or not folders:
         raise FileNotFoundError(f"{run}: expected a run with a checkpoint, found none: it has not come that far")
     if images is not None and images not in folders:
@@ -57,8 +50,12 @@ def export_checkpoint(run: Path, folder: Path, images: int | None = None) -> int
         folder: of the model.
         images: of the checkpoint; None for the newest.
 
-    Returns how many images it has seen. The latents' statistics are those that the encoder came with, if any: what a
-    finished run measures needs its photographs. Raises ValueError or OSError with one line.
+    Returns:
+        How many images it has seen. The latents' statistics are those that the encoder came with, if any: what a
+        finished run measures needs its photographs.
+
+    Raises:
+        ValueError, OSError: there is none, or it is damaged; one line.
     """
     found = find_checkpoint(run, images)
     try:
@@ -69,37 +66,53 @@ def export_checkpoint(run: Path, folder: Path, images: int | None = None) -> int
     if stage.normalize_latents is not None:
         known = json.loads((run / "latents.json").read_text())
         stage.normalize_latents(tuple(known["latents_mean"]), tuple(known["latents_std"]))
-    weights: State = checkpoint.read_checkpoint(found)[0]["average"]
-    result = stage.result(weights)
+    result = stage.result(read_checkpoint(found)[0]["average"])
     write_result(folder, lambda partial: stage.export(result, partial, dict(stage.statistics)))
     return int(found.name)
 
 
-def report_nonfinite(run: Path, task: "Task", counts: dict[str, int], means: dict[str, float], weights: State) -> Path:
+def report_nonfinite(state: "TrainingState", counts: dict[str, int], means: dict[str, float], terms: list[str]) -> str:
     """Write ``nonfinite/`` in the run's folder: the batch of the last skipped update, the weights, the numbers.
 
-    The noise of that update is a function of the seed and of ``images_seen`` (see ``BatchRandom``).
+    The noise of that update is a function of the seed and of ``images_seen`` (see ``BatchRandom``). All processes call
+    this; the main one writes.
+
+    Args:
+        state: of the run.
+        counts: of skipped updates; see ``FiniteCount``.
+        means: of the losses over the last interval.
+        terms: losses that were not finite.
+
+    Returns:
+        What to tell the user.
     """
-    folder = run / "nonfinite"
-    folder.mkdir(exist_ok=True)
-    try:
-        _save(task.batch_at(counts["seen"]), folder / f"{task.batch_name}.safetensors")
-    except ValueError as error:  # of the data
-        logger.warning("the batch could not be read again: %s", error)
-    _save(weights, folder / "model.safetensors")
-    wrong = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
-    report: dict[str, Any] = {
-        "images_seen": counts["seen"],
-        "skipped_updates": counts["skipped"],
-        "in_a_row": counts["longest"],
-        "means_of_finite_updates": means,
-        "weights_not_finite": wrong,
-        "config": asdict(task.config),
-    }
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    return folder
-
-
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    share(path)
+    folder, task = state.run / "nonfinite", state.task
+    weights = state.trained_weights()
+    if state.processes.main:
+        folder.mkdir(exist_ok=True)
+        try:
+            save_tensors(task.batch_at(counts["seen"]), folder / f"{task.batch_name}.safetensors")
+        except ValueError as error:  # of the data
+            logger.warning("the batch could not be read again: %s", error)
+        save_tensors(weights, folder / "model.safetensors")
+        report: dict[str, Any] = {
+            "images_seen": counts["seen"],
+            "skipped_updates": counts["skipped"],
+            "in_a_row": counts["longest"],
+            "means_of_finite_updates": means,
+            "weights_not_finite": [name for name, tensor in weights.items() if not tensor.isfinite().all()],
+            "config": asdict(task.config),
+        }
+        write_json(folder / "report.json", report)
+    state.processes.wait()
+    where = f" ({', '.join(terms)})" if terms else ""
+    advice = "lower --optimizer.learning-rate"
+    if state.saved >= 0:
+        advice = (
+            f"the last checkpoint is at {state.saved} images: start a new run from it (ssdd train export) with a lower "
+            "--optimizer.learning-rate"
+        )
+    return (
+        f"{counts['longest']} updates in a row had a loss or gradient that is not finite{where}, up to {state.seen} "
+        f"images; what was seen is in {folder}; {advice}"
+    )

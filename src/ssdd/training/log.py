@@ -6,17 +6,19 @@ import json
 import logging
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..data.images import save_image
 from ..files import atomic_path
 from ..processes import Processes, mean_over_processes, usable_cores
-from .config import RunConfig, to_dict
+from .config import RunConfig, flatten, to_dict
 from .parts import PartSize, dead_parts, table
 
 logger = logging.getLogger(__name__)
@@ -29,10 +31,16 @@ class RunLog:
     """Sums on the device over a log interval; one reading, one line of ``stats.jsonl`` at its end.
 
     Only the main process writes; all of them take part in the means.
+
+    Args:
+        run: folder of the run.
+        config: of the run.
+        processes: that train it.
+        seen: images seen at the start.
+        share_of_peak: utilisation of the machine at one image per second.
     """
 
     def __init__(self, run: Path, config: RunConfig, processes: Processes, seen: int, share_of_peak: float) -> None:
-        """share_of_peak: utilisation of the machine at one image per second."""
         self.run, self.interval, self.processes = run, config.log.stats_images, processes
         self.batch_size, self.total, self.share_of_peak = config.batch_size, config.total_images, share_of_peak
         self.sums: dict[str, Tensor] = {}
@@ -42,15 +50,9 @@ class RunLog:
         if processes.main:
             for name in ("stats.jsonl", "validation.jsonl"):
                 forget_after(run / name, seen)
-            self.tracker = open_tracker(config, run, seen)
-        self.bar = tqdm(
-            total=config.total_images,
-            initial=seen,
-            unit="img",
-            smoothing=0.05,
-            disable=not processes.main,
-            dynamic_ncols=True,
-        )
+            self.tracker = Tracker(config, run, seen)
+        total, hidden = config.total_images, not processes.main
+        self.bar = tqdm(total=total, initial=seen, unit="img", smoothing=0.05, disable=hidden, dynamic_ncols=True)
 
     def ends_interval(self, seen: int) -> bool:
         """Return whether the update that ends at ``seen`` images is the last of its log interval."""
@@ -76,36 +78,32 @@ class RunLog:
         if self.share_of_peak:
             line["utilisation"] = speed * self.share_of_peak
         line["parts"] = {name: {"gradient": size.gradient, "update": size.update} for name, size in parts.items()}
-        if self.processes.main:
+        if self.tracker is not None:
             _append(self.run / "stats.jsonl", line)
             shown = {k: v for k, v in line.items() if k in means or k == "utilisation"}
             self.bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items()})
-            self.scalars(line, seen)
+            self.tracker.scalars(line, seen)
             self._warn(parts, line, self.waited / elapsed)
         self.sums, self.since, self.started, self.waited = {}, seen, time.monotonic(), 0.0
         self.intervals += 1
         return means
 
     def validated(self, scores: dict[str, float], seen: int) -> None:
-        """Write the metrics of a validation."""
+        """Write the metrics of a validation: a call for the main process, as are those below."""
+        assert self.tracker is not None
         _append(self.run / "validation.jsonl", {"images": seen, **scores})
-        self.scalars({f"validation/{name}": value for name, value in scores.items()}, seen)
-
-    def scalars(self, values: dict[str, Any], seen: int) -> None:
-        """Send numbers to the tracker; those of a dictionary inside under ``name/``."""
-        if self.tracker is not None:
-            self.tracker.scalars({k: v for k, v in _flat(values).items() if k != "images"}, seen)
+        self.tracker.scalars({f"validation/{name}": value for name, value in scores.items()}, seen)
 
     def picture(self, page: np.ndarray, seen: int) -> None:
-        """Send a sample grid, uint8 (H, W, 3), to the tracker."""
-        if self.tracker is not None:
-            self.tracker.picture(page, seen)
+        """Write a sample grid, uint8 (H, W, 3)."""
+        assert self.tracker is not None
+        save_image(self.run / "samples" / f"{seen:012d}.png", page, overwrite=True)
+        self.tracker.picture(page, seen)
 
     def say(self, message: str, *values: object) -> None:
-        """Log a line above the progress bar, from the main process."""
-        if self.processes.main:
-            self.bar.clear()
-            logger.info(message, *values)
+        """Log a line above the progress bar."""
+        self.bar.clear()
+        logger.info(message, *values)
 
     def close(self) -> None:
         self.bar.close()
@@ -131,82 +129,56 @@ def slow_reasons(waiting: float, processes: Processes) -> list[str]:
     reasons = []
     if waiting > 0.2:
         reasons.append(f"{waiting:.0%} of the time is waiting for data (--data.workers, or faster storage)")
-    cores = usable_cores()
-    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    cores, busy = usable_cores(), os.getloadavg()[0]
     if processes.device.type == "cpu" and busy > cores + 1:
         reasons.append(f"{busy:.1f} processes want to run on {cores} core{'s' if cores > 1 else ''}")
     return reasons or ["small images or batches; --compile may help"]
 
 
-# ---- trackers -------------------------------------------------------------------------------------------------------
+class Tracker:
+    """Curves and grids in TensorBoard's event files, or in wandb or trackio, which has wandb's interface.
 
+    A run of wandb or trackio is known by its folder, and goes on there when resumed. A missing or broken TensorBoard
+    is left out, with the reason: it comes unasked.
+    """
 
-class Tracker(Protocol):
-    """Where curves and grids go."""
+    def __init__(self, config: RunConfig, run: Path, seen: int) -> None:
+        self.board: Any = None
+        self.module: Any = None
+        if config.log.to == "tensorboard":
+            try:
+                from torch.utils.tensorboard import SummaryWriter
 
-    def scalars(self, values: dict[str, float], seen: int) -> None: ...
-
-    def picture(self, page: np.ndarray, seen: int) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class TensorBoard:
-    """Event files in the run's folder."""
-
-    def __init__(self, run: Path, seen: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=seen + 1 if seen else None)
-
-    def scalars(self, values: dict[str, float], seen: int) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, seen)
-
-    def picture(self, page: np.ndarray, seen: int) -> None:
-        self.writer.add_image("samples", page, seen, dataformats="HWC")
-
-    def close(self) -> None:
-        self.writer.close()
-
-
-class WandbLike:
-    """wandb, or trackio, which has its interface. The run is known by its folder, and goes on there when resumed."""
-
-    def __init__(self, module: str, config: RunConfig, run: Path) -> None:
-        self.module = importlib.import_module(module)
-        folder = run.resolve()
+                self.board = SummaryWriter(str(run / "tensorboard"), purge_step=seen + 1 if seen else None)
+            except Exception as error:  # an import can fail in any way, such as a TypeError of a mismatched protobuf
+                logger.info("no TensorBoard: %s (pip install 'ssdd[train]')", " ".join(str(error).split()))
+            return
+        self.module, folder = importlib.import_module(config.log.to), str(run.resolve())
         options: dict[str, Any] = {"project": "ssdd", "name": run.name, "config": to_dict(config), "resume": "allow"}
-        if module == "wandb":
-            options |= {"dir": str(folder), "id": hashlib.sha256(str(folder).encode()).hexdigest()[:16]}
+        if config.log.to == "wandb":
+            options |= {"dir": folder, "id": hashlib.sha256(folder.encode()).hexdigest()[:16]}
         self.module.init(**options)
 
-    def scalars(self, values: dict[str, float], seen: int) -> None:
-        self.module.log(values, step=seen)
+    def scalars(self, values: dict[str, Any], seen: int) -> None:
+        """Send numbers; those of a dictionary inside under ``name/``."""
+        numbers = {k: v for k, v in flatten(values, "/").items() if k != "images"}
+        if self.module is not None:
+            self.module.log(numbers, step=seen)
+        for name, value in numbers.items() if self.board is not None else ():
+            self.board.add_scalar(name, value, seen)
 
     def picture(self, page: np.ndarray, seen: int) -> None:
-        self.module.log({"samples": self.module.Image(page)}, step=seen)
+        """Send a sample grid, uint8 (H, W, 3)."""
+        if self.module is not None:
+            self.module.log({"samples": self.module.Image(page)}, step=seen)
+        elif self.board is not None:
+            self.board.add_image("samples", page, seen, dataformats="HWC")
 
     def close(self) -> None:
-        self.module.finish()
-
-
-def open_tracker(config: RunConfig, run: Path, seen: int) -> Tracker | None:
-    """Return the tracker that the config asks for.
-
-    A missing or broken TensorBoard is left out, with the reason: it comes unasked.
-    """
-    name = config.log.to
-    if name == "tensorboard":
-        try:
-            return TensorBoard(run, seen)
-        except Exception as error:  # an import can fail in any way, such as a TypeError of a mismatched protobuf
-            logger.info("no TensorBoard: %s (pip install 'ssdd[train]')", " ".join(str(error).split()))
-            return None
-    return WandbLike(name, config, run)
-
-
-# ---- files ----------------------------------------------------------------------------------------------------------
+        if self.module is not None:
+            self.module.finish()
+        elif self.board is not None:
+            self.board.close()
 
 
 def forget_after(path: Path, seen: int) -> None:
@@ -215,11 +187,9 @@ def forget_after(path: Path, seen: int) -> None:
         return
     kept = []
     for line in path.read_text().splitlines():
-        try:
+        with suppress(ValueError, KeyError, TypeError):  # the last line of a run that was killed while it wrote
             if json.loads(line)["images"] <= seen:
                 kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue  # the last line of a run that was killed while it wrote
     with atomic_path(path, overwrite=True) as new:
         new.write_text("".join(f"{line}\n" for line in kept))
 
@@ -227,10 +197,3 @@ def forget_after(path: Path, seen: int) -> None:
 def _append(path: Path, line: dict[str, Any]) -> None:
     with path.open("a") as file:
         file.write(json.dumps(line) + "\n")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {prefix + name: value}
-    return flat

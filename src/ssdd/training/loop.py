@@ -4,7 +4,6 @@ The same command, run again, resumes exactly: data, noise and schedule are funct
 several processes (``torchrun``, ``srun``) each runs this loop on its part of every batch.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -15,21 +14,18 @@ from typing import TypeVar
 
 import torch
 
-from ..data.images import save_image
 from ..dtypes import DTYPES
-from ..files import atomic_path, only_one
+from ..files import only_one
 from ..peak import peak_flops
 from ..processes import Processes, join_processes, sum_over_processes
-from . import provenance
-from .config import RunConfig, TrainConfig, differences, nonfinite_limit, to_json
-from .environment import describe_environment
+from .config import RunConfig, TrainConfig, nonfinite_limit
 from .export import report_nonfinite
-from .flops import training_flops
 from .log import RunLog
 from .optimizers import schedule
 from .parts import PartSize, PartWatch, dead_parts, table
+from .run_folder import check_settings, check_trained_on, has_started, record_start, write_settings
 from .state import TrainingState, to_device
-from .step import Autocast, autocast_for, take_update
+from .step import Autocast, autocast_for, take_update, training_flops
 from .task import Task
 from .tokenizer import TokenizerTask
 from .watch import FiniteCount, StopRequest, TrainingStopped, stop_requests
@@ -48,9 +44,7 @@ def train(config: TrainConfig, run: Path, device: torch.device | None = None) ->
 
 
 def train_task(config: C, make_task: Callable[[C], Task], run: Path, device: torch.device | None = None) -> Path:
-    """Train until ``config.total_images`` and return the folder of the result, ``run / "model"``.
-
-    Under ``torchrun`` or ``srun`` it is called by every process.
+    """Train until ``config.total_images``; under ``torchrun`` or ``srun`` every process calls this.
 
     Args:
         config: of the run.
@@ -58,17 +52,21 @@ def train_task(config: C, make_task: Callable[[C], Task], run: Path, device: tor
         run: folder of the run.
         device: by default the process' GPU, or the CPU.
 
-    Raises ValueError if the settings cannot be trained or ``run`` holds a run of other settings, photographs or
-    weights, FloatingPointError after too many updates in a row that were not finite, and TrainingStopped after SIGTERM,
-    SIGINT, SIGUSR1 or SIGHUP, once a checkpoint is saved.
+    Returns:
+        The folder of the result, ``run / "model"``.
+
+    Raises:
+        ValueError: the settings cannot be trained, or ``run`` holds a run of other settings, photographs or weights.
+        FloatingPointError: too many updates in a row were not finite.
+        TrainingStopped: after SIGTERM, SIGINT, SIGUSR1 or SIGHUP, once a checkpoint is saved.
     """
     with join_processes(device) as processes:
         config.check(processes.count)
         if processes.main:
-            _check_run(config, run)  # before anything is written there, and again when nobody else can
+            check_settings(config, run)  # before anything is written there, and again when nobody else can
         with only_one(run) if processes.main else nullcontext():
             if processes.main:
-                _check_run(config, run)
+                check_settings(config, run)
             processes.wait()
             with stop_requests(processes) as stop:
                 choose_tf32(config, processes.device)
@@ -79,10 +77,10 @@ def train_task(config: C, make_task: Callable[[C], Task], run: Path, device: tor
 def _train(task: Task, run: Path, processes: Processes, stop: StopRequest) -> Path:
     config, device = task.config, processes.device
     trained_on = task.provenance() if processes.main else {}
-    if _started(run):
-        provenance.check(run, trained_on)
+    if has_started(run):
+        check_trained_on(run, trained_on)
     elif processes.main:
-        _write_config(config, run)  # the first file of a run: others without it would be somebody else's
+        write_settings(config, run)  # the first file of a run: others without it would be somebody else's
     processes.wait()
     to_device(task.stage, config, device)
     task.prepare(run, processes)
@@ -93,13 +91,12 @@ def _train(task: Task, run: Path, processes: Processes, stop: StopRequest) -> Pa
         logger.info("this run is finished")
         return run / "model"
     if processes.main:
-        provenance.write(run, trained_on)
-        _record_start(config, run, processes)
+        record_start(config, run, trained_on, processes)
     log = RunLog(run, config, processes, state.seen, share_of_peak)
     finite_count, watch = FiniteCount(device, state.skipped), PartWatch(task.stage.model)
     batches = task.batches(state.seen, processes, state.data_position)
     if state.seen == 0:
-        _validate(state, autocast, log)
+        _look_at_result(state, autocast, log, samples=False, validation=True)
 
     while state.seen < config.total_images:
         before, begin = state.seen, time.monotonic()
@@ -120,11 +117,11 @@ def _train(task: Task, run: Path, processes: Processes, stop: StopRequest) -> Pa
             if counts["longest"] >= nonfinite_limit(config):
                 log.close()
                 terms = [name for name, value in result.values.items() if not value.isfinite().all()]
-                raise FloatingPointError(_explain_nonfinite(state, counts, means, terms))
-        if _passed(config.log.sample_images, before, state.seen) or (ended and config.log.sample_images):
-            _draw_samples(state, autocast, log)
-        if _passed(task.validation_images, before, state.seen) or ended:
-            _validate(state, autocast, log)
+                raise FloatingPointError(report_nonfinite(state, counts, means, terms))
+        samples = _passed(config.log.sample_images, before, state.seen) or (ended and config.log.sample_images > 0)
+        validation = _passed(task.validation_images, before, state.seen) or ended
+        if samples or validation:
+            _look_at_result(state, autocast, log, samples, validation)
         if _passed(config.log.checkpoint_images, before, state.seen):
             state.save()
         if number := stop.agreed():
@@ -165,25 +162,16 @@ def check_learning(config: C, make_task: Callable[[C], Task], device: torch.devi
         return "\n".join(lines)
 
 
-def _draw_samples(state: TrainingState, autocast: Autocast, log: RunLog) -> None:
-    """Draw a sample grid of the averaged model: a call for all processes; the main one draws."""
+def _look_at_result(state: TrainingState, autocast: Autocast, log: RunLog, samples: bool, validation: bool) -> None:
+    """Draw a sample grid of the averaged model, or measure it: a call for all processes; the main one does it."""
     weights = state.averaged_weights()
     if not state.processes.main:
         return
     with autocast():
-        page = state.task.grid(weights)
+        page = state.task.grid(weights) if samples else None
+        scores = state.task.validate(weights, state.run, state.seen) if validation else {}
     if page is not None:
-        save_image(state.run / "samples" / f"{state.seen:012d}.png", page, overwrite=True)
         log.picture(page, state.seen)
-
-
-def _validate(state: TrainingState, autocast: Autocast, log: RunLog) -> None:
-    """Measure the averaged model: a call for all processes; the main one measures."""
-    weights = state.averaged_weights()
-    if not state.processes.main:
-        return
-    with autocast():
-        scores = state.task.validate(weights, state.run, state.seen)
     if scores:
         log.validated(scores, state.seen)
 
@@ -197,39 +185,6 @@ def choose_tf32(config: RunConfig, device: torch.device) -> None:
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = config.tf32
-
-
-def _started(run: Path) -> bool:
-    """Return whether a run has something to lose: it came to its first checkpoint."""
-    return any((run / "checkpoints").glob("*")) or (run / "model").exists()
-
-
-def _check_run(config: RunConfig, run: Path) -> None:
-    """Raise ValueError if the folder holds anything but this very run."""
-    saved = run / "config.json"
-    if saved.is_file():
-        try:
-            changed = differences(config, saved.read_text())
-        except (ValueError, AttributeError, TypeError, LookupError, RecursionError) as error:
-            raise ValueError(f"{saved}: expected the settings of a run, found something else ({error})") from error
-        if changed and _started(run):
-            raise ValueError(
-                f"{run} holds a run with other settings ({'; '.join(changed)}): choose another --out folder"
-            )
-    elif run.is_dir() and any(not p.name.startswith(".") for p in run.iterdir()):  # hidden: ours, of a killed process
-        raise ValueError(f"{run}: expected a new folder or a run's, found other files: choose another --out folder")
-
-
-def _write_config(config: RunConfig, run: Path) -> None:
-    with atomic_path(run / "config.json", overwrite=True) as path:
-        path.write_text(to_json(config))
-
-
-def _record_start(config: RunConfig, run: Path, processes: Processes) -> None:
-    """Write the resolved config, and a line about this start's environment."""
-    _write_config(config, run)
-    with (run / "environment.jsonl").open("a") as file:
-        file.write(json.dumps(describe_environment(processes)) + "\n")
 
 
 def _announce(task: Task, processes: Processes, autocast: Autocast) -> float:
@@ -259,22 +214,3 @@ def _announce(task: Task, processes: Processes, autocast: Autocast) -> float:
             warmup, decay, config.total_images,
         )  # fmt: skip
     return share
-
-
-def _explain_nonfinite(state: TrainingState, counts: dict[str, int], means: dict[str, float], terms: list[str]) -> str:
-    """Leave ``nonfinite/`` in the run's folder. Return what to tell the user."""
-    weights = state.trained_weights()
-    if state.processes.main:
-        report_nonfinite(state.run, state.task, counts, means, weights)
-    state.processes.wait()
-    where = f" ({', '.join(terms)})" if terms else ""
-    advice = "lower --optimizer.learning-rate"
-    if state.saved >= 0:
-        advice = (
-            f"the last checkpoint is at {state.saved} images: start a new run from it (ssdd train export) with a lower "
-            "--optimizer.learning-rate"
-        )
-    return (
-        f"{counts['longest']} updates in a row had a loss or gradient that is not finite{where}, up to {state.seen} "
-        f"images; what was seen is in {state.run / 'nonfinite'}; {advice}"
-    )

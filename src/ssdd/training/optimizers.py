@@ -15,29 +15,25 @@ ENDS = ("conv_in", "conv_out", "moments")
 
 
 def learning_rate(config: RunConfig, seen: int) -> float:
-    """Return the rate at ``seen`` images: linear warm-up, plateau, linear decay to zero over ``decay_images``.
-
-    A warm-up and a decay that are longer than the run together shrink in proportion.
-    """
-    o, at = config.optimizer, seen + config.batch_size
-    warmup_images, decay_images = schedule(config)
-    warmup = min(1.0, at / warmup_images) if warmup_images else 1.0
-    decay = min(1.0, (config.total_images + config.batch_size - at) / decay_images) if decay_images else 1.0
-    return o.learning_rate * min(warmup, max(0.0, decay))
+    """Return the rate at ``seen`` images: linear warm-up, plateau, linear decay to zero over ``decay_images``."""
+    return _rate(config, seen, config.optimizer.learning_rate, schedule(config)[0])
 
 
 def discriminator_rate(config: RunConfig, seen: int) -> float:
     """Return the discriminator's rate: its own warm-up, from where it comes in, and the run's decay."""
-    own = config.discriminator  # type: ignore[attr-defined]
-    since = seen - config.loss.adversarial_from_images + config.batch_size  # type: ignore[attr-defined]
-    _, decay_images = schedule(config)
-    left = config.total_images - seen
-    decay = min(1.0, left / decay_images) if decay_images else 1.0
-    return own.learning_rate * min(1.0, since / max(1, own.warmup_images), decay)
+    own, start = config.discriminator, config.loss.adversarial_from_images  # type: ignore[attr-defined]
+    return _rate(config, seen, own.learning_rate, own.warmup_images, start)
+
+
+def _rate(config: RunConfig, seen: int, peak: float, warmup_images: float, start: int = 0) -> float:
+    """Return a rate whose warm-up begins at ``start`` images."""
+    warmup = (seen - start + config.batch_size) / max(1, warmup_images)
+    decay = (config.total_images - seen) / max(1, schedule(config)[1])
+    return peak * min(1.0, warmup, decay)
 
 
 def schedule(config: RunConfig) -> tuple[float, float]:
-    """Return the images of warm-up and decay, as the run has room for them."""
+    """Return the images of warm-up and decay; where they are longer than the run together, they shrink with it."""
     warmup, decay = config.optimizer.warmup_images, config.optimizer.decay_images
     room = min(1.0, config.total_images / max(1, warmup + decay))
     return warmup * room, decay * room
@@ -46,7 +42,10 @@ def schedule(config: RunConfig) -> tuple[float, float]:
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Return the optimiser of the trainable parameters.
 
-    Biases, norms and tables of position biases are not decayed. Raises ImportError without the package that it needs.
+    Biases, norms and tables of position biases are not decayed.
+
+    Raises:
+        ImportError: a package that it needs is missing.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     undecayed = [p for name, p in named if p.dim() <= 1 or name.endswith(UNDECAYED)]
@@ -152,7 +151,11 @@ class Update:
         loss.backward(seed.to(loss.dtype))
 
     def step(self, rate: float, watch: PartWatch | None = None) -> tuple[Tensor, Tensor]:
-        """Take one update at a learning rate. Return the gradient's norm before clipping, and whether it is finite."""
+        """Take one update at a learning rate.
+
+        Returns:
+            The gradient's norm before clipping, and whether it is finite, as scalars on the device.
+        """
         self.scaler.unscale_(self.optimizer)
         if watch is not None:
             watch.before_step()

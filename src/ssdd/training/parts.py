@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..text import aligned
 from .distribution import full_tensor
 
 DEAD = 1e-5
@@ -14,7 +15,13 @@ DEAD = 1e-5
 
 @dataclass(frozen=True)
 class PartSize:
-    """gradient: RMS before clipping. update: RMS of the weights' change over that of the weights. share: of weights."""
+    """How much a part learns.
+
+    Attributes:
+        gradient: root mean square of its gradient before clipping.
+        update: root mean square of its weights' change over that of its weights.
+        share: its share of all weights.
+    """
 
     gradient: float
     update: float
@@ -77,11 +84,8 @@ def dead_parts(sizes: dict[str, PartSize]) -> list[str]:
 
 def table(sizes: dict[str, PartSize]) -> str:
     """Return gradient and update by part as lines of text."""
-    width = max(map(len, sizes), default=0)
-    lines = [f"{'part':{width}}  weights  gradient (rms)  update / weight"]
-    for part, size in sizes.items():
-        lines.append(f"{part:{width}}  {size.share:7.1%}  {size.gradient:14.2e}  {size.update:15.2e}")
-    return "\n".join(lines)
+    rows = [(part, f"{s.share:.1%}", f"{s.gradient:.2e}", f"{s.update:.2e}") for part, s in sizes.items()]
+    return "\n".join(aligned([("part", "weights", "gradient (rms)", "update / weight"), *rows]))
 
 
 def _squares(tensors: Sequence[Tensor]) -> Tensor:

@@ -10,12 +10,11 @@ from torch import nn
 from ..autoencoder import AutoencoderSSDD
 from ..checkpoints.kl_source import kl_encoder
 from ..checkpoints.kl_vae import read_config
-from ..checkpoints.own_code import ForeignEncoder
 from ..kl_baseline import AutoencoderKLBaseline, kl_decoder
 from ..nn.decoder import Decoder
 from ..nn.encoder import Encoder
 from ..nn.presets import EncoderSize, decoder_size
-from .config import KLVAEModelConfig, ModelConfig, TeacherConfig, is_encoder_size
+from .config import FRESH, KLVAEModelConfig, ModelConfig, TeacherConfig, is_encoder_size
 from .encoders import EncoderChoice, choose_encoder, resolve_model_folder
 
 _STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "latents_convention", "force_upcast")
@@ -25,53 +24,45 @@ _STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", 
 class Start:
     """Networks of a diffusion decoder before the first step.
 
-    encoder: images -> moments. encoder_size: None for somebody's own module. statistics: config entries of its latents,
-    empty where nobody measured them. given: whether the decoder has weights already. normalize: whether the decoder is
-    to get the encoder's latents normalised: a fresh decoder, and an encoder that is not one of ours.
+    Attributes:
+        encoder: with its statistics, which are empty where nobody measured them.
+        decoder: on that encoder's latents.
+        given: whether the decoder has weights already.
+        normalize: whether the decoder is to get the encoder's latents normalised.
     """
 
-    encoder: nn.Module
+    encoder: EncoderChoice
     decoder: Decoder
-    spatial_factor: int
-    encoder_size: EncoderSize | None
-    statistics: dict[str, Any]
     given: bool = False
     normalize: bool = False
 
     def encoder_config(self) -> dict[str, Any]:
         """Return what ``AutoencoderSSDD`` is told about the encoder."""
-        size = self.encoder_size
-        if size is not None:
-            return {
-                "block_out_channels": size.channels,
-                "latent_channels": size.latent_channels,
-                "encoder_groups": size.groups,
-            }
-        levels = self.spatial_factor.bit_length()  # their number stands for the factor
+        size = self.encoder.size
+        if size is None:
+            levels = self.encoder.spatial_factor.bit_length()  # their number stands for the factor
+            latent = {"latent_channels": self.encoder.latent_channels, "has_encoder": False}
+            return {"block_out_channels": (128,) * levels, **latent}
         return {
-            "block_out_channels": (128,) * levels,
-            "latent_channels": self.decoder.latent_channels,
-            "has_encoder": False,
+            "block_out_channels": size.channels,
+            "latent_channels": size.latent_channels,
+            "encoder_groups": size.groups,
         }
 
 
-def start_flow(model: ModelConfig | TeacherConfig, resolution: int, train_encoder: bool) -> Start:
-    """Return the networks that a config asks for. Raise ValueError with one line where they do not fit."""
-    start = _fresh(model, train_encoder) if model.start_from is None else _given(model, train_encoder)
-    check_factor(resolution, start.spatial_factor)
-    return start
+def start_flow(model: ModelConfig | TeacherConfig, train_encoder: bool) -> Start:
+    """Return the networks that a config asks for.
 
-
-def _fresh(model: ModelConfig | TeacherConfig, train_encoder: bool) -> Start:
-    """Return a fresh decoder on a fresh or given encoder."""
+    Raises:
+        ValueError: they do not fit; one line.
+    """
+    if model.start_from is not None:
+        return _given(model, train_encoder)
     assert isinstance(model, ModelConfig)
-    name = model.encoder or "f8c4"
-    if is_encoder_size(name) and not train_encoder:
-        raise ValueError("a frozen encoder must come from somewhere: pass --encoder or --model.start-from")
-    choice = choose_encoder(name, model.encoder_width, model.encoder_groups, train_encoder)
-    decoder = Decoder(decoder_size(model.decoder or "S"), choice.latent_channels)
+    encoder = choose_encoder(model.encoder or FRESH, model.encoder_width, model.encoder_groups, train_encoder)
+    decoder = Decoder(decoder_size(model.decoder or "S"), encoder.latent_channels)
     decoder.reset_parameters(model.init)
-    return _chosen(choice, decoder, normalize=choice.foreign and not train_encoder)
+    return Start(encoder, decoder, normalize=encoder.foreign and not train_encoder)
 
 
 def _given(model: ModelConfig | TeacherConfig, train_encoder: bool) -> Start:
@@ -81,37 +72,23 @@ def _given(model: ModelConfig | TeacherConfig, train_encoder: bool) -> Start:
     if decoder is not None and decoder_size(decoder) != given.decoder.size:
         raise ValueError(f"{model.start_from}: expected a decoder of size {decoder}, found {given.decoder.size}")
     if model.encoder is not None and not is_encoder_size(model.encoder):
-        choice = choose_encoder(model.encoder, trainable=train_encoder)
-        if given.decoder.latent_channels != choice.latent_channels:
+        encoder = choose_encoder(model.encoder, trainable=train_encoder)
+        if given.decoder.latent_channels != encoder.latent_channels:
             raise ValueError(
-                f"{model.start_from}: expected a decoder of {choice.latent_channels} latent channels for the encoder "
+                f"{model.start_from}: expected a decoder of {encoder.latent_channels} latent channels for the encoder "
                 f"{model.encoder}, found {given.decoder.latent_channels}"
             )
-        return _chosen(choice, given.decoder, given=True)
+        return Start(encoder, given.decoder, given=True)
     if given.encoder is None:
         raise ValueError(f"{model.start_from} has no encoder of its own: pass --encoder")
     c = given.config
-    found = f"f{given.spatial_factor}c{c.latent_channels}"
-    if model.encoder not in (None, found):
-        raise ValueError(f"{model.start_from}: expected an encoder {model.encoder}, found {found}")
+    name = f"f{given.spatial_factor}c{c.latent_channels}"
+    if model.encoder not in (None, name):
+        raise ValueError(f"{model.start_from}: expected an encoder {model.encoder}, found {name}")
     size = EncoderSize(tuple(c.block_out_channels), c.latent_channels, c.encoder_groups)
-    known = c.latents_std is not None or c.scaling_factor != 1.0
-    statistics = {name: c[name] for name in _STATISTICS if known and c[name] is not None}
-    return Start(given.encoder, given.decoder, size.factor, size, statistics, given=True)
-
-
-def _chosen(choice: EncoderChoice, decoder: Decoder, given: bool = False, normalize: bool = False) -> Start:
-    return Start(
-        choice.module, decoder, choice.spatial_factor, choice.size, choice.statistics, given=given, normalize=normalize
-    )
-
-
-def check_factor(resolution: int, factor: int) -> None:
-    """Raise ValueError unless the crops are whole latent cells."""
-    if resolution % factor:
-        raise ValueError(
-            f"expected a data.resolution that is a multiple of the encoder's factor {factor}, found {resolution}"
-        )
+    measured = c.latents_std is not None or c.scaling_factor != 1.0
+    statistics = {name: c[name] for name in _STATISTICS if measured and c[name] is not None}
+    return Start(EncoderChoice(given.encoder, size.latent_channels, size.factor, size, statistics), given.decoder, True)
 
 
 @dataclass(frozen=True)
@@ -126,24 +103,20 @@ class KLVAEStart:
     given: bool = False
 
 
-def start_kl_vae(model: KLVAEModelConfig, resolution: int) -> KLVAEStart:
-    """Return the networks that a config asks for. Raise ValueError with one line where they do not fit."""
-    start = _fresh_kl_vae(model) if model.start_from is None else _given_kl_vae(model.start_from)
-    check_factor(resolution, start.encoder.size.factor)
-    return start
+def start_kl_vae(model: KLVAEModelConfig) -> KLVAEStart:
+    """Return the networks that a config asks for.
 
-
-def _fresh_kl_vae(model: KLVAEModelConfig) -> KLVAEStart:
-    """Return a fresh decoder on a fresh or given encoder of our architecture."""
-    name = model.encoder or "f8c4"
-    if is_encoder_size(name) and not model.train_encoder:
-        raise ValueError("a frozen encoder must come from somewhere: pass --encoder or --model.start-from")
+    Raises:
+        ValueError: they do not fit; one line.
+    """
+    if model.start_from is not None:
+        return _given_kl_vae(model.start_from)
+    name = model.encoder or FRESH
     choice = choose_encoder(name, model.encoder_width, model.encoder_groups)
-    if choice.size is None or isinstance(choice.module, ForeignEncoder):
+    if choice.size is None:
         raise ValueError(
             f"{name}: expected an encoder of the KL-VAE's architecture for this stage, found code of yours"
         )
-    assert isinstance(choice.module, Encoder)
     channels, groups = choice.size.channels, choice.size.groups
     if model.decoder_width and model.decoder_width != channels[0]:
         channels = tuple(c * model.decoder_width // channels[0] for c in channels)
@@ -164,13 +137,9 @@ def _given_kl_vae(name: str) -> KLVAEStart:
     read = kl_encoder(vae)
     encoder = Encoder(read.size)
     encoder.load_state_dict(read.state)
-    post = vae.post_quant_conv if vae.post_quant_conv is not None else _identity(read.size.latent_channels)
+    post = vae.post_quant_conv
+    if post is None:  # a convolution that changes nothing
+        post = nn.Conv2d(read.size.latent_channels, read.size.latent_channels, 1)
+        nn.init.dirac_(post.weight)
+        nn.init.zeros_(post.bias)  # type: ignore[arg-type]
     return KLVAEStart(encoder, post, vae.decoder, read.size.channels, read.size.groups, given=True)
-
-
-def _identity(channels: int) -> nn.Conv2d:
-    """Return a 1x1 convolution that changes nothing."""
-    conv = nn.Conv2d(channels, channels, 1)
-    nn.init.dirac_(conv.weight)
-    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-    return conv

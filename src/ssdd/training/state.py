@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.own_code import ForeignEncoder
 from ..optimization import can_compile, has_fused_norms, use_fused_norms
-from ..processes import Processes, all_agree, broadcast, gather
+from ..processes import Processes, broadcast, gather
 from . import checkpoint
 from .average import Average
 from .config import OptimizerConfig, RunConfig
@@ -77,14 +77,7 @@ class TrainingState:
         folder = broadcast(checkpoint.newest_checkpoint(self.run) if self.processes.main else None)
         if folder is None:
             return {}, {"images_seen": 0, "skipped_updates": 0}
-        try:
-            tensors, numbers = checkpoint.read_checkpoint(folder)
-        except checkpoint.DamagedCheckpoint as error:
-            all_agree(False)
-            raise checkpoint.DamagedCheckpoint(f"{error} (seen by process {self.processes.rank})") from error
-        if not all_agree(True):
-            raise checkpoint.DamagedCheckpoint(f"{folder}: another process could not read it")
-        return tensors, numbers
+        return checkpoint.read_checkpoint(folder)
 
     def _position_of(self, positions: Any) -> Any:
         """Return this process' position in streamed data, from those of all processes."""
@@ -160,7 +153,7 @@ def to_device(stage: Objective, config: RunConfig, device: torch.device) -> None
 
 
 def compile_networks(stage: Objective, config: RunConfig, device: torch.device) -> None:
-    """``torch.compile`` in place, so that names in checkpoints stay. A user's own code is left as it is."""
+    """Compile the networks in place, so that names in checkpoints stay; a user's own code is left as it is."""
     if not can_compile(device):
         return
     frozen = [module for module in stage.frozen.values() if not isinstance(module, ForeignEncoder)]

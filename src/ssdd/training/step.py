@@ -1,21 +1,23 @@
-"""One update: batch -> losses -> backward -> clip -> step -> average."""
+"""One update: batch -> losses -> backward -> clip -> step -> average; and how much it computes."""
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..dtypes import DTYPES
-from ..objectives.adversarial import hinge_discriminator_loss
+from ..objectives.adversarial import discriminator_loss
 from .config import RunConfig, microbatch_size
 from .distribution import accumulating
 from .optimizers import discriminator_rate, learning_rate
 from .parts import PartWatch
 from .random import BatchRandom, seed_global_generators
-from .stages.base import DiscriminatorInputs
-from .state import TrainedNetwork, TrainingState
+from .stages.base import Objective
+from .state import TrainingState
 from .task import Batch
 
 Autocast = Callable[[], AbstractContextManager[object]]
@@ -62,27 +64,14 @@ def _gradients(state: TrainingState, batch: Batch, autocast: Autocast) -> dict[s
             state.generator.update.backward(losses.total, 1 / len(pieces))
         values = {"total": losses.total, **losses.terms}
         if state.adversary is not None and losses.discriminator_inputs is not None:
-            inputs_ = losses.discriminator_inputs
-            values["discriminator"] = _discriminator_loss(state.adversary, inputs_, 1 / len(pieces), last, autocast)
+            with accumulating(state.adversary.network, last):
+                with autocast():
+                    loss = discriminator_loss(state.adversary.network, losses.discriminator_inputs)
+                state.adversary.update.backward(loss, 1 / len(pieces))
+            values["discriminator"] = loss
         for name, value in values.items():
             means[name] = means.get(name, 0) + value.detach() / len(pieces)
     return means
-
-
-def _discriminator_loss(
-    adversary: TrainedNetwork, inputs: DiscriminatorInputs, scale: float, last: bool, autocast: Autocast
-) -> Tensor:
-    """Return the discriminator's loss and add its gradients.
-
-    Real and fake go in one pass: one power iteration, one DDP pass.
-    """
-    t = None if inputs.t is None else torch.cat([inputs.t, inputs.t])
-    with accumulating(adversary.network, last):
-        with autocast():
-            logits = adversary.network(torch.cat([inputs.real, inputs.fake]), t)
-        loss = hinge_discriminator_loss(*logits.float().chunk(2))
-        adversary.update.backward(loss, scale)
-    return loss
 
 
 def autocast_for(config: RunConfig, device: torch.device) -> Autocast:
@@ -90,3 +79,25 @@ def autocast_for(config: RunConfig, device: torch.device) -> Autocast:
     if config.precision == "fp32":
         return nullcontext
     return lambda: torch.autocast(device.type, DTYPES[config.precision])
+
+
+def training_flops(stage: Objective, config: RunConfig, device: torch.device) -> int:
+    """Return the operations of matrix products and convolutions for one training image, forward and backward.
+
+    They are counted on the losses of one image, so that frozen networks are in it, and the discriminator where there is
+    one; a multiplication and an addition are two. What is computed twice to save memory counts once. No gradient stays.
+    """
+    random = BatchRandom(config.seed, 0, 1, device)
+    recomputing = [m for m in stage.model.modules() if getattr(m, "gradient_checkpointing", False)]
+    for module in recomputing:
+        module.gradient_checkpointing = False  # type: ignore[assignment]
+    with FlopCounterMode(display=False) as counter:
+        losses = stage.losses(stage.model, stage.example(device), random, seen=sys.maxsize)  # all losses have come in
+        losses.total.backward()
+        if stage.adversary is not None and losses.discriminator_inputs is not None:
+            discriminator_loss(stage.adversary, losses.discriminator_inputs).backward()
+            stage.adversary.zero_grad(set_to_none=True)
+    for module in recomputing:
+        module.gradient_checkpointing = True  # type: ignore[assignment]
+    stage.model.zero_grad(set_to_none=True)
+    return counter.get_total_flops()

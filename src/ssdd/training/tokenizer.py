@@ -6,7 +6,7 @@ Shapes: B images of this process, S side of the crops.
 import itertools
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from ..data.loader import BrokenImages, CropStream, crop_batches
 from ..data.pixels import levels_to_values
 from ..data.sources import ImageSource, SubsetSource, open_source
 from ..data.streaming import StreamedBatches, StreamedCrops, streaming_path
-from ..files import atomic_path
+from ..files import write_json
 from ..processes import Processes, broadcast
 from ..statistics import LatentStatistics
-from . import provenance
 from .config import TrainConfig
 from .export import write_result
+from .run_folder import identify_photographs, identify_weights
 from .stages.base import Stage, State
+from .task import Task
 from .validation import Validation, better, hold_out, read_crops, summary
 
 logger = logging.getLogger(__name__)
@@ -32,15 +33,21 @@ logger = logging.getLogger(__name__)
 LATENT_CROPS = 4096
 """Crops over which a foreign encoder's latents are measured before the decoder is trained on them."""
 
+STATISTICS_IMAGES = 256
+"""Crops over which the latent's mean and standard deviation are taken at the end."""
+
 _BATCH = 16
 
 
-class TokenizerTask:
+class TokenizerTask(Task):
     """Crops of photographs, and the stage that the config is of.
 
-    Raises ValueError or OSError if the data or the weights to start from cannot be had.
+    Raises:
+        ValueError, OSError: the data or the weights to start from cannot be had.
     """
 
+    config: TrainConfig
+    stage: Stage
     batch_name = "images"
 
     def __init__(self, config: TrainConfig) -> None:
@@ -48,17 +55,17 @@ class TokenizerTask:
         self.config = config
         self.held_out: ImageSource | None = None
         self.stream: CropStream | StreamedCrops
+        crops = (data.resolution, data.scale, data.flip, config.seed)
         if any(map(streaming_path, data.paths)):
             if len(data.paths) > 1:
                 raise ValueError("expected a stream as the one path of --data.paths, found several paths")
-            self.stream = StreamedCrops(data.paths[0], data.resolution, data.scale, data.flip, config.seed)
-            held_out = None
+            self.stream = StreamedCrops(data.paths[0], *crops)
         else:
-            trained, held_out = self._split(open_source(data.paths))
-            self.stream = CropStream(trained, data.resolution, data.scale, data.flip, config.seed)
-        if config.validation.count:
-            self.held_out = open_source(config.validation.paths) if config.validation.paths else held_out
-        self.stage: Stage = config.build_stage()
+            trained, self.held_out = self._split(open_source(data.paths))
+            self.stream = CropStream(trained, *crops)
+        if config.validation.count and config.validation.paths:
+            self.held_out = open_source(config.validation.paths)
+        self.stage = config.build_stage()
         self.broken = BrokenImages(data.broken_limit)
         self.validation_images = config.validation.images
         self._streamed: StreamedBatches | None = None
@@ -82,21 +89,20 @@ class TokenizerTask:
     # ---- data ----------------------------------------------------------------------------------------------------
 
     def provenance(self) -> dict[str, Any]:
-        stream = self.stream
-        data = {"sha256": stream.identity()} if isinstance(stream, StreamedCrops) else None
-        found: dict[str, Any] = {"photographs": data or provenance.photographs(stream.source)}  # type: ignore[union-attr]
-        return found | {name: provenance.weights(network) for name, network in self.stage.given.items()}
+        if isinstance(self.stream, StreamedCrops):
+            photographs: dict[str, Any] = {"sha256": self.stream.identity()}
+        else:
+            photographs = identify_photographs(self.stream.source)
+        weights = {name: identify_weights(network) for name, network in self.stage.given.items()}
+        return {"photographs": photographs} | weights
 
     def batches(self, seen: int, processes: Processes, position: Any = None) -> Iterator[Tensor]:
         """Return this process' parts of the batches, uint8 (B, 3, S, S)."""
-        config, rank, count = self.config, processes.rank, processes.count
-        workers = config.data.workers
+        how = (self.config.batch_size, self.config.data.workers, processes.rank, processes.count, self.broken)
         if isinstance(self.stream, StreamedCrops):
-            self._streamed = StreamedBatches(
-                self.stream, config.batch_size, workers, rank, count, self.broken, position
-            )
-            return iter(self._streamed)
-        return crop_batches(self.stream, seen, config.batch_size, workers, rank, count, self.broken)
+            self._streamed = StreamedBatches(self.stream, *how, position)
+            return self._streamed
+        return crop_batches(self.stream, seen, *how)
 
     def data_position(self) -> Any:
         return None if self._streamed is None else self._streamed.state()
@@ -114,14 +120,19 @@ class TokenizerTask:
     def counts(self) -> dict[str, int]:
         return {"broken_images": self.broken.count}
 
-    def crops(self, count: int, start: int) -> Iterator[Tensor]:
-        """Return about so many training crops in batches, uint8 (b, 3, S, S), from a position on."""
-        workers = self.config.data.workers
+    @torch.no_grad()
+    def _measure_latents(
+        self, encode: Callable[[Tensor], Tensor], count: int, start: int, device: torch.device
+    ) -> dict[str, Any]:
+        """Return config entries of the latents' statistics over about so many training crops from a position on."""
         if isinstance(self.stream, StreamedCrops):
-            batches: Iterator[Tensor] = iter(StreamedBatches(self.stream, _BATCH, workers, 0, 1))
+            batches: Iterator[Tensor] = StreamedBatches(self.stream, _BATCH, self.config.data.workers)
         else:
-            batches = crop_batches(self.stream, start, _BATCH, workers)
-        return itertools.islice(batches, max(1, count // _BATCH))
+            batches = crop_batches(self.stream, start, _BATCH, self.config.data.workers)
+        measured = LatentStatistics()
+        for crops in itertools.islice(batches, max(1, count // _BATCH)):  # uint8 (b, 3, S, S)
+            measured.update(encode(levels_to_values(crops.to(device))))
+        return measured.config()
 
     # ---- before the first update -----------------------------------------------------------------------------------
 
@@ -129,31 +140,23 @@ class TokenizerTask:
         """Measure a foreign encoder's latents, once a run, and read the crops of the validation."""
         device = processes.device
         if self.stage.normalize_latents is not None:
-            path = run / "latents.json"
+            path, encoder = run / "latents.json", self.stage.frozen["encoder"]
             if processes.main and not path.is_file():
-                self._measure_latents(path, device)
+                logger.info("measuring the encoder's latents over %d crops", LATENT_CROPS)
+                known = self._measure_latents(lambda x: encoder(x).float().chunk(2, dim=1)[0], LATENT_CROPS, 0, device)
+                write_json(path, known)
             processes.wait()
-            found = broadcast(json.loads(path.read_text()) if processes.main else None)
-            self.stage.normalize_latents(tuple(found["latents_mean"]), tuple(found["latents_std"]))
+            known = broadcast(json.loads(path.read_text()) if processes.main else None)
+            self.stage.normalize_latents(tuple(known["latents_mean"]), tuple(known["latents_std"]))
         if self.held_out is not None and processes.main:
             settings = self.config.validation
             crops = read_crops(self.held_out, settings.count, self.config.data.resolution)
             if len(crops):
                 steps = settings.steps or self.stage.steps
                 network = self.config.loss.lpips_network if self.config.loss.lpips else None
-                self._validation = Validation(crops, steps, network, device)
+                self._validation = Validation(self.stage, crops, steps, network, device)
         elif processes.main and self.config.validation.count and not isinstance(self.stream, StreamedCrops):
             logger.info("too few photographs to hold any out: no validation (--validation.share, --validation.paths)")
-
-    @torch.no_grad()
-    def _measure_latents(self, path: Path, device: torch.device) -> None:
-        logger.info("measuring the encoder's latents over %d crops", LATENT_CROPS)
-        measured, encoder = LatentStatistics(), self.stage.frozen["encoder"]
-        for crops in self.crops(LATENT_CROPS, 0):
-            mean, _ = encoder(levels_to_values(crops.to(device))).float().chunk(2, dim=1)
-            measured.update(mean)
-        with atomic_path(path, overwrite=True) as partial:
-            partial.write_text(json.dumps(measured.config(), indent=2) + "\n")
 
     # ---- what it has learnt ----------------------------------------------------------------------------------------
 
@@ -161,7 +164,7 @@ class TokenizerTask:
         count = self.config.log.sample_count
         if self._validation is None or not count:
             return None
-        return self._validation.grid(self.stage, self._result(weights), count)
+        return self._validation.grid(self._result(weights), count)
 
     def validate(self, weights: State, run: Path, seen: int) -> dict[str, float]:
         """Measure the model; keep the best in ``best/``, with its figures in ``best.json``."""
@@ -169,7 +172,7 @@ class TokenizerTask:
         if validation is None or (seen == 0 and "start" not in self.stage.given):
             return {}
         result = self._result(weights)
-        scores = validation.measure(self.stage, result)
+        scores = validation.measure(result)
         if seen == 0:
             self._before = scores
             return scores
@@ -179,8 +182,7 @@ class TokenizerTask:
         name = f"{metric}_{steps}"
         if better(metric, scores[name], known.get(name)):
             write_result(run / "best", lambda folder: self.stage.export(result.to("cpu"), folder, {}))
-            with atomic_path(best, overwrite=True) as path:
-                path.write_text(json.dumps({"images": seen, **scores}, indent=2) + "\n")
+            write_json(best, {"images": seen, **scores})
         if seen >= self.config.total_images:
             logger.info("%s", summary(self._first_scores(run), scores, len(validation.crops)))
         return scores
@@ -198,17 +200,11 @@ class TokenizerTask:
 
     def export(self, weights: State, run: Path, device: torch.device) -> Path:
         """Write ``model/``; the latents' statistics come from the encoder's source, or from crops."""
-        from .export import STATISTICS_IMAGES
-
-        result = self.stage.result(weights).to(device)
-        statistics: dict[str, Any] = dict(self.stage.statistics)
-        if not statistics:
-            measured = LatentStatistics()
-            with torch.no_grad():
-                for crops in self.crops(STATISTICS_IMAGES, self.config.total_images):
-                    measured.update(self.stage.latents(result, levels_to_values(crops.to(device))))
-            statistics = measured.config()
-        return write_result(run / "model", lambda folder: self.stage.export(result.to("cpu"), folder, statistics))
+        stage, result = self.stage, self.stage.result(weights).to(device)
+        statistics = dict(stage.statistics) or self._measure_latents(
+            lambda images: stage.latents(result, images), STATISTICS_IMAGES, self.config.total_images, device
+        )
+        return write_result(run / "model", lambda folder: stage.export(result.to("cpu"), folder, statistics))
 
 
 def _read_figures(text: str) -> dict[str, float]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..data.images import ImageError
 from ..data.pixels import images_to_tensor
@@ -53,12 +52,24 @@ class Validation:
 
     PSNR, SSIM, LPIPS and a Fréchet distance on the first extractor whose weights are at hand. The distance is between
     as many crops as there are here: it can be compared within a run, and with nothing else.
+
+    Args:
+        stage: knows how to reconstruct.
+        crops: uint8 (N, S, S, 3).
+        steps: numbers of decoding steps.
+        lpips: preferred backbone.
+        device: where it is measured.
     """
 
     def __init__(
-        self, crops: np.ndarray, steps: Sequence[int], lpips: LPIPSNetwork | None, device: torch.device
+        self,
+        stage: Stage,
+        crops: np.ndarray,
+        steps: Sequence[int],
+        lpips: LPIPSNetwork | None,
+        device: torch.device,
     ) -> None:
-        self.crops, self.steps, self.device = crops, tuple(steps), device
+        self.stage, self.crops, self.steps, self.device = stage, crops, tuple(steps), device
         network = lpips if lpips is not None and backbone_path(lpips).is_file() else available_network()
         self.metrics = BatchMetrics([network] if network else [], device)
         self.lpips = f"lpips_{network}"
@@ -67,11 +78,11 @@ class Validation:
         self._real: GaussianStatistics | None = None
 
     @torch.no_grad()
-    def measure(self, stage: Stage, result: Any) -> dict[str, float]:
+    def measure(self, result: Any) -> dict[str, float]:
         """Return the metrics of a model by name and number of steps: ``psnr_1``, ``lpips_8``, ``fd_1``, ..."""
         scores: dict[str, float] = {}
         for steps in self.steps:
-            made = np.concatenate([rounded(x).images for x in self._reconstructions(stage, result, self.crops, steps)])
+            made = self._reconstruct(result, self.crops, steps)
             values = self.metrics(self.crops, made)
             names = {"psnr": "psnr", "ssim": "ssim_gaussian_11", "lpips": self.lpips}
             means = {short: float(np.mean(values[name])) for short, name in names.items() if name in values}
@@ -82,17 +93,18 @@ class Validation:
         return scores
 
     @torch.no_grad()
-    def grid(self, stage: Stage, result: Any, count: int) -> np.ndarray:
+    def grid(self, result: Any, count: int) -> np.ndarray:
         """Return a page: originals in the first row, then a row for each number of steps; black where not finite."""
         shown = self.crops[:: max(1, len(self.crops) // count)][:count]
-        rows = [shown]
-        for steps in self.steps:
-            rows.append(np.concatenate([rounded(x).images for x in self._reconstructions(stage, result, shown, steps)]))
-        return grid(rows)
+        return grid([shown, *(self._reconstruct(result, shown, steps) for steps in self.steps)])
 
-    def _reconstructions(self, stage: Stage, result: Any, crops: np.ndarray, steps: int) -> list[Tensor]:
-        pieces = torch.from_numpy(crops).split(_BATCH)
-        return [stage.reconstruct(result, images_to_tensor(piece).to(self.device), steps).float() for piece in pieces]
+    def _reconstruct(self, result: Any, crops: np.ndarray, steps: int) -> np.ndarray:
+        """Return reconstructions of crops, both uint8 (N, S, S, 3)."""
+        made = []
+        for piece in torch.from_numpy(crops).split(_BATCH):
+            images = images_to_tensor(piece).to(self.device)
+            made.append(rounded(self.stage.reconstruct(result, images, steps).float()).images)
+        return np.concatenate(made)
 
     def _statistics(self, images: np.ndarray) -> GaussianStatistics:
         assert self.extractor is not None
@@ -123,10 +135,7 @@ def summary(before: dict[str, float], after: dict[str, float], count: int) -> st
 
 def grid(rows: Sequence[np.ndarray]) -> np.ndarray:
     """Return rows of K images each, uint8 (K, S, S, 3), on one white page."""
-    count, side = rows[0].shape[:2]
-    step = side + _GAP
-    page = np.full((len(rows) * step - _GAP, count * step - _GAP, 3), 255, np.uint8)
-    for r, row in enumerate(rows):
-        for c, image in enumerate(row):
-            page[r * step : r * step + side, c * step : c * step + side] = image
-    return page
+    gap = (0, _GAP)
+    tiles = np.pad(np.stack(rows), ((0, 0), (0, 0), gap, gap, (0, 0)), constant_values=255)  # (R, K, S + g, S + g, 3)
+    height, width = (tiles.shape[i] * tiles.shape[i + 2] for i in (0, 1))
+    return tiles.swapaxes(1, 2).reshape(height, width, 3)[:-_GAP, :-_GAP]

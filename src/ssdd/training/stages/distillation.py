@@ -7,7 +7,7 @@ import copy
 
 from torch import Tensor
 
-from ...objectives.distillation import teacher_image
+from ... import flow
 from ...objectives.kl import sample_posterior
 from ..config import DistillationConfig
 from ..random import BatchRandom
@@ -18,7 +18,8 @@ class DistillationStage(FlowStage):
     """One-step student of a multi-step teacher, which is the frozen model that the student starts from.
 
     Both get the same noise and the posterior's mode; the student, at t = 1, is to reach in one step the image that
-    the teacher reaches in ``config.teacher_steps``. LPIPS compares with the teacher's image too, REPA with the real.
+    the teacher reaches in ``config.teacher_steps`` (arXiv 2510.04961). LPIPS compares with the teacher's image too,
+    REPA with the real.
     """
 
     config: DistillationConfig
@@ -33,8 +34,8 @@ class DistillationStage(FlowStage):
     def training_point(self, images: Tensor, moments: Tensor | None, random: BatchRandom) -> TrainingPoint:
         """Take t = 1, the posterior's mode, and the teacher's image as the target."""
         assert moments is not None
-        noise = random.normal(*images.shape[1:])
+        teacher, noise = self.frozen["teacher"], random.normal(*images.shape[1:])
         no_noise = images.new_zeros(images.shape[0], *self.latent_shape(images))
         z, _ = sample_posterior(moments, no_noise)
-        target = teacher_image(self.frozen["teacher"], z, noise, self.config.teacher_steps)
+        target = flow.euler_sample(lambda x_t, t: teacher(x_t, t, z), noise, self.config.teacher_steps)
         return TrainingPoint(target, t=noise.new_ones(images.shape[0]), noise=noise, posterior_noise=no_noise)

@@ -16,14 +16,14 @@ from ...autoencoder import AutoencoderSSDD
 from ...checkpoints.own_code import ForeignEncoder, save_own_encoder
 from ...nn.decoder import Decoder, VelocityFeatures
 from ...nn.encoder import Encoder
-from ...objectives.adversarial import PatchDiscriminator, frozen, hinge_generator_loss
-from ...objectives.image import ImageLosses, LossInputs, weighted_sum
+from ...objectives.adversarial import DiscriminatorInputs, PatchDiscriminator, frozen, hinge_generator_loss
+from ...objectives.image import LossInputs, weighted_sum
 from ...objectives.kl import sample_posterior
 from ...objectives.repa import DinoFeatures, Projection, feature_block, repa_loss
 from ..config import DistillationConfig, FlowConfig
 from ..random import BatchRandom
 from ..starting import Start, start_flow
-from .base import DiscriminatorInputs, Network, NormalizeLatents, State, StepLosses, blank_image
+from .base import Network, Stage, State, StepLosses
 
 STEPS = 8
 """Default number of decoding steps of a model that is not distilled."""
@@ -56,7 +56,13 @@ class FlowModel(nn.Module):
         self.block = feature_block(decoder.size.layers) if projection is not None else None
 
     def forward(self, images: Tensor, moments: Tensor | None, point: TrainingPoint) -> FlowOutput:
-        """images: (B, 3, H, W), what is encoded; moments: of the frozen encoder, else None."""
+        """Return velocity and more at a training point.
+
+        Args:
+            images: (B, 3, H, W), what is encoded.
+            moments: (B, 2c, h, w) of the frozen encoder, else None.
+            point: where each image is trained.
+        """
         if self.encoder is not None:
             moments = self.encoder(images)
         assert moments is not None
@@ -68,7 +74,7 @@ class FlowModel(nn.Module):
         return FlowOutput(out, x_t, kl, None)
 
 
-class FlowStage:
+class FlowStage(Stage):
     """Diffusion decoder, with or without its encoder (arXiv 2510.04961).
 
     L = mean (v - v_hat)^2 + w_lpips LPIPS(x, x_t + t v_hat) + w_repa (1 - cos(MLP(features), DINOv2(x)))
@@ -79,50 +85,43 @@ class FlowStage:
     steps: tuple[int, ...] = (1, STEPS)
 
     def __init__(self, config: FlowConfig | DistillationConfig, objectives: bool = True) -> None:
-        loss = config.loss
-        self.config = config
-        self.trains_encoder = isinstance(config, FlowConfig) and config.model.train_encoder
-        self.start: Start = start_flow(config.model, config.data.resolution, self.trains_encoder)
-        encoder, decoder = self.start.encoder, self.start.decoder
-        self.statistics = {} if self.trains_encoder else self.start.statistics
-        self.given: dict[str, nn.Module] = {} if self.trains_encoder else {"encoder": encoder}
-        self.weights = {"flow": loss.flow, "repa": loss.repa}
-        self.frozen: dict[str, nn.Module] = {} if self.trains_encoder else {"encoder": encoder.eval()}
-        self.adversary: PatchDiscriminator | None = None
+        loss, trains_encoder = config.loss, isinstance(config, FlowConfig) and config.model.train_encoder
+        self.start: Start = start_flow(config.model, trains_encoder)
+        encoder, decoder = self.start.encoder.module, self.start.decoder
+        super().__init__(config, encoder, self.start.encoder.spatial_factor, trains_encoder, objectives)
+        self.weights = {"flow": loss.flow, "repa": loss.repa} | self.weights
         projection = None
-        if objectives:
-            self.frozen["images"] = losses = ImageLosses(loss.lpips, loss.lpips_network, loss.own)
-            self.weights |= losses.weights
-            if loss.repa:
-                self.frozen["features"] = features = DinoFeatures(loss.repa_network)
-                projection = Projection(decoder.size.channels[-1], features.width)
-            if isinstance(config, FlowConfig):
-                self.weights |= {"kl": config.loss.kl, "adversarial": config.loss.adversarial}
-                self.adversarial_from = config.loss.adversarial_from_images
-                if config.loss.adversarial:
-                    self.adversary = PatchDiscriminator(in_channels=6, time=True)
-        if not self.trains_encoder:
-            encoder.requires_grad_(False)
+        if objectives and loss.repa:
+            self.frozen["features"] = features = DinoFeatures(loss.repa_network)
+            projection = Projection(decoder.size.channels[-1], features.width)
+        if isinstance(config, FlowConfig):
+            self.weights |= {"kl": config.loss.kl, "adversarial": config.loss.adversarial}
+            self.adversarial_from = config.loss.adversarial_from_images
+            if objectives and config.loss.adversarial:
+                self.adversary = PatchDiscriminator(in_channels=6, time=True)
         decoder.gradient_checkpointing = config.recompute
-        if self.trains_encoder and isinstance(encoder, Encoder):
+        if trains_encoder and isinstance(encoder, Encoder):
             encoder.gradient_checkpointing = config.recompute
-        self.model = FlowModel(decoder, encoder if self.trains_encoder else None, projection)
-        self.normalize_latents: NormalizeLatents | None = decoder.normalize_latents if self.start.normalize else None
+        self.model = FlowModel(decoder, encoder if trains_encoder else None, projection)
+        if not trains_encoder:
+            self.statistics = self.start.encoder.statistics
+        if self.start.normalize:
+            self.normalize_latents = decoder.normalize_latents
         if self.start.given:
             self.given["start"] = nn.ModuleList([encoder, decoder])
 
     # ---- training ----------------------------------------------------------------------------------------------
 
     def losses(self, network: Network, images: Tensor, random: BatchRandom, seen: int) -> StepLosses:
+        moments = self.frozen_moments(images)
         with torch.no_grad():
-            moments = self.frozen["encoder"](images) if "encoder" in self.frozen else None
             point = self.training_point(images, moments, random)
         out = network(images, moments, point)
         velocity = out.velocity.float()
         predicted = flow.predict_image(out.x_t, velocity, point.t)
 
         terms = {"flow": F.mse_loss(velocity, flow.target_velocity(point.target, point.noise))}
-        terms |= self.frozen["images"](LossInputs(predicted, point.target, point.t), self.positions(random))
+        terms |= self.image_losses(LossInputs(predicted, point.target, point.t), random)
         if out.projected is not None:
             grid = (-(-images.shape[-2] // 8), -(-images.shape[-1] // 8))  # the tokens' grid
             terms["repa"] = repa_loss(out.projected, self.frozen["features"](images, grid)).mean()
@@ -137,10 +136,6 @@ class FlowStage:
             inputs = DiscriminatorInputs(real, fake.detach(), point.t)
         return StepLosses(weighted_sum(terms, self.weights), terms, inputs)
 
-    def positions(self, random: BatchRandom) -> Tensor | None:
-        """Draw where each image lies on LPIPS's grid."""
-        return random.uniform(2) if self.config.loss.lpips_shift else None
-
     def training_point(self, images: Tensor, moments: Tensor | None, random: BatchRandom) -> TrainingPoint:
         """Draw a random time on the way to the image, and a random sample of the posterior."""
         assert isinstance(self.config, FlowConfig)
@@ -153,14 +148,8 @@ class FlowStage:
 
     def latent_shape(self, images: Tensor) -> tuple[int, int, int]:
         """Return (c, h, w) of the latent of images (B, 3, H, W)."""
-        factor = self.start.spatial_factor
-        return self.start.decoder.latent_channels, images.shape[-2] // factor, images.shape[-1] // factor
-
-    def example(self, device: torch.device) -> Tensor:
-        return blank_image(self.config.data.resolution, device)
-
-    def compiled_parts(self) -> list[nn.Module]:
-        return [self.model]
+        factor = self.start.encoder.spatial_factor
+        return self.start.encoder.latent_channels, images.shape[-2] // factor, images.shape[-1] // factor
 
     # ---- result ------------------------------------------------------------------------------------------------
 
@@ -178,24 +167,15 @@ class FlowStage:
             **self.statistics,
         )
         autoencoder.decoder.load_state_dict(_below("decoder.", state))
-        trained = _below("encoder.", state)
-        if autoencoder.encoder is not None:
-            autoencoder.encoder.load_state_dict(trained or self.start.encoder.state_dict())
-        else:
-            own = copy.deepcopy(self.start.encoder)
-            own.load_state_dict(trained or self.start.encoder.state_dict())
-            autoencoder.attach_encoder(own.eval())
+        encoder = autoencoder.encoder
+        if encoder is None:
+            encoder = copy.deepcopy(self.start.encoder.module).eval()
+            autoencoder.attach_encoder(encoder)
+        encoder.load_state_dict(_below("encoder.", state) or self.start.encoder.module.state_dict())
         return autoencoder.eval()
 
-    def latents(self, result: AutoencoderSSDD, images: Tensor) -> Tensor:
-        return result.encode(images).latent_dist.mode()
-
-    def reconstruct(self, result: AutoencoderSSDD, images: Tensor, steps: int) -> Tensor:
-        return result.decode(self.latents(result, images), num_inference_steps=steps).sample
-
     def export(self, result: AutoencoderSSDD, folder: Path, statistics: dict[str, Any]) -> None:
-        result.register_to_config(**statistics)
-        result.save_pretrained(folder)
+        super().export(result, folder, statistics)
         if self.trains_encoder and isinstance(own := result.attached_encoder, ForeignEncoder):
             save_own_encoder(own, folder)
 

@@ -3,23 +3,31 @@
 Shapes: B batch, H x W pixels, c latent channels, h x w latent grid.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ...checkpoints.names import DIFFUSERS_ENCODER, rename
 from ...kl_baseline import AutoencoderKLBaseline
-from ...objectives.adversarial import PatchDiscriminator, adaptive_weight, frozen, hinge_generator_loss
-from ...objectives.image import ImageLosses, LossInputs, weighted_sum
+from ...objectives.adversarial import (
+    DiscriminatorInputs,
+    PatchDiscriminator,
+    adaptive_weight,
+    frozen,
+    hinge_generator_loss,
+)
+from ...objectives.image import LossInputs, weighted_sum
 from ...objectives.kl import sample_posterior
 from ...processes import mean_over_processes
 from ..config import KLVAEConfig
 from ..random import BatchRandom
 from ..starting import KLVAEStart, start_kl_vae
-from .base import DiscriminatorInputs, Network, NormalizeLatents, State, StepLosses, blank_image
+from .base import Network, Stage, State, StepLosses
 
 
 class KLVAEOutput(NamedTuple):
@@ -38,7 +46,13 @@ class KLVAEModel(nn.Module):
         self.post_quant_conv, self.decoder = start.post_quant_conv, start.decoder
 
     def forward(self, images: Tensor, moments: Tensor | None, posterior_noise: Tensor) -> KLVAEOutput:
-        """images: (B, 3, H, W); moments: of the frozen encoder, else None; posterior_noise: (B, c, h, w)."""
+        """Return reconstructions.
+
+        Args:
+            images: (B, 3, H, W).
+            moments: (B, 2c, h, w) of the frozen encoder, else None.
+            posterior_noise: (B, c, h, w), standard normal.
+        """
         if self.encoder is not None:
             moments = self.encoder(images)
         assert moments is not None
@@ -46,48 +60,36 @@ class KLVAEModel(nn.Module):
         return KLVAEOutput(self.decoder(self.post_quant_conv(z)), kl)
 
 
-class KLVAEStage:
+class KLVAEStage(Stage):
     """KL-VAE by regression: w_l1 |x - x_hat| + w_lpips LPIPS + w_kl KL, and a PatchGAN where one is wanted.
 
     The adversarial term is scaled to the regression's gradient at the output layer (Esser et al. 2021). The result is a
     standard ``AutoencoderKL`` where encoder and decoder are of one width, else an ``AutoencoderKLBaseline``.
     """
 
-    steps: tuple[int, ...] = (1,)
-
     def __init__(self, config: KLVAEConfig, objectives: bool = True) -> None:
         loss, trains_encoder = config.loss, config.model.train_encoder
-        self.config = config
-        self.start = start_kl_vae(config.model, config.data.resolution)
-        self.statistics: dict[str, Any] = {}
-        self.normalize_latents: NormalizeLatents | None = None
-        self.given: dict[str, nn.Module] = {} if trains_encoder else {"encoder": self.start.encoder}
-        self.frozen: dict[str, nn.Module] = {}
-        if not trains_encoder:
-            self.frozen["encoder"] = self.start.encoder.eval().requires_grad_(False)
+        self.start = start_kl_vae(config.model)
+        encoder = self.start.encoder
+        super().__init__(config, encoder, encoder.size.factor, trains_encoder, objectives)
         self.model = KLVAEModel(self.start, trains_encoder)
         if self.start.given:
-            self.given["start"] = nn.ModuleList([self.start.encoder, self.start.decoder])
+            self.given["start"] = nn.ModuleList([encoder, self.start.decoder])
         if config.recompute:
             self.model.decoder.gradient_checkpointing = True
-            self.start.encoder.gradient_checkpointing = trains_encoder
-        self.weights = {"l1": loss.l1}
-        self.adversary: PatchDiscriminator | None = None
-        if objectives:
-            self.frozen["images"] = losses = ImageLosses(loss.lpips, loss.lpips_network, loss.own)
-            self.weights |= losses.weights
-            self.adversary = PatchDiscriminator() if loss.adversarial else None
+            self.model.decoder._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+            encoder.gradient_checkpointing = trains_encoder
+        self.weights = {"l1": loss.l1} | self.weights
+        if objectives and loss.adversarial:
+            self.adversary = PatchDiscriminator()
 
     def losses(self, network: Network, images: Tensor, random: BatchRandom, seen: int) -> StepLosses:
         size, weights = self.start.encoder.size, self.config.loss
-        with torch.no_grad():
-            moments = self.frozen["encoder"](images) if "encoder" in self.frozen else None
         grid = [s // size.factor for s in images.shape[-2:]]
-        out = network(images, moments, random.normal(size.latent_channels, *grid))
+        out = network(images, self.frozen_moments(images), random.normal(size.latent_channels, *grid))
         reconstruction = out.reconstruction.float()
         terms = {"l1": (reconstruction - images).abs().mean()}
-        positions = random.uniform(2) if weights.lpips_shift else None
-        terms |= self.frozen["images"](LossInputs(reconstruction, images, images.new_ones(len(images))), positions)
+        terms |= self.image_losses(LossInputs(reconstruction, images, images.new_ones(len(images))), random)
         regression = total = weighted_sum(terms, self.weights)
         if self.model.encoder is not None:
             terms["kl"] = out.kl.mean()
@@ -110,12 +112,9 @@ class KLVAEStage:
 
         return adaptive_weight(gradient(regression), gradient(adversarial))
 
-    def example(self, device: torch.device) -> Tensor:
-        return blank_image(self.config.data.resolution, device)
-
     def compiled_parts(self) -> list[nn.Module]:
         if self.adversary is None:
-            return [self.model]
+            return super().compiled_parts()
         # The adaptive weight asks for the gradient of the output layer alone; inside a graph it would cost all of it.
         encoder, decoder = self.model.encoder, self.model.decoder
         return [*([encoder] if encoder is not None else []), decoder.mid_block, *decoder.up_blocks]
@@ -149,17 +148,12 @@ class KLVAEStage:
         model.load_state_dict({_diffusers_name(name): tensor for name, tensor in own.items()})
         return model.eval()
 
-    def latents(self, result: Any, images: Tensor) -> Tensor:
-        return result.encode(images).latent_dist.mode()
-
     def reconstruct(self, result: Any, images: Tensor, steps: int) -> Tensor:
         return result.decode(self.latents(result, images)).sample
 
     def export(self, result: Any, folder: Path, statistics: dict[str, Any]) -> None:
-        # a KL-VAE's config knows only these two of the statistics
-        stored = {k: v for k, v in statistics.items() if k in ("scaling_factor", "shift_factor")}
-        result.register_to_config(**stored)
-        result.save_pretrained(folder, safe_serialization=True)
+        # A KL-VAE's config knows only these two of the statistics.
+        super().export(result, folder, {k: v for k, v in statistics.items() if k in ("scaling_factor", "shift_factor")})
 
 
 def _diffusers_name(name: str) -> str:

@@ -52,7 +52,7 @@ def test_two_processes_are_one_with_a_discriminator(small: Small, command: Comma
     two = command(tmp_path / "two", *options, recipe="tiny-kl-vae", processes=2)
     assert two.statuses == [0, 0], two.output
     assert "adaptive" in stats(tmp_path / "two")[1]
-    compare(tmp_path / "one", tmp_path / "two", 1e-4)
+    compare(tmp_path / "one", tmp_path / "two", 5e-4)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "schedule-free-radam"])

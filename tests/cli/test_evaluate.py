@@ -1,6 +1,7 @@
 """``ssdd evaluate``: a table, a file, and one line where something cannot be."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,13 +59,48 @@ def test_rows_are_added(ssdd: Ssdd, photos: Path, tiny_model: Path, tmp_path: Pa
     before = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     added = ssdd("evaluate", tiny_model, "bicubic:8", "--add-to", "out", *options)
     assert added.status == 0, added.err
-    assert "bicubic:8: 1 rows are there already" in added.err
+    assert "bicubic:8: this row is there already" in added.err
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert [row["label"] for row in found["rows"]] == ["bicubic:8", tiny_model.name]
     assert found["rows"][0] == before["rows"][0], "a row that is there was measured again"
     assert found["protocol"]["protocol"] == "paper-128-v1"
     other = ssdd("evaluate", tiny_model, "--add-to", "out", "--protocol", "paper-256-v1", *options)
     assert "expected the protocol of the rows that are there, paper-128-v1" in other.error_line()
+
+
+def test_rows_that_are_there_are_of_the_same_data(ssdd: Ssdd, photos: Path, tmp_path: Path) -> None:
+    """The numbers of other photographs were printed as those of these."""
+    options = ("bicubic:8", "--workers", "0", "--extractors")
+    first = ssdd("evaluate", *options, "--protocol", "paper-128-v1", "--out", "out", "--data", photos, "--limit", "2")
+    assert first.status == 0, first.err
+    again = ssdd("evaluate", *options, "--add-to", "out")
+    assert again.status == 0, again.err
+    assert "2 crops" in again.out, "the limit is forgotten"
+    (photos / "0.png").rename(photos / "9.png")
+    other = ssdd("evaluate", *options, "--add-to", "out")
+    assert other.status == 1
+    assert "expected the crops of the rows that are there" in other.err.splitlines()[-1]
+    wrong = ssdd("evaluate", *options, "--add-to", "out", "--limit", "3")
+    assert "expected the --limit of the rows that are there, 2" in wrong.error_line()
+
+
+def test_what_a_row_lacks_is_said(ssdd: Ssdd, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def zero(a, b):\n    return [0.0] * len(a)\nzero.better = 'zero'\n")
+    options = ("bicubic:8", "--workers", "0", "--lpips", "--extractors")
+    first = ssdd("evaluate", *options, "--protocol", "paper-128-v1", "--out", "out", "--data", photos)
+    assert first.status == 0, first.err
+    again = ssdd("evaluate", *options, "--metrics", "own.py:zero", "--add-to", "out")
+    assert "this row is there already; it was measured without zero: take another --out" in again.err
+
+
+def test_reconstructions_are_not_written_over_images(ssdd: Ssdd, photos: Path, tmp_path: Path) -> None:
+    """A folder of the name of a row may be somebody's photographs."""
+    shutil.copytree(photos, tmp_path / "made")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()}
+    options = ("--workers", "0", "--lpips", "--extractors", "--save-reconstructions", tmp_path)
+    result = ssdd("evaluate", "folder:photos", "folder:made", *options)
+    assert "exists already; pass --overwrite" in result.error_line()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()} == before
 
 
 def test_an_interrupted_run_goes_on(ssdd: Ssdd, photos: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -176,6 +176,37 @@ def _killed(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize("place", ["../../secret.png", "/etc/passwd", "pictures/../../x.png", "pictures/a\\n.png", 5])
+def test_pictures_of_other_folders_are_not_read(tmp_path: Path, place: object) -> None:
+    """A result from the internet would put a file of the reader's disk into the page."""
+    make_evaluation(tmp_path).save(tmp_path)
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    found["pictures"][0]["files"][""] = place
+    (tmp_path / "evaluation.json").write_text(json.dumps(found))
+    with pytest.raises(ValueError, match="expected a result of format 2"):
+        Evaluation.load(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "shorter", "text", "no mask"])
+def test_damaged_numbers_are_refused_in_one_line(tmp_path: Path, damage: str) -> None:
+    make_evaluation(tmp_path).save(tmp_path)
+    path = next(tmp_path.glob("crops-*.npz"))
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    if damage == "shorter":
+        arrays["row/0/psnr"] = arrays["row/0/psnr"][:3]
+    elif damage == "text":
+        arrays["row/0/psnr"] = arrays["row/0/psnr"].astype(str)
+    elif damage == "no mask":
+        del arrays["valid/0"]
+    np.savez_compressed(path, **arrays)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="expected a result of format 2, found") as error:
+        Evaluation.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
 def test_missing_crops_are_named(tmp_path: Path) -> None:
     make_evaluation(tmp_path).save(tmp_path)
     next(tmp_path.glob("crops-*.npz")).unlink()

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load
@@ -32,6 +33,9 @@ def assert_complete(name: str, content: bytes) -> None:
         json.loads(content)
     elif suffix == ".safetensors":
         load(content)
+    elif suffix == ".npz":
+        with np.load(io.BytesIO(content)) as arrays:
+            assert arrays.files == [name for name in arrays.files if arrays[name].dtype != object]
     elif suffix == ".html":
         assert content.rstrip().endswith(b"</html>"), name
     elif suffix == ".csv":

@@ -1,5 +1,6 @@
 """``ssdd evaluate MODEL... --data PATH...``: autoencoders side by side on the same crops, by a named protocol."""
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from ..evaluation.features import Extractor
     from ..evaluation.metrics import Metric
     from ..evaluation.protocols import EvaluationSet, Protocol
-    from ..evaluation.results import Evaluation
-    from ..evaluation.run import Entry
+    from ..evaluation.results import Evaluation, Row
+    from ..evaluation.run import Entry, Settings
     from ..processes import Processes
 
 T = TypeVar("T")
@@ -54,23 +55,23 @@ class Evaluate:
     latent_noise: str = ""
     """Noise that is added to the latents, such as 0.1,0.2, in standard deviations of each: a row more for each."""
     lpips: tuple[Literal["vgg", "alex", "squeeze"], ...] | None = None
-    """LPIPS networks; by default those whose weights can be had."""
+    """LPIPS networks; none of them without a name. By default those whose weights can be had."""
     dreamsim: bool = False
     """DreamSim too (pip install 'ssdd[dreamsim]')."""
     metrics: tuple[str, ...] = ()
     """Metrics of yours, file.py:NAME: see docs/evaluation.md."""
     extractors: tuple[str, ...] | None = None
     """Feature extractors for distances of sets: inception-torch-fidelity, mobilenet_v2-imagenet, dinov2-large,
-    clip-vit-large-patch14-336, ... By default the first two, where their weights can be had."""
+    clip-vit-large-patch14-336, ...; none without a name. By default the first two, where their weights can be had."""
     allow_missing: bool = False
     """Leave out, with a line, what was asked for and cannot be had, instead of ending before the work."""
     out: Path | None = None
     """Folder for evaluation.json, crops-HASH.npz (every crop's numbers), pictures and report.html. An interrupted run
     goes on with the model at which it stopped."""
     add_to: Path | None = None
-    """Folder of an earlier result, to which the models are added; its data and protocol are used."""
+    """Folder of an earlier result, to which the models are added; its data, protocol and limit are used."""
     save_reconstructions: Path | None = None
-    """Folder for every reconstruction as PNG, in a folder of its own for each row."""
+    """Folder for every reconstruction as PNG, in a new folder for each row."""
     cache: Path | None = None
     """Folder in which the originals' features are kept for other results; by default they are kept in OUT."""
     overwrite: bool = False
@@ -103,19 +104,28 @@ def parse(arguments: Sequence[str]) -> Evaluate | Report:
 
 def run(options: Evaluate | Report) -> int:
     from ..evaluation.results import Evaluation, as_text
+    from ..evaluation.weights import first_line
 
     if isinstance(options, Report):
         from ..evaluation.report import check_report, write_report
 
         check_report()
         evaluation = Evaluation.load(options.out)
-        print(as_text(evaluation))
-        write_report(evaluation, options.out)
+        try:
+            print(as_text(evaluation))
+            write_report(evaluation, options.out)
+        except Exception as error:  # whatever a damaged or hostile result leads to
+            raise ValueError(
+                f"{options.out}: expected a result as ssdd evaluate wrote it, found {first_line(error)}"
+            ) from error
         return 0
     from ..processes import join_processes
 
     device = None if options.device == "auto" else ModelOptions(device=options.device).torch_device()
     out = options.add_to or options.out
+    for folder in (out, options.save_reconstructions, options.cache):
+        if folder is not None:
+            check_outputs(folder, [])
     with (
         join_processes(device) as processes,
         only_one(out, "evaluated into") if out is not None and processes.main else nullcontext(),
@@ -126,13 +136,16 @@ def run(options: Evaluate | Report) -> int:
 def _evaluate(options: Evaluate, processes: "Processes", out: Path | None) -> int:
     from ..evaluation.metrics import BatchMetrics
     from ..evaluation.protocols import draw_images
-    from ..evaluation.results import as_text
+    from ..evaluation.results import as_text, file_name
     from ..evaluation.run import Run, Settings
     from ..processes import broadcast
 
+    if options.batch_size < 1:
+        raise ValueError(f"expected a batch size of at least 1, found {options.batch_size}")
     evaluation = _earlier(options, processes)
     models, evaluation_set, sources = _data(options, broadcast(evaluation and (evaluation.protocol, evaluation.data)))
     protocol, device = evaluation_set.protocol, processes.device
+    limit = _limit(options, broadcast(evaluation and evaluation.data["limit"]))
     groups = _groups(options, models, evaluation_set, device)
     left_out = LeftOut(options.allow_missing)
     if out is not None:
@@ -143,7 +156,8 @@ def _evaluate(options: Evaluate, processes: "Processes", out: Path | None) -> in
         options.batch_size,
         options.workers,
         device,
-        draw_images(len(evaluation_set), options.limit, protocol.seed),
+        draw_images(len(evaluation_set), limit, protocol.seed),
+        limit,
         options.save_reconstructions,
         lambda items, total: tqdm(items, total=total, unit="img", disable=not processes.main),
     )
@@ -151,23 +165,47 @@ def _evaluate(options: Evaluate, processes: "Processes", out: Path | None) -> in
         left_out.say()
     work = Run(evaluation_set, settings, processes, out, evaluation, options.cache, sources)
     work.finish_distances()
-    there = broadcast([(row.label, row.model) for row in evaluation.rows] if evaluation is not None else [])
-    for entries in groups:
-        missing = [e for e in entries if (e.label, e.autoencoder.describe()) not in there]
-        if processes.main and len(missing) < len(entries):
-            print(
-                f"{entries[0].autoencoder.name}: {len(entries) - len(missing)} rows are there already", file=sys.stderr
-            )
-        if missing:
-            work.add(missing)
+    missing = _missing(groups, broadcast(evaluation.rows if evaluation is not None else []), settings, processes.main)
+    if options.save_reconstructions is not None and not options.overwrite:
+        labels = [file_name(entry.label) for entries in missing for entry in entries]
+        check_outputs(options.save_reconstructions, labels, labels)
+    for entries in missing:
+        work.add(entries)
+    if not missing:
+        work.verify()
     if not processes.main or work.evaluation is None:
         return 0
     return _show(work.evaluation, out, as_text(work.evaluation))
 
 
+def _missing(groups: "list[list[Entry]]", rows: "list[Row]", settings: "Settings", main: bool) -> "list[list[Entry]]":
+    """Return the rows that an earlier result does not have; say which it has, and what those lack of this run."""
+    there = {row.label: row for row in rows}
+    missing = []
+    for entries in groups:
+        found = [e for e in entries if e.label in there and there[e.label].model == e.autoencoder.describe()]
+        for row in (there[entry.label] for entry in found):
+            lacks = [m for m in settings.metrics.metrics if m not in row.image_metrics and m != "pooled_psnr"]
+            lacks += [e.name for e in settings.extractors if e.name not in row.distances]
+            without = f"; it was measured without {', '.join(lacks)}: take another --out for these" if lacks else ""
+            if main:
+                print(f"{row.label}: this row is there already{without}", file=sys.stderr)
+        if len(found) < len(entries):
+            missing.append([entry for entry in entries if entry not in found])
+    return missing
+
+
+def _limit(options: Evaluate, earlier: int | None) -> int | None:
+    """Return the number of images that are drawn; an earlier result's stays. Raises ValueError for another."""
+    if options.limit is not None and earlier is not None and options.limit != earlier:
+        raise ValueError(f"expected the --limit of the rows that are there, {earlier}, found {options.limit}")
+    return earlier if options.limit is None else options.limit
+
+
 def _show(evaluation: "Evaluation", out: Path | None, text: str) -> int:
     """Print the table and write the page. Return the exit status: 1 if images were skipped."""
-    for reason in evaluation.data["skipped"]:
+    skipped = [*evaluation.data["skipped"], *(b for row in evaluation.rows for b in row.model.get("broken", []))]
+    for reason in skipped:
         print(f"skipped {reason}", file=sys.stderr)
     print(text)
     if out is not None:
@@ -179,7 +217,7 @@ def _show(evaluation: "Evaluation", out: Path | None, text: str) -> int:
             write_report(evaluation, out)
         except ImportError as error:
             print(f"left out: report.html: {error}", file=sys.stderr)
-    return 1 if evaluation.data["skipped"] else 0
+    return 1 if skipped else 0
 
 
 def _earlier(options: Evaluate, processes: "Processes") -> "Evaluation | None":
@@ -328,7 +366,7 @@ def _numbers(option: str, text: str, kind: Callable[[str], T]) -> list[T]:
     """Return the positive numbers of an option like 1,2,4."""
     try:
         numbers = [kind(part) for part in text.split(",") if part.strip()]
-        if all(number > 0 for number in numbers):  # type: ignore[operator]
+        if all(0 < number < math.inf for number in numbers):  # type: ignore[operator]
             return numbers
     except ValueError:
         pass  # said below

@@ -18,7 +18,7 @@ class NpzSource:
         self.path = Path(path)
         try:
             self._images = _mapped(self.path)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, EOFError, OverflowError, zipfile.BadZipFile) as error:
             raise ImageError(
                 f"{printable(str(path))}: expected images as {_ARRAY}, uint8 (N, H, W, 3), found {error}"
             ) from error
@@ -52,8 +52,8 @@ def _mapped(path: Path) -> np.ndarray:
             )
             shape, fortran, dtype = read_header(file)
             header = file.tell()
-        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran:
-            raise ValueError(f"{dtype} {shape}")
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or min(shape) < 1 or fortran:
+            raise ValueError(f"{dtype} {shape}{' in Fortran order' if fortran else ''}")
         if member.compress_type != zipfile.ZIP_STORED:
             with np.load(path, allow_pickle=False) as arrays:
                 return arrays[_ARRAY]

@@ -34,7 +34,7 @@ from .image_metrics import (
     ssim_uniform,
 )
 from .spectrum import Spectra, detail_ratio, spectra
-from .weights import hub_file
+from .weights import hub_file, sha256
 
 Better = Literal["higher", "lower", "one", "zero", "none"]
 """Which values are better: a ratio is best at one, a shift at zero; ``none``: a plain fact."""
@@ -310,14 +310,15 @@ COSTS = {
 
 def lpips_metric(network: LPIPSNetwork, device: torch.device | str = "cpu") -> Metric:
     """Return LPIPS with one backbone. Raises MissingWeights with one line where its weights cannot be had."""
-    hub_file(f"LPIPS-{network}", backbone_url(network), download=True)
+    path = hub_file(f"LPIPS-{network}", backbone_url(network), download=True)
     net = LPIPS(network).to(device)
     return Metric(
         f"lpips_{network}",
         f"LPIPS-{network}",
         3,
         "lower",
-        f"LPIPS v0.1 with {network} by torchmetrics in float32, images in [-1, 1], large ones by tiles",
+        f"LPIPS v0.1 with {network} by torchmetrics in float32, images in [-1, 1], large ones by tiles; backbone's "
+        f"sha256 {sha256(path)[:16]}",
         lambda pairs: lpips(net, pairs.original, pairs.reconstruction),
         shortest=LPIPS_LEAST,
     )
@@ -358,13 +359,16 @@ def own_metric(spec: str, device: torch.device | str = "cpu") -> Metric:
         )
     if name in IMAGE_METRICS:
         raise ValueError(f"{spec}: expected a name of its own, found that of a metric that is there: {name}")
+    digits = getattr(own, "digits", 3)
+    if not isinstance(digits, int) or not 0 <= digits <= 9:
+        raise ValueError(f"{spec}: expected digits from 0 to 9, found {digits!r}")
     if isinstance(own, torch.nn.Module):
         own = own.to(device).eval()
 
     def compute(pairs: ImagePairs) -> np.ndarray:
         try:
             values = torch.as_tensor(own(pairs.original, pairs.reconstruction)).double().cpu().numpy()
-        except Exception as error:  # whatever the user's code raises
+        except (Exception, SystemExit) as error:  # whatever the user's code raises
             raise ValueError(f"{spec}: {one_line(error)}") from error
         if values.shape != (len(pairs.original),):
             raise ValueError(
@@ -375,7 +379,7 @@ def own_metric(spec: str, device: torch.device | str = "cpu") -> Metric:
     return Metric(
         name,
         str(getattr(own, "heading", name)),
-        int(getattr(own, "digits", 3)),
+        digits,
         better,
         str(getattr(own, "description", f"of the user's own code, {Path(path).name}:{name}")),
         compute,

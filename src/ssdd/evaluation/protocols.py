@@ -18,6 +18,7 @@ from ..data.images import MAX_PIXELS, ImageError, printable
 from ..data.loader import Skipped, start_worker
 from ..data.sources import ImageSource
 from ..data.transforms import centre_crop
+from ..processes import usable_cores
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 """Shows how far the work is: gets the items and their number, gives the items."""
@@ -287,8 +288,9 @@ def read_items(
 ) -> Iterator[tuple[int, EvaluationItem | Skipped]]:
     """Yield index and item of the whole set in its order, or of the given indices (a process' share) in theirs.
 
-    workers: processes that read and crop; 0 does it in this one.
+    workers: processes that read and crop, no more than cores; 0 does it in this one.
     """
+    workers = min(workers, usable_cores())
     order = list(range(len(evaluation_set)) if indices is None else indices)
     options: dict[str, Any] = {"batch_size": None, "collate_fn": _as_it_is, "worker_init_fn": start_worker}
     yield from zip(order, DataLoader(evaluation_set, sampler=order, num_workers=workers, **options), strict=True)

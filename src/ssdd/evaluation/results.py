@@ -8,7 +8,6 @@ Shapes: n crops, M metrics, R resamples of the bootstrap, K bands of frequency.
 """
 
 import hashlib
-import io
 import json
 import math
 import re
@@ -29,6 +28,7 @@ from ..text import aligned
 from .features import Extractor
 from .image_metrics import psnr
 from .metrics import COLOURS, COSTS, SET_METRICS, Metric, ordered
+from .weights import first_line
 
 RESULTS, REPORT, PICTURES = "evaluation.json", "report.html", "pictures"
 FORMAT = 2
@@ -163,12 +163,10 @@ class Evaluation:
             **{f"column/{name}": column for name, column in self.crops.columns.items()},
         }
         for i, row in enumerate(self.rows):
-            arrays |= {f"{i}/{name}": values for name, values in row.values.items()} | {f"{i}/valid": row.valid}
-        stream = io.BytesIO()
-        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-        crops = folder / f"crops-{hashlib.sha256(stream.getvalue()).hexdigest()[:12]}.npz"
+            arrays |= {f"row/{i}/{name}": values for name, values in row.values.items()} | {f"valid/{i}": row.valid}
+        crops = folder / f"crops-{_digest(arrays)}.npz"
         with atomic_path(crops, overwrite=True) as path:
-            path.write_bytes(stream.getvalue())
+            np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
         with atomic_path(folder / RESULTS, overwrite=True) as path:
             path.write_text(json.dumps({**self.as_dict(), "crops": crops.name}, indent=1, allow_nan=False) + "\n")
         for old in folder.glob("crops-*.npz"):
@@ -202,11 +200,19 @@ class Evaluation:
         try:
             found = json.loads(path.read_text())
             if found.get("format") != FORMAT:
-                raise ValueError(f"format {found.get('format', 1)}, which only an earlier release reads")
+                raise ValueError(f"format {found.get('format', 1)}, which another release reads")
             with np.load(folder / Path(found["crops"]).name, allow_pickle=False) as arrays:
                 return _from_dict(found, dict(arrays))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: expected a result of format {FORMAT}, found {error}") from error
+        except Exception as error:  # whatever a damaged or hostile file leads to
+            raise ValueError(f"{path}: expected a result of format {FORMAT}, found {first_line(error)}") from error
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return a hash of what the arrays hold; that of their file would change with its date."""
+    digest = hashlib.sha256()
+    for name, array in arrays.items():
+        digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()[:12]
 
 
 def _row_as_dict(evaluation: Evaluation, row: Row) -> dict[str, Any]:
@@ -225,8 +231,12 @@ def _from_dict(found: dict[str, Any], arrays: dict[str, np.ndarray]) -> Evaluati
         for name in ("image_metrics", "minus_first_row", "minus_precision"):
             entries[name] = {metric: _estimate(e) for metric, e in entries[name].items()}
         entries["spectrum"] = _numbers(entries["spectrum"])
-        own = {name.partition("/")[2]: a for name, a in arrays.items() if name.startswith(f"{i}/")}
-        rows.append(Row(**entries, valid=own.pop("valid"), values=own))
+        start = f"row/{i}/"
+        own = {name.removeprefix(start): a for name, a in arrays.items() if name.startswith(start)}
+        rows.append(Row(**entries, valid=arrays[f"valid/{i}"], values=own))
+        shapes = {column.shape for column in (*own.values(), rows[-1].valid)} | {(len(crops),)}
+        if len(shapes) > 1 or rows[-1].valid.dtype != bool or any(c.dtype != np.float64 for c in own.values()):
+            raise ValueError(f"numbers of other crops for {entries['label']}")
     return Evaluation(
         found["protocol"],
         found["data"],
@@ -237,10 +247,21 @@ def _from_dict(found: dict[str, Any], arrays: dict[str, np.ndarray]) -> Evaluati
         found["spectrum"]["cycles_per_pixel"],
         _numbers(found["spectrum"]["originals"]),
         rows,
-        [Picture(**picture) for picture in found["pictures"]],
+        [_picture(picture, len(crops)) for picture in found["pictures"]],
         found["software"],
         found["finished"],
     )
+
+
+def _picture(entries: dict[str, Any], crops: int) -> Picture:
+    """Return a picture whose files lie in the result's folder. Raises ValueError for others."""
+    picture = Picture(**entries)
+    if not 0 <= picture.crop < crops or "" not in picture.files:
+        raise ValueError(f"a picture of crop {picture.crop!r} of {crops}")
+    for name in picture.files.values():
+        if not re.fullmatch(rf"{PICTURES}/[\w.-]+\.png", name):
+            raise ValueError(f"a picture outside of the folder, {name!r}")
+    return picture
 
 
 def _estimate(entries: dict[str, Any]) -> Estimate:
@@ -402,10 +423,9 @@ def _notes(evaluation: Evaluation) -> list[str]:
         f"{data['skipped_images']} skipped, {data['enlarged_images']} enlarged; ± half of the 95 % interval",
     ]
     for row in evaluation.rows:
+        what = "an image of their name and size" if row.model["kind"] == "images" else "a finite reconstruction"
         if missing := evaluation.invalid(row):
-            notes.append(
-                f"{row.label}: {len(missing)} crops without a finite reconstruction are left out: {_few(missing)}"
-            )
+            notes.append(f"{row.label}: {len(missing)} crops without {what} are left out: {_few(missing)}")
     for row in evaluation.rows:
         if row.minus_precision:
             notes.append(f"{row.label} minus {row.precision_of}: {_precision(row.minus_precision)}")

@@ -79,6 +79,8 @@ class RowState:
     latent_shapes: set[tuple[int, ...]] = field(default_factory=set)
     spectrum: MeanSpectrum = field(default_factory=MeanSpectrum)
     peak_memory: int | None = None
+    broken: list[str] = field(default_factory=list)
+    """Saved images that cannot be read, with the reasons."""
 
     def add(self, values: dict[str, np.ndarray], valid: np.ndarray) -> None:
         """Add (B,) numbers by metric; a metric that other batches lack is undefined for their crops."""
@@ -101,6 +103,7 @@ class RowState:
         self.latent_bytes += other.latent_bytes
         self.latent_shapes |= other.latent_shapes
         self.spectrum.merge(other.spectrum)
+        self.broken += other.broken
         self.peak_memory = max((m for m in (self.peak_memory, other.peak_memory) if m is not None), default=None)
 
 
@@ -132,7 +135,8 @@ class PassState:
 class Settings:
     """How a pass is done; none of it changes a number but for rounding.
 
-    images: indices of those that are used, None for all. save_to: folder for every reconstruction as PNG.
+    images: indices of those that are used, None for all; limit: the number that they were drawn by. save_to: folder for
+    every reconstruction as PNG.
     """
 
     metrics: BatchMetrics
@@ -141,6 +145,7 @@ class Settings:
     workers: int = 2
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     images: list[int] | None = None
+    limit: int | None = None
     save_to: Path | None = None
     progress: Progress = silent
 
@@ -219,7 +224,8 @@ def _measure(
 ) -> tuple[Tensor, list[int]]:
     """Measure one batch of one entry; return the finite reconstructions, uint8 (b, H, W, 3), and their numbers."""
     if isinstance(entry.autoencoder, SavedImages):
-        result = entry.autoencoder.partners(batch.keys, *batch.pixels.shape[1:3])
+        height, width = batch.pixels.shape[1:3]
+        result = entry.autoencoder.partners(batch.keys, height, width, row.broken)
     else:
         seed = evaluation_set.protocol.seed
         result = _decode(entry, entry.autoencoder, row, batch, latents, seed, settings.device)
@@ -368,11 +374,10 @@ class Run:
         state.census.check_used()
         if self.evaluation is None:
             self.evaluation = self._begin(state)
-        elif self.evaluation.data["fingerprint"] != fingerprint:
-            raise ValueError(
-                f"expected the crops of the rows that are there, {self.evaluation.data['fingerprint'][:16]}, "
-                f"found others, {fingerprint[:16]}: are the data the same?"
-            )
+        self._check(fingerprint)
+        if originals:
+            self.reals = reals
+            self._keep(fingerprint)
         rows = [self._row(entry, row, state) for entry, row in zip(entries, state.rows, strict=True)]
         for row, features in zip(rows, fakes, strict=True):
             self.evaluation.add(row)
@@ -380,13 +385,24 @@ class Run:
                 if self.out is not None:
                     fake.save(self._unfinished(row, extractor), overwrite=True)
         self._save()
-        if originals:
-            self.reals = reals
-            self._keep(fingerprint)
         self._set_distances(rows, fakes)
         if self.out is not None:
             self._draw(entries, rows)
         self._save()
+
+    def verify(self) -> None:
+        """Read the crops, and raise ValueError if they are others than those of the rows that are there."""
+        state, _, _ = self._pass([], False)
+        if state is not None:
+            self._check(state.census.fingerprint())
+
+    def _check(self, fingerprint: str) -> None:
+        there = fingerprint if self.evaluation is None else self.evaluation.data["fingerprint"]
+        if there != fingerprint:
+            raise ValueError(
+                f"expected the crops of the rows that are there, {there[:16]}, found others, {fingerprint[:16]}: "
+                "are the data and --limit the same?"
+            )
 
     def finish_distances(self) -> None:
         """Compute the distances that an interrupted run has kept the features for."""
@@ -437,7 +453,7 @@ class Run:
         )
         return Evaluation(
             self.evaluation_set.protocol.describe(),
-            state.census.describe() | {"sources": self.sources},
+            state.census.describe() | {"sources": self.sources, "limit": self.settings.limit},
             {},
             [],
             state.sizes.most_common(1)[0][0],
@@ -481,7 +497,7 @@ class Run:
             _group(evaluation, name),
             entry.steps if entry.steps is not None else entry.autoencoder.steps,
             None if encoder is None else Entry(encoder, entry.steps).label,
-            entry.autoencoder.describe(),
+            entry.autoencoder.describe() | ({"broken": state.broken} if state.broken else {}),
             list(shape) if shape else None,
             costs,
             {name: np.concatenate(parts) for name, parts in state.values.items()},

@@ -3,7 +3,9 @@
 Shapes: B crops of one size, H x W pixels.
 """
 
+import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -40,6 +42,7 @@ class SavedImages:
         self.set = EvaluationSet(self.source, protocol)
         places = {_stem(self.source.key(i)): i for i in range(len(self.source))}
         self._partners = {i: places.get(_stem(originals.key(i))) for i in range(len(originals))}
+        self.digest = _digest(self.source)
         self.pairs = sum(partner is not None for partner in self._partners.values())
 
     def describe(self) -> dict[str, Any]:
@@ -49,7 +52,7 @@ class SavedImages:
             "source": self.path,
             "dtype": "uint8",
             "steps": None,
-            "sha256": {},
+            "sha256": {"images": self.digest},
             "latent": "none",
             "images": len(self.source),
             "pairs": self.pairs,
@@ -58,29 +61,46 @@ class SavedImages:
     def flops(self, height: int, width: int, steps: int | None = None) -> None:
         """Return None: nothing is computed."""
 
-    def partners(self, keys: Sequence[CropKey], height: int, width: int) -> Rounded:
-        """Return the images that belong to these crops, uint8 (B, H, W, 3); those without a partner are not valid."""
-        found = [self._partner(key, height, width) for key in keys]
+    def partners(self, keys: Sequence[CropKey], height: int, width: int, broken: list[str] | None = None) -> Rounded:
+        """Return the images that belong to these crops, uint8 (B, H, W, 3); those without a partner are not valid.
+
+        broken: takes the reasons of those that cannot be read.
+        """
+        found = [self._partner(key, height, width, [] if broken is None else broken) for key in keys]
         blank = np.zeros((height, width, 3), np.uint8)
         return Rounded(
             np.stack([blank if image is None else image for image in found]),
             np.array([image is not None for image in found]),
         )
 
-    def _partner(self, key: CropKey, height: int, width: int) -> np.ndarray | None:
+    def _partner(self, key: CropKey, height: int, width: int, broken: list[str]) -> np.ndarray | None:
         index = self._partners.get(key.image)
         if index is None:
             return None
         try:
             image = self.source.read(index)
-        except ImageError:
-            return None  # named when the set's features are computed
+        except ImageError as error:
+            broken.append(str(error))
+            return None
         if image.shape[:2] == (height, width):
             return image
         if self.set.refusal(image):
             return None
         crop = list(self.set.crops(image, key.image))[key.crop]
         return crop if crop.shape[:2] == (height, width) else None
+
+
+def _digest(source: ImageSource) -> str:
+    """Return the sha256 of all images, in hexadecimal: the same folder may have others tomorrow."""
+    digest = hashlib.sha256()
+    for i in range(len(source)):
+        digest.update(source.key(i).encode(errors="surrogateescape"))
+        try:
+            digest.update(source.content(i))
+        except ImageError:  # pixels in an array, or unreadable
+            with suppress(ImageError):
+                digest.update(source.read(i).tobytes())
+    return digest.hexdigest()
 
 
 def _stem(key: str) -> str:

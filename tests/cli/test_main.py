@@ -32,7 +32,7 @@ OPTIONS = {
     "tokenize": ("verify", "--out", "--model", "--size", "--crop", "--flips", "--only", "--labels", "--store"),
     "bench": ("decode", "encode", "train", "memory", "generation"),
     "generate": ("train LATENTS", "sample RUN", "evaluate RUN", "--decoder", "--recipe", "DiT-XL/2"),
-    "train": ("tiny-encoder", "demo-decoder", "pretraining", "finetune", "--latent"),
+    "train": ("tiny-encoder", "demo", "pretraining", "finetune", "--latent"),
     "data": ("check", "--out", "--workers"),
 }
 

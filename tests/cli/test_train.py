@@ -17,7 +17,7 @@ Ssdd = Callable[..., Any]
 def test_help_lists_the_recipes(ssdd: Ssdd) -> None:
     result = ssdd("train", "--help")
     assert result.status == 0
-    for name in ("tiny-encoder", "demo-joint-128", "--latent", "--scale", "export", "Exit status", "torchrun"):
+    for name in ("tiny-encoder", "demo", "--latent", "--scale", "export", "Exit status", "torchrun"):
         assert name in result.out, f"{name} is not mentioned"
     assert len(result.out.splitlines()) < 40, "hundreds of lines instead of an overview"
 
@@ -35,7 +35,7 @@ def test_encoder_has_a_short_name() -> None:
     assert short.model.encoder == "x"
 
 
-@pytest.mark.parametrize("recipe", ["encoder", "tiny-kl-vae", "demo-distillation", "finetune"])
+@pytest.mark.parametrize("recipe", ["encoder", "tiny-kl-vae", "demo", "finetune"])
 def test_help_of_a_recipe(ssdd: Ssdd, recipe: str) -> None:
     result = ssdd("train", recipe, "--help")
     assert result.status == 0, f"ssdd train {recipe} --help fails: {result.err}"
@@ -66,8 +66,8 @@ def test_axes_choose_the_experiment(ssdd: Ssdd) -> None:
 
 
 def test_settings_are_overridden() -> None:
-    options = train.parse(["demo-encoder", "--out", "here", "--data.paths", "a", "b.tar", "--batch-size", "8"])
-    expected = RECIPES["demo-encoder"]()
+    options = train.parse(["demo", "--out", "here", "--data.paths", "a", "b.tar", "--batch-size", "8"])
+    expected = RECIPES["demo"]()
     data = dataclasses.replace(expected.data, paths=("a", "b.tar"))
     assert options.recipe == dataclasses.replace(expected, data=data, batch_size=8), "other settings were changed"
     assert options.out == Path("here"), "--out is not followed"
@@ -132,14 +132,14 @@ def test_recipe_of_ones_own(ssdd: Ssdd, tmp_path: Path) -> None:
 
 
 def test_missing_data(ssdd: Ssdd, tmp_path: Path) -> None:
-    line = ssdd("train", "demo-encoder", "--data.paths", "nowhere", "--out", "run").error_line()
+    line = ssdd("train", "demo", "--data.paths", "nowhere", "--out", "run").error_line()
     assert "nowhere: expected a folder or a tar file" in line, f"the path is not named: {line}"
-    line = ssdd("train", "demo-encoder", "--out", "run").error_line()
+    line = ssdd("train", "demo", "--out", "run").error_line()
     assert "--data.paths" in line, f"no path at all: the option is not named: {line}"
     assert list(tmp_path.iterdir()) == [], "a run that cannot start left a folder"
 
 
-@pytest.mark.parametrize("arguments", [(), ("demo",), ("demo-encoder", "--batch-size", "many")])
+@pytest.mark.parametrize("arguments", [(), ("demos",), ("demo", "--batch-size", "many")])
 def test_wrong_usage(ssdd: Ssdd, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     """No recipe, an unknown one, a word for a number."""
     assert ssdd("train", *arguments).status == 2, "wrong usage is not told from failed work"
@@ -150,6 +150,6 @@ def test_other_files_in_the_folder_are_kept(ssdd: Ssdd, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("precious")
-    line = ssdd("train", "demo-encoder", "--data.paths", "photos", "--out", "thesis").error_line()
+    line = ssdd("train", "demo", "--data.paths", "photos", "--out", "thesis").error_line()
     assert "choose another --out" in line, f"the way out is not told: {line}"
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter.txt"], "a run was put among other files"

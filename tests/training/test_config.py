@@ -234,7 +234,7 @@ def test_names_of_runs() -> None:
     assert RECIPES["distillation"].run_name(Axes("f16c4", "B", 512)) == "f16c4-B-512-distillation"
     assert RECIPES["finetuning"].run_name(Axes(scale="gpu", decoder="M", resolution=512)) == "gpu-M-512-finetuning"
     assert RECIPES["tiny-encoder"].run_name() == "tiny-encoder"
-    assert RECIPES["demo-joint-128"].run_name() == "demo-joint-128"
+    assert RECIPES["demo"].run_name() == "demo"
 
 
 @pytest.mark.parametrize(

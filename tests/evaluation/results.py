@@ -52,6 +52,8 @@ def make_evaluation(folder: Path) -> Evaluation:
             "fingerprint": "cd" * 32,
             "skipped": [f"9{HOSTILE}.jpg: expected an image"],
             "sources": ["photographs"],
+            "limit": None,
+            "reference": None,
         },
         metrics={**IMAGE_METRICS, OWN_METRIC.name: OWN_METRIC},
         extractors=[EXTRACTOR],

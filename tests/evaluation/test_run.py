@@ -14,6 +14,7 @@ from PIL import Image
 
 from ssdd.data.sources import open_source
 from ssdd.evaluation.autoencoders import Bicubic, Jpeg, load_autoencoder
+from ssdd.evaluation.distances import read_statistics
 from ssdd.evaluation.metrics import BatchMetrics
 from ssdd.evaluation.protocols import EvaluationSet, Protocol
 from ssdd.evaluation.results import Evaluation, Row, as_text
@@ -289,6 +290,29 @@ def test_distances_are_made_up_for_after_an_interruption(
 
 def _fail(*_: object) -> None:
     raise RuntimeError("no memory")
+
+
+def test_published_statistics_stand_for_the_originals(photographs: Path, tmp_path: Path) -> None:
+    """An FID to the statistics of a benchmark, where nobody has its images; no other distance can be had of them."""
+    pixels = [c.pixels for i in range(4) for c in evaluation_set(photographs)[i].crops]  # type: ignore[union-attr]
+    features = Means()(torch.from_numpy(np.stack(pixels))).double()
+    np.savez(tmp_path / "reference.npz", mu=features.mean(0), sigma=torch.cov(features.T))
+    reference = [read_statistics(tmp_path / "reference.npz", Means())]  # type: ignore[arg-type]
+    work = Run(evaluation_set(photographs), settings(extractors=[Means()]), reference=reference)
+    work.add([Entry(Bicubic(8))])
+    assert work.evaluation is not None
+    found = work.evaluation.rows[0].distances["means"]
+    usual = run([Entry(Bicubic(8))], photographs=photographs, extractors=[Means()]).rows[0].distances["means"]
+    assert found["frechet"] == pytest.approx(usual["frechet"], rel=1e-9)
+    assert (found["count"], set(found)) == (8, {"count", "frechet"})
+    assert "reference.npz, not to the originals" in as_text(work.evaluation)
+
+
+@pytest.mark.parametrize("arrays", [{}, {"mu": np.zeros(3)}, {"mu": np.zeros(4), "sigma": np.eye(4)}])
+def test_other_statistics_are_refused(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    np.savez(tmp_path / "other.npz", **arrays)
+    with pytest.raises(ValueError, match=r"other\.npz: expected .*mu"):
+        read_statistics(tmp_path / "other.npz", Means())  # type: ignore[arg-type]
 
 
 # ---- images that others wrote ----------------------------------------------------------------------------------------

@@ -63,6 +63,9 @@ class Evaluate:
     extractors: tuple[str, ...] | None = None
     """Feature extractors for distances of sets: inception-torch-fidelity, mobilenet_v2-imagenet, dinov2-large,
     clip-vit-large-patch14-336, ...; none without a name. By default the first two, where their weights can be had."""
+    reference: Path | None = None
+    """An .npz with mu and sigma of a set (guided-diffusion's, torch-fidelity's): the Fréchet distance on the one
+    extractor of --extractors is to it, and not to the originals."""
     allow_missing: bool = False
     """Leave out, with a line, what was asked for and cannot be had, instead of ending before the work."""
     out: Path | None = None
@@ -134,6 +137,7 @@ def run(options: Evaluate | Report) -> int:
 
 
 def _evaluate(options: Evaluate, processes: "Processes", out: Path | None) -> int:
+    from ..evaluation.distances import read_statistics
     from ..evaluation.metrics import BatchMetrics
     from ..evaluation.protocols import draw_images
     from ..evaluation.results import as_text, file_name
@@ -161,9 +165,14 @@ def _evaluate(options: Evaluate, processes: "Processes", out: Path | None) -> in
         options.save_reconstructions,
         lambda items, total: tqdm(items, total=total, unit="img", disable=not processes.main),
     )
+    reference = None
+    if options.reference is not None:
+        if len(settings.extractors) != 1:
+            raise ValueError(f"{options.reference}: expected one extractor in --extractors, whose features it is of")
+        reference = [read_statistics(options.reference, settings.extractors[0])]
     if processes.main:
         left_out.say()
-    work = Run(evaluation_set, settings, processes, out, evaluation, options.cache, sources)
+    work = Run(evaluation_set, settings, processes, out, evaluation, options.cache, sources, reference)
     work.finish_distances()
     missing = _missing(groups, broadcast(evaluation.rows if evaluation is not None else []), settings, processes.main)
     if options.save_reconstructions is not None and not options.overwrite:

@@ -24,12 +24,16 @@ from ..files import atomic_path, share
 from ..processes import Processes, gather
 from .features import CLIP_FEATURES, Extractor
 from .frechet import GaussianStatistics, frechet_distance
+from .weights import first_line
 
 SUBSET = 10_000
 """Features of a set that are kept one by one."""
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 """Random subsets of KID, and features of either set in each: those of torch-fidelity."""
+
+_ENDLESS = 1 << 40
+"""Count of a set whose number of features is not known."""
 
 _BLOCK = 1000
 """Features that are compared with a whole set at once: 80 MB for their distances to 10,000."""
@@ -125,6 +129,37 @@ class FeatureSet:
         return result
 
 
+def read_statistics(path: str | os.PathLike[str], extractor: Extractor) -> FeatureSet:
+    """Return a set of which others have published mean and covariance alone: no distance but Fréchet's is to it.
+
+    Args:
+        path: an ``.npz`` with ``mu`` (D,) and ``sigma`` (D, D), as guided-diffusion and torch-fidelity have it.
+        extractor: by which the features were computed.
+
+    Raises ValueError with one line for another file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            mean, covariance = (torch.from_numpy(np.asarray(arrays[name], np.float64)) for name in ("mu", "sigma"))
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # whatever another file leads to
+        raise ValueError(f"{path}: expected an .npz with mu and sigma, found {first_line(error)}") from error
+    width = extractor.width
+    if mean.shape != (width,) or covariance.shape != (width, width) or not bool(covariance.isfinite().all()):
+        raise ValueError(
+            f"{path}: expected mu ({width},) and sigma ({width}, {width}) of {extractor.name}, finite, found "
+            f"{tuple(mean.shape)} and {tuple(covariance.shape)}"
+        )
+    result = FeatureSet(extractor)
+    result.extra = {"source": str(path)}
+    statistics = result.statistics
+    statistics.count = _ENDLESS
+    statistics.mean = mean.to(statistics.mean)
+    statistics.scatter = covariance.to(statistics.mean) * (_ENDLESS - 1)
+    return result
+
+
 def _hash(numbers: np.ndarray) -> np.ndarray:
     """Return 64 random bits for each number n >= 0: the output n of the generator splitmix64 with seed 0."""
     x = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
@@ -145,10 +180,9 @@ def set_distances(real: FeatureSet, fake: FeatureSet, neighbors: int = 5) -> dic
         neighbors: k of precision, recall, density and coverage; 3 is usual for generated images.
 
     Returns:
-        ``frechet``, ``kid``, ``kid_standard_error``, ``cmmd`` for features of a CLIP, ``precision``, ``recall``,
-        ``density``, ``coverage``. In any case also ``count``, the features of the smaller set, ``subset``, the features
-        of either set that all but the Fréchet distance are computed on, ``kid_subsets``, ``kid_subset_size`` and
-        ``neighbors``.
+        ``count``, the features of the smaller set, and ``frechet``. By the features that are kept one by one also
+        ``subset``, their number in either set, ``kid``, ``kid_standard_error``, ``kid_subsets``, ``kid_subset_size``,
+        ``cmmd`` for features of a CLIP, ``precision``, ``recall``, ``density``, ``coverage`` and ``neighbors``.
 
     Raises:
         ValueError: the features are of two extractors.
@@ -156,16 +190,13 @@ def set_distances(real: FeatureSet, fake: FeatureSet, neighbors: int = 5) -> dic
     x, y = real.hashed(), fake.hashed()
     subset = min(len(x), len(y))
     size = min(KID_SUBSET_SIZE, subset)
-    result: dict[str, float] = {
-        "count": min(real.statistics.count, fake.statistics.count),
-        "subset": subset,
-        "kid_subsets": KID_SUBSETS,
-        "kid_subset_size": size,
-        "neighbors": neighbors,
-    }
-    if subset < 2:
+    result: dict[str, float] = {"count": min(real.statistics.count, fake.statistics.count)}
+    if result["count"] < 2:
         return result
     result["frechet"] = frechet_distance(real.statistics, fake.statistics)
+    if subset < 2:  # of one set mean and covariance are all that is known
+        return result
+    result |= {"subset": subset, "kid_subsets": KID_SUBSETS, "kid_subset_size": size, "neighbors": neighbors}
     x = x[:subset].double()
     y = y[:subset].to(x)
     kid = kernel_distances(x, y, KID_SUBSETS, size)

@@ -337,6 +337,7 @@ class Run:
         evaluation: a result to add to, in the main process.
         cache: folder for the originals' features, by default that of the result.
         sources: paths of the originals, by which their features are found in the cache.
+        reference: features that the reconstructions are compared with as a set instead of those of the originals.
     """
 
     def __init__(
@@ -348,13 +349,15 @@ class Run:
         evaluation: Evaluation | None = None,
         cache: Path | None = None,
         sources: Sequence[str] = (),
+        reference: Features | None = None,
     ) -> None:
         self.evaluation_set, self.settings, self.processes = evaluation_set, settings, processes
         self.out, self.evaluation = out, evaluation
         self.cache = cache or (out / "reference" if out is not None else None)
         self.sources = [str(Path(source).resolve()) if Path(source).exists() else source for source in sources]
         self.main = processes is None or processes.main
-        self.reals: Features | None = self._cached() if self.main else None
+        self.reference = reference
+        self.reals: Features | None = (reference or self._cached()) if self.main else None
 
     def add(self, entries: Sequence[Entry]) -> None:
         """Measure the rows of one model; in the main process they are in ``evaluation`` then, and saved.
@@ -365,7 +368,9 @@ class Run:
         originals = broadcast(self.reals is None) and bool(self.settings.extractors)
         state, fakes, reals = self._pass(entries, originals)
         fingerprint = "" if state is None else state.census.fingerprint()
-        stale = any(features.extra.get("fingerprint") != fingerprint for features in self.reals or ())
+        stale = self.reference is None and any(
+            features.extra.get("fingerprint") != fingerprint for features in self.reals or ()
+        )
         if broadcast(stale):  # the files have changed since their features were computed
             originals = True
             _, _, reals = self._pass([], originals)
@@ -403,6 +408,14 @@ class Run:
                 f"expected the crops of the rows that are there, {there[:16]}, found others, {fingerprint[:16]}: "
                 "are the data and --limit the same?"
             )
+        if self.evaluation is not None and self.evaluation.data["reference"] != self._reference_name():
+            raise ValueError(
+                f"expected the --reference of the rows that are there, {self.evaluation.data['reference']}, found "
+                f"{self._reference_name()}"
+            )
+
+    def _reference_name(self) -> str | None:
+        return self.reference[0].extra["source"] if self.reference else None
 
     def finish_distances(self) -> None:
         """Compute the distances that an interrupted run has kept the features for."""
@@ -453,7 +466,8 @@ class Run:
         )
         return Evaluation(
             self.evaluation_set.protocol.describe(),
-            state.census.describe() | {"sources": self.sources, "limit": self.settings.limit},
+            state.census.describe()
+            | {"sources": self.sources, "limit": self.settings.limit, "reference": self._reference_name()},
             {},
             [],
             state.sizes.most_common(1)[0][0],

@@ -152,7 +152,7 @@ def test_evaluate(ssdd: Ssdd, photos: Path, run: Path, tiny_model: Path, tmp_pat
     assert [row["model"].get("encoder") for row in rows] == [OWN, None, None]
     assert rows[0]["model"]["sha256"][OWN] == encoder_digest(load_own_encoder(OWN, run / "model"))
     decoder = sum(t.numel() for t in load_file(run / "model" / "diffusion_pytorch_model.safetensors").values())
-    assert rows[0]["parameters"] == decoder + 4 * 3 * 64 + 4
+    assert round(1e6 * rows[0]["costs"]["parameters"]) == decoder + 4 * 3 * 64 + 4
 
 
 @pytest.mark.parametrize("recipe", ["tiny-encoder", "tiny-pretraining"], ids=["trained", "frozen"])

@@ -50,14 +50,14 @@ def test_two_processes_are_one(photographs: Path, tiny_model: Path, tmp_path: Pa
     assert crops[1]["name"].tolist() == crops[0]["name"].tolist()
     for i, (a, b) in enumerate(zip(one["rows"], two["rows"], strict=True)):
         for name in SHOWN:
-            first, second = (arrays[f"{i}/{name}"] for arrays in crops)
+            first, second = (arrays[f"row/{i}/{name}"] for arrays in crops)
             assert second == pytest.approx(first, rel=1e-2, abs=1e-3), f"{name}: other noise?"
         for name in ("psnr", "pooled_psnr", "ssim_uniform_7"):
             assert b["image_metrics"][name]["mean"] == pytest.approx(a["image_metrics"][name]["mean"], rel=1e-4)
             assert b["image_metrics"][name]["low"] == pytest.approx(a["image_metrics"][name]["low"], rel=1e-4)
         if a["label"].startswith("jpeg"):
             for name in a["image_metrics"].keys() - {"pooled_psnr"}:
-                np.testing.assert_array_equal(crops[0][f"{i}/{name}"], crops[1][f"{i}/{name}"])  # no network
+                np.testing.assert_array_equal(crops[0][f"row/{i}/{name}"], crops[1][f"row/{i}/{name}"])  # no network
             expected = np.array(a["spectrum"], float)  # None is NaN
             np.testing.assert_allclose(np.array(b["spectrum"], float), expected, rtol=1e-12)
 

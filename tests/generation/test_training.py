@@ -14,8 +14,7 @@ from ssdd.generation.data import LatentStream, latent_batches
 from ssdd.generation.model import null_class
 from ssdd.generation.result import load_generator
 from ssdd.generation.stage import LatentStage
-from ssdd.training import loop
-from ssdd.training.config import LogConfig, to_json
+from ssdd.training.config import LogConfig, differences, to_json
 from ssdd.training.random import BatchRandom
 from ssdd.training.watch import StopRequest, TrainingStopped
 from tests.generation.conftest import SMALL
@@ -210,9 +209,9 @@ def test_settings_that_may_change() -> None:
     config = GenerationConfig(latents="a")
     config.check()
     moved = replace(config, latents="b", workers=0, decoder="c", microbatch=2)
-    assert loop.differences(moved, to_json(config)) == []
+    assert differences(moved, to_json(config)) == []
     other = replace(config, size="B/2", label_dropout=0.2)
-    assert loop.differences(other, to_json(config)) == ["label_dropout: 0.1 -> 0.2", "size: S/2 -> B/2"]
+    assert differences(other, to_json(config)) == ["label_dropout: 0.1 -> 0.2", "size: S/2 -> B/2"]
 
 
 def test_compiled_run_is_the_same_run(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,7 @@ def _lose(photograph: Path) -> None:
 
     load = encode.EncoderOptions.load
     encode.EncoderOptions.load = loaded  # type: ignore[assignment,method-assign]
-    for module, name in ((evaluate, "_entries"), (data, "Summary")):
+    for module, name in ((evaluate, "_groups"), (data, "Summary")):
         real = getattr(module, name)
         setattr(module, name, lambda *a, real=real: (photograph.unlink(), real(*a))[1])
 
@@ -70,8 +70,8 @@ def lose_in_training(photograph: Path) -> Callable[[], object]:
 def _lose_in_training(photograph: Path) -> None:
     from ssdd.training import loop
 
-    real = loop._record_start
-    loop._record_start = lambda *a: (photograph.unlink(), real(*a))[1]  # type: ignore[assignment]
+    real = loop.record_start
+    loop.record_start = lambda *a: (photograph.unlink(), real(*a))[1]  # type: ignore[assignment]
 
 
 def show_warnings_of_diffusers() -> None:

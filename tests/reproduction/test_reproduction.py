@@ -45,6 +45,8 @@ def test_runs_can_be_trained(scale: str, name: str) -> None:
     config: Any = replace(run.config, data=replace(run.config.data, paths=("photos",)))
     if run.start_from:
         config = replace(config, model=replace(config.model, start_from=run.start_from))
+    if run.encoder:
+        config = replace(config, model=replace(config.model, encoder=run.encoder))
     config.check()
     assert config.total_images % config.batch_size == 0, "the last update would see more images than are counted"
     assert not isinstance(config, FlowConfig) or config.one_step_share == 0.0, "not of the paper"

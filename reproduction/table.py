@@ -25,7 +25,7 @@ from ssdd.evaluation.results import REPORT, RESULTS, Crops, Evaluation, Row, dif
 
 EXTRACTOR = "mobilenet_v2-imagenet"
 EVALUATED = REPORT
-"""What ``ssdd evaluate`` writes last."""
+"""File that ``ssdd evaluate`` writes last: where it is, an evaluation is finished."""
 RULE = (
     "A test says yes where the whole interval of the paired difference is on the side that the claim needs, no where "
     f'all of it is on the other side, and is undecided between. "Keeps" allows {TOLERANCE:.0%} worse; detail counts '

@@ -47,12 +47,14 @@ def test_two_processes_are_one(
 
 def test_two_processes_are_one_with_a_discriminator(small: Small, command: Command, tmp_path: Path) -> None:
     """The adaptive weight or the discriminator's gradient is one process' own."""
-    options = (*TEN, *ADVERSARIAL, "--total-images", "16")  # two networks at play magnify rounding: few updates
+    # Two networks at play magnify rounding: 0, 1e-7, 2e-5 and, in the fourth update, 3e-4 of a loss. A gradient of one
+    # process' own is seen in the second and third.
+    options = (*TEN, *ADVERSARIAL, "--total-images", "12")
     train(small(*options, recipe="tiny-kl-vae"), tmp_path / "one")
     two = command(tmp_path / "two", *options, recipe="tiny-kl-vae", processes=2)
     assert two.statuses == [0, 0], two.output
     assert "adaptive" in stats(tmp_path / "two")[1]
-    compare(tmp_path / "one", tmp_path / "two", 5e-4)
+    compare(tmp_path / "one", tmp_path / "two", 1e-4)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "schedule-free-radam"])

@@ -430,7 +430,7 @@ def _notes(evaluation: Evaluation) -> list[str]:
         if row.minus_precision:
             notes.append(f"{row.label} minus {row.precision_of}: {_precision(row.minus_precision)}")
     notes += set_notes(evaluation.extractors, {row.label: row.distances for row in evaluation.rows})
-    if data.get("reference"):
+    if data["reference"]:
         notes.append(f"distances of sets are to the statistics in {data['reference']}, not to the originals")
     height, width = evaluation.size
     notes.append(f"GFLOP: of one image of {height} x {width}, a multiplication and an addition are two")

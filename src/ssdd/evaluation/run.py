@@ -408,10 +408,10 @@ class Run:
                 f"expected the crops of the rows that are there, {there[:16]}, found others, {fingerprint[:16]}: "
                 "are the data and --limit the same?"
             )
-        if self.evaluation is not None and self.evaluation.data["reference"] != self._reference_name():
+        reference = None if self.evaluation is None else self.evaluation.data["reference"]
+        if self.evaluation is not None and reference != self._reference_name():
             raise ValueError(
-                f"expected the --reference of the rows that are there, {self.evaluation.data['reference']}, found "
-                f"{self._reference_name()}"
+                f"expected the --reference of the rows that are there, {reference}, found {self._reference_name()}"
             )
 
     def _reference_name(self) -> str | None:

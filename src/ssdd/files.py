@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,24 +98,35 @@ def share(path: Path) -> None:
 
 
 @contextmanager
-def only_one(folder: Path, work: str = "trained") -> Iterator[None]:
-    """Holds the lock of a folder, which is made if it is new and removed again if nothing came of it.
+def only_one(folder: Path, work: str = "trained", part: str | None = None) -> Iterator[None]:
+    """Hold the lock of a folder, which is made if it is new and removed again if nothing came of it.
 
-    ``work``: what is done there, for the error. Raises ValueError if another process does it.
+    Args:
+        work: what is done there, for the error.
+        part: name of a part of the work, whose lock is held beside one of the folder that parts share.
+
+    Raises:
+        ValueError: another process does it.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{folder} is being {work} by another process: wait, or choose another --out") from error
-        except OSError as error:
-            logger.warning("%s cannot be locked (%s): use it with one command only", folder, error)
+    with ExitStack() as stack:
+        locks = [(LOCK, fcntl.LOCK_EX if part is None else fcntl.LOCK_SH)]
+        if part is not None:
+            locks.append((f"{LOCK}-{part}", fcntl.LOCK_EX))
+        for name, kind in locks:
+            file = stack.enter_context((folder / name).open("w"))
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                line = f"{folder} is being {work} by another process: wait, or choose another --out"
+                raise ValueError(line) from error
+            except OSError as error:
+                logger.warning("%s cannot be locked (%s): use it with one command only", folder, error)
         try:
             yield
         finally:
-            if [path.name for path in folder.iterdir()] == [LOCK]:
+            if part is None and [path.name for path in folder.iterdir()] == [LOCK]:
                 (folder / LOCK).unlink()
                 for path in made:
                     if not any(path.iterdir()):

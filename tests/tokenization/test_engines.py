@@ -10,27 +10,23 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ssdd.processes import usable_cores
-from ssdd.tokenization import TokenizeStopped, processes, tokenize, verify, worker
-from ssdd.tokenization.plan import OpenJob, ShardTask
-from ssdd.tokenization.processes import encoder_devices
-from ssdd.tokenization.shard import write_shard
-from ssdd.tokenization.worker import Failed, Order
+from ssdd.tokenization import LatentDataset, TokenizeStopped, local, tokenize, verify
+from ssdd.tokenization.local import encoder_devices
+from ssdd.tokenization.output import open_output
 from tests.tokenization.conftest import TEMPORARY, Bar, Job
 
 Tree = Callable[[Path], dict[str, bytes]]
-
-LONG = 100
-"""Crops of an image: some seconds of work."""
 
 
 def test_a_process_that_is_killed_loses_nothing(
@@ -49,87 +45,85 @@ def test_a_process_that_is_killed_loses_nothing(
     with caplog.at_level(logging.WARNING):
         done = tokenize(job(shard_images=1), tmp_path / "out", processes=2, workers=1, progress=bar)
     assert done.made == 7
-    assert f"process {killed[0]} on cpu was killed by SIGKILL; its shards: " in caplog.text
+    assert "a process died; new ones make the shards that were begun again: " in caplog.text
     assert tree(tmp_path / "out") == tree(single)
     assert bar.done == bar.total == 7
     assert multiprocessing.active_children() == []
 
 
 def test_processes_that_all_die_are_one_line(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = processes._Worker.__init__
+    monkeypatch.setattr(local, "MOST_RESTARTS", 1)
+    over = threading.Event()
 
-    def start_and_kill(worker: processes._Worker, order: Order) -> None:
-        start(worker, order)
-        worker.process.kill()
+    def kill_all() -> None:
+        while not over.wait(0.05):
+            for process in multiprocessing.active_children():
+                process.kill()
 
-    monkeypatch.setattr(processes._Worker, "__init__", start_and_kill)
-    monkeypatch.setattr(processes, "MOST_RESTARTS", 1)
-    with pytest.raises(
-        RuntimeError, match=r"expected processes that live, but .*SIGKILL.*the same command goes on"
-    ) as e:
-        tokenize(job(shard_images=1), tmp_path / "out", processes=2)
+    killer = threading.Thread(target=kill_all)
+    killer.start()
+    try:
+        with pytest.raises(RuntimeError, match=r"one died for the 2th time in a row.*the same command goes on") as e:
+            tokenize(job(shard_images=1), tmp_path / "out", processes=2)
+    finally:
+        over.set()
+        killer.join()
     assert "\n" not in str(e.value)
 
 
-def test_a_shard_given_back_after_the_others_were_told_that_there_is_none(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+CRASHES = """
+import os
+from PIL import Image, ImageFile
+
+load = ImageFile.ImageFile.load
+
+def crash(image):
+    if image.info.get("crash"):
+        os.abort()
+    return load(image)
+
+ImageFile.ImageFile.load = crash
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_image_whose_decoder_ends_the_process(
+    photographs: Path, tiny_model: Path, tmp_path: Path, processes: int
 ) -> None:
-    """They end well, and somebody has to make it all the same, also where none may take the place of the dead."""
-    start, send = processes._Worker.__init__, processes._Worker.send
-    started: list[processes._Worker] = []
-    killed: list[int | None] = []
-
-    def note(worker: processes._Worker, order: Order) -> None:
-        start(worker, order)
-        started.append(worker)
-
-    def kill_the_other(worker: processes._Worker, task: ShardTask | None) -> None:
-        send(worker, task)
-        for other in started:
-            if task is None and other is not worker and other.tasks and not killed:
-                killed.append(other.pid)
-                other.process.kill()
-
-    monkeypatch.setattr(processes._Worker, "__init__", note)
-    monkeypatch.setattr(processes._Worker, "send", kill_the_other)
-    monkeypatch.setattr(processes, "MOST_RESTARTS", 0)
-    with caplog.at_level(logging.WARNING):
-        done = tokenize(job(rule="random", crops=LONG), tmp_path / "out", processes=2)
-    assert done.made == 2
+    """It is read once more, alone, and left out; with a single process by the next command."""
+    data, code = tmp_path / "data", tmp_path / "code"
+    shutil.copytree(photographs, data)
+    info = PngInfo()
+    info.add_text("crash", "yes")
+    Image.open(data / "ant" / "1.png").save(data / "ant" / "1.png", pnginfo=info)
+    code.mkdir()
+    (code / "sitecustomize.py").write_text(CRASHES)
+    options = ("--size", "32", "--shard-images", "4", "--device", "cpu", "--max-skipped", "2")
+    command = [sys.executable, "-m", "ssdd", "tokenize", str(data), "--model", str(tiny_model), *options]
+    command += ["--processes", str(processes), "--out", str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(code), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if processes == 1:
+        assert done.returncode == -signal.SIGABRT
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "1.png: expected an image, found one whose decoder ends the process by SIGABRT" in done.stderr
     assert verify(tmp_path / "out") == []
-    assert f"process {killed[0]} on cpu was killed by SIGKILL; its shards: " in caplog.text
-    assert "; the others go on" in caplog.text
-    assert len(started) == 3
-
-
-def test_a_reader_that_is_killed_is_a_process_that_dies(
-    job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    killed: list[int] = []
-
-    def kill_a_reader(done: int) -> None:
-        if not killed:
-            victims = [reader for process in multiprocessing.active_children() for reader in children(process.pid or 0)]
-            killed.append(victims[0])
-            os.kill(victims[0], signal.SIGKILL)
-
-    with caplog.at_level(logging.WARNING):
-        long = job(shard_images=1, rule="random", crops=LONG)
-        done = tokenize(long, tmp_path / "out", processes=2, workers=1, progress=Bar(kill_a_reader))
-    assert done.made == 7
-    assert verify(tmp_path / "out") == []
-    assert "lost a process that read for it; its shards: " in caplog.text
+    assert {skipped["name"] for skipped in LatentDataset(tmp_path / "out").manifest["skipped"]} == {
+        "ant/1.png",
+        "bee/broken.jpg",
+    }
 
 
 def test_an_error_in_a_process_is_the_error(job: Job, photographs: Path, tmp_path: Path) -> None:
     shutil.copytree(photographs, tmp_path / "data")
     changed = job(shard_images=1, paths=(str(tmp_path / "data"),))
 
-    def lose(total: int) -> contextlib.AbstractContextManager[Bar]:
-        (tmp_path / "data" / "cow" / "x.png").unlink()  # planned here, looked for there
+    def lose(total: int | None) -> contextlib.AbstractContextManager[Bar]:
+        (tmp_path / "data" / "cow" / "x.png").unlink()  # listed here, looked for there
         return contextlib.nullcontext(Bar(lambda done: None))
 
-    with pytest.raises(ValueError, match="expected the data and the model that the command began with"):
+    with pytest.raises(OSError, match=r"x\.png: expected the image that was listed, found none"):
         tokenize(changed, tmp_path / "out", processes=2, progress=lose)
     assert multiprocessing.active_children() == []
 
@@ -179,7 +173,6 @@ def test_nobody_outlives_the_command(
     assert wait_for(lambda: len(busy()) == 2, 120), "two processes never wrote at the same time"
     below = children(run.pid)
     assert {int(pid) for pid in busy()} <= set(below)
-    assert len(below) >= 4, "no readers"
     run.send_signal(number)
     _, errors = run.communicate(timeout=30)
     assert wait_for(lambda: not any(map(is_running, below)), 8), "processes were left behind"
@@ -232,54 +225,58 @@ def test_a_full_disk(job: Job, tmp_path: Path, container: str) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
     try:
-        with pytest.raises(
-            OSError, match=r"shard-000000\.\w+: expected to write this shard, found: File too large"
-        ) as e:
+        with pytest.raises(OSError, match=r"shard-000000\.\w+: expected to write it, found: File too large") as e:
             tokenize(job(container=container), tmp_path / "out", workers=0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "\n" not in str(e.value)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "plan.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "images.index", "plan.json"]
     tokenize(job(container=container), tmp_path / "out", workers=0)
     assert verify(tmp_path / "out") == []
 
 
-def test_errors_of_others_are_not_those_of_writing(job: Job, tmp_path: Path) -> None:
-    opened = OpenJob(job())
-    (task, _) = opened.shards()
-
-    def lost() -> Iterator[Any]:
+def test_errors_of_others_are_not_those_of_writing(tmp_path: Path) -> None:
+    output = open_output(tmp_path)
+    with pytest.raises(ConnectionResetError, match=r"^the file server$"), output.writing("shard-000000.tar"):
         raise ConnectionResetError("the file server")
-        yield
-
-    def nobody(images: int) -> None:
-        raise BrokenPipeError("the parent")
-
-    with pytest.raises(ConnectionResetError, match=r"^the file server$"):
-        write_shard(opened, task, tmp_path, lost())
-    with pytest.raises(BrokenPipeError, match=r"^the parent$"):
-        write_shard(opened, task, tmp_path, report=nobody)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_connection_of_the_work_that_breaks_is_an_error(job: Job, tmp_path: Path) -> None:
-    """The parent is there, so it is not the connection to it."""
-    theirs, ours = multiprocessing.Pipe()
-    order = Order(job(), "", "cpu", 0, tmp_path)
-    context = multiprocessing.get_context("fork")
-    process = context.Process(target=serve_with_a_lost_server, args=(order, theirs))
-    process.start()
-    assert ours.poll(60)
-    assert ours.recv() == Failed("OSError", "the file server")
-    process.join()
-
-
-def serve_with_a_lost_server(order: Order, connection: Connection) -> None:
-    def lost(*_: object) -> OpenJob:
-        raise ConnectionResetError("the file server")
-
-    worker.open_like = lost
-    worker.serve(order, connection)
+@pytest.mark.parametrize("launcher", ["torchrun", "srun", "--part"])
+def test_two_ranks_share_the_work(
+    photographs: Path, tiny_model: Path, single: Path, tmp_path: Path, tree: Tree, launcher: str
+) -> None:
+    """Each makes its part in one process of its own, and the last one writes the manifest."""
+    out = tmp_path / "out"
+    options = [
+        "--model",
+        str(tiny_model),
+        "--size",
+        "32",
+        "--shard-images",
+        "1",
+        "--batch-size",
+        "2",
+        "--max-skipped",
+        "1",
+    ]
+    words = ["-m", "ssdd", "tokenize", str(photographs), *options, "--device", "cpu", "--out", str(out)]
+    if launcher == "torchrun":
+        run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29533", *words]
+        subprocess.run(run, check=True, capture_output=True)
+    else:
+        slurm = {"SLURM_STEP_ID": "0", "SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODELIST": "localhost"}
+        ranks = []
+        for rank in range(2):
+            task = {**slurm, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} if launcher == "srun" else {}
+            part = ["--part", f"{rank}/2"] if launcher == "--part" else []
+            environment = {**os.environ, **task}
+            ranks.append(subprocess.Popen([sys.executable, *words, *part], env=environment, stdout=subprocess.PIPE))
+        printed = [rank.communicate()[0].decode() for rank in ranks]
+        assert [rank.returncode for rank in ranks] == [0, 0]
+        assert any("6 latents (4, 4, 4) of 6 images in 7 shards" in text for text in printed)
+    found, expected = tree(out), tree(single)
+    assert {k: v for k, v in found.items() if k[0] != "."} == {k: v for k, v in expected.items() if k[0] != "."}
 
 
 def test_data_that_disappear_are_not_broken_images(job: Job, photographs: Path, tmp_path: Path, tree: Tree) -> None:

@@ -1,9 +1,10 @@
-"""Shards by a Ray cluster: the same bytes, whatever happens to its actors; one line where there is no room."""
+"""Shards by a Ray cluster: the same bytes, whatever happens to its workers."""
 
 import contextlib
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -14,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from ssdd.tokenization import tokenize
-from ssdd.tokenization.plan import OpenJob
 from tests.tokenization.conftest import TEMPORARY, Bar, Job
 
 Tree = Callable[[Path], dict[str, bytes]]
@@ -32,7 +32,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_an_actor_that_is_killed_loses_nothing(job: Job, single: Path, tmp_path: Path, tree: Tree) -> None:
+def test_a_worker_that_is_killed_loses_nothing(job: Job, single: Path, tmp_path: Path, tree: Tree) -> None:
     out, killed = tmp_path / "out", []
     over = threading.Event()
 
@@ -55,48 +55,24 @@ def test_an_actor_that_is_killed_loses_nothing(job: Job, single: Path, tmp_path:
     finally:
         over.set()
         killer.join()
-    assert killed, "no actor was killed while it wrote"
+    assert killed, "no worker was killed while it wrote"
     assert (done.made, bar.done) == (7, 7)
     assert tree(out) == tree(single)
 
 
-def is_an_actor(cmdline: Path) -> bool:
-    with contextlib.suppress(OSError):  # it has ended since it was listed
-        return b"ray::ShardMaker" in cmdline.read_bytes()
-    return False
-
-
 @pytest.mark.usefixtures("cluster")
-def test_less_room_than_is_asked_for(job: Job, single: Path, tmp_path: Path, tree: Tree) -> None:
-    tokenize(job(shard_images=1), tmp_path / "out", engine="ray", processes=5, workers=0)
-    assert tree(tmp_path / "out") == tree(single)
-    left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if is_an_actor(path)]
-    assert left == [], "actors were told to end and not waited for"
+def test_an_error_in_a_worker_is_one_line(job: Job, tmp_path: Path, photographs: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(photographs, data)
 
+    def lose(total: int | None) -> contextlib.AbstractContextManager[Bar]:
+        (data / "cow" / "x.png").unlink()
+        return contextlib.nullcontext(Bar(lambda done: None))
 
-@pytest.mark.usefixtures("cluster")
-def test_a_cluster_full_of_other_work(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ray = pytest.importorskip("ray")
-    from ssdd.tokenization import ray_engine
-
-    class Other:
-        def ready(self) -> None:
-            pass
-
-    other = ray.remote(num_cpus=2)(Other).remote()
-    ray.get(other.ready.remote())
-    monkeypatch.setattr(ray_engine, "_READY_SECONDS", 1)
-    with pytest.raises(RuntimeError, match="expected room for an actor in the Ray cluster, found none in 1 s"):
-        tokenize(job(shard_images=1), tmp_path / "out", engine="ray", processes=2, workers=0)
-
-
-def test_room_for_ray_is_that_of_each_machine(job: Job) -> None:
-    from ssdd.tokenization.ray_engine import _room
-
-    nodes = [{"Alive": alive, "Resources": {"CPU": 3.0, "GPU": 4.0}} for alive in (True, True, False)]
-    assert _room(nodes, OpenJob(job(threads=2))) == 2
-    with pytest.raises(ValueError, match="expected 4 cores for an actor on a machine of the Ray cluster, found"):
-        _room(nodes, OpenJob(job(threads=4)))
+    settings = job(shard_images=1, paths=(str(data),))
+    with pytest.raises(OSError, match=r"x\.png: expected the image that was listed, found none") as caught:
+        tokenize(settings, tmp_path / "out", engine="ray", processes=1, workers=0, progress=lose)
+    assert "\n" not in str(caught.value)
 
 
 def test_ray_is_an_extra(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

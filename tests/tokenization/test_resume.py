@@ -56,7 +56,12 @@ tokenize({job(flips=True)!r}, Path({str(out)!r}), workers=0, progress=lambda ima
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
     left = sorted(p.name for p in out.iterdir())
-    assert [name for name in left if not name.startswith(".")] == ["plan.json", "shard-000000.json", "shard-000000.tar"]
+    assert [name for name in left if not name.startswith(".")] == [
+        "images.index",
+        "plan.json",
+        "shard-000000.json",
+        "shard-000000.tar",
+    ]
     assert any(name.endswith("shard-000001.tar") for name in left), "no temporary file: it was killed elsewhere"
     done = again(job, out)
     assert (done.made, done.kept) == (1, 1)
@@ -162,7 +167,7 @@ def test_an_image_that_cannot_be_read_now_is_not_skipped(
 def test_too_little_memory_for_an_image_is_not_its_fault(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cut(self: CropProtocol, pixels: object, image: int, name: str) -> None:
+    def cut(self: CropProtocol, pixels: object, numbers: object, name: str) -> None:
         raise MemoryError
 
     monkeypatch.setattr(CropProtocol, "cut", cut)

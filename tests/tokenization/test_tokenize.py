@@ -16,8 +16,8 @@ from ssdd import AutoencoderSSDD
 from ssdd.data.images import read_image
 from ssdd.data.pixels import image_to_tensor
 from ssdd.data.transforms import centre_crop
-from ssdd.tokenization import CropProtocol, LatentDataset, OpenJob, settle_plan, tokenize, verify, write_shard
-from ssdd.tokenization.source import LabelledSource
+from ssdd.tokenization import CropProtocol, LatentDataset, Part, finish, tokenize, verify
+from ssdd.tokenization.image_list import ImageList, ListedImages, make_list
 from tests.tokenization.conftest import NAMES, SIZE, Job
 
 Tree = Callable[[Path], dict[str, bytes]]
@@ -42,11 +42,11 @@ def test_latents_are_those_of_the_model(whole: Path, photographs: Path, tiny_mod
         x = image_to_tensor(centre_crop(read_image(photographs / name), SIZE))[None]
         for item, crop in ((data[2 * i], x), (data[2 * i + 1], x.flip(-1))):
             posterior = ae.encode(crop).latent_dist
-            assert item.mean.dtype == item.logvar.dtype == torch.float32
-            torch.testing.assert_close(item.mean, posterior.mean[0], rtol=1e-3, atol=1e-3)  # of fp16
-            torch.testing.assert_close(item.logvar, posterior.logvar[0], rtol=1e-3, atol=1e-2)
-            assert data.classes[item.label or 0] == name.split("/")[0]
-    assert (data[0].mean - data[1].mean).abs().max() > 0.01, "the mirrored crop has the same latent"
+            assert item["mean"].dtype == item["logvar"].dtype == torch.float32
+            torch.testing.assert_close(item["mean"], posterior.mean[0], rtol=1e-3, atol=1e-3)  # of fp16
+            torch.testing.assert_close(item["logvar"], posterior.logvar[0], rtol=1e-3, atol=1e-2)
+            assert data.classes[item["label"]] == name.split("/")[0]
+    assert (data[0]["mean"] - data[1]["mean"]).abs().max() > 0.01, "the mirrored crop has the same latent"
 
 
 def test_metadata(whole: Path, photographs: Path) -> None:
@@ -69,13 +69,14 @@ def test_metadata(whole: Path, photographs: Path) -> None:
 def test_broken_images_are_skipped_and_move_no_others(whole: Path) -> None:
     (skipped,) = LatentDataset(whole).manifest["skipped"]
     assert (skipped["image"], skipped["name"]) == (3, "bee/broken.jpg")
+    assert LatentDataset(whole).manifest["skipped_images"] == 1
     assert "expected an image" in skipped["reason"]
     assert {e["image"] for e in meta(whole)} == {0, 1, 2, 4, 5, 6}
 
 
 def test_statistics_are_those_of_all_latents(whole: Path) -> None:
     data = LatentDataset(whole)
-    values = torch.stack([item.mean for item in data.stream()]).double().numpy()
+    values = torch.stack([item["mean"] for item in data.stream()]).double().numpy()
     found = data.manifest["statistics"]
     for name, expected in {
         "mean": values.mean((0, 2, 3)),
@@ -96,10 +97,10 @@ def test_statistics_are_those_of_all_latents(whole: Path) -> None:
 def test_random_crops(job: Job, photographs: Path, tmp_path: Path, picture: Callable[..., np.ndarray]) -> None:
     done = tokenize(job(rule="random", crops=3, scale=1.5, only="cow/*"), tmp_path / "out", workers=0)
     entries = meta(tmp_path / "out")
-    assert done.manifest["latents"] == len(entries) == 6
+    assert done.manifest.latents == len(entries) == 6
     assert len({(*e["resized"], *e["crop"]) for e in entries[:3]}) == 3, "crops of one image are the same"
     protocol, image = CropProtocol("random", SIZE, crops=3, scale=1.5), picture(50, 70)
-    first, again, other = (protocol.cut(image, number, "name") for number in (5, 5, 6))
+    first, again, other = (protocol.cut(image, [number], "name") for number in (5, 5, 6))
     assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(first, again, strict=True)), "chance beside the seed"
     assert not np.array_equal(first[0].pixels, other[0].pixels)
     for crop in first:
@@ -111,8 +112,8 @@ def test_bf16_and_no_labels(job: Job, tmp_path: Path) -> None:
     tokenize(job(store="bf16", labels="none", only="ant/*"), tmp_path / "out", workers=0)
     data = LatentDataset(tmp_path / "out")
     assert data.classes == []
-    assert [item.label for item in data.stream()] == [None, None]
-    assert data[0].mean.to(torch.bfloat16).float().equal(data[0].mean)
+    assert [int(item["label"]) for item in data.stream()] == [-1, -1]
+    assert data[0]["mean"].to(torch.bfloat16).float().equal(data[0]["mean"])
     assert verify(tmp_path / "out") == []
 
 
@@ -121,16 +122,41 @@ def test_reading_ahead_changes_no_byte(job: Job, whole: Path, tmp_path: Path, tr
     assert tree(tmp_path / "out") == tree(whole)
 
 
-def test_other_engines(job: Job, whole: Path, tmp_path: Path, tree: Tree) -> None:
-    """Shards in any order, by any process, from the job as it is sent there."""
+def test_parts(job: Job, whole: Path, tmp_path: Path, tree: Tree) -> None:
+    """Parts in any order come to the set of a single process; the last one writes the manifest."""
     sent = pickle.loads(pickle.dumps(job(flips=True)))
-    opened = OpenJob(sent)
-    settle_plan(tmp_path, opened.plan)
-    for task in reversed(list(opened.shards())):
-        write_shard(opened, pickle.loads(pickle.dumps(task)), tmp_path)
-    done = tokenize(sent, tmp_path, workers=0)
-    assert (done.made, done.kept) == (0, 2)
-    assert tree(tmp_path) == tree(whole)
+    second = tokenize(sent, tmp_path, part=Part(1, 2), workers=0)
+    assert (second.manifest, second.made, second.missing) == (None, 1, 1)
+    with pytest.raises(ValueError, match="expected all 2 shards, found 1 missing"):
+        finish(tmp_path)
+    first = tokenize(sent, tmp_path, part=Part(0, 2), workers=0)
+    assert first.manifest is not None
+    assert (first.made, first.kept, first.missing) == (1, 0, 0)
+    assert visible(tree(tmp_path)) == visible(tree(whole))
+    (tmp_path / "manifest.json").unlink()
+    assert finish(tmp_path) == first.manifest
+    assert visible(tree(tmp_path)) == visible(tree(whole))
+
+
+def visible(files: dict[str, bytes]) -> dict[str, bytes]:
+    """All files but the locks."""
+    return {name: content for name, content in files.items() if not name.startswith(".")}
+
+
+class Listed:
+    """A list of images, as ``LabelledSource`` once was: names and labels."""
+
+    def __init__(self, folder: Path, paths: list[str], only: str | None = None, labels: Any = "auto") -> None:
+        folder = folder / f"list-{len(list(folder.iterdir()))}"
+        self.classes = make_list(folder, paths, only, labels).classes
+        images = ImageList(folder, paths)
+        self.images = ListedImages(images, 0, images.info.images)
+
+    def names(self) -> list[str]:
+        return [self.images.name(i) for i in range(len(self.images))]
+
+    def labels(self) -> list[Any]:
+        return [self.images.label(i) for i in range(len(self.images))]
 
 
 def test_labels_of_tar_files(photographs: Path, tmp_path: Path) -> None:
@@ -138,17 +164,18 @@ def test_labels_of_tar_files(photographs: Path, tmp_path: Path) -> None:
         for name in GOOD:
             tar.add(photographs / name, f"animals/{name}")
         tar.add(photographs / GOOD[0], "flat.png")
-    source = LabelledSource([str(tmp_path / "x.tar")])
+    tar = [str(tmp_path / "x.tar")]
+    source = Listed(tmp_path, tar)
     assert source.classes == ["ant", "bee", "cow"]
-    assert [source.label(i) for i in range(len(source))] == [0, 0, 1, 1, 2, 2, None]
-    assert source.name(0) == "animals/ant/0.png"
-    bees = LabelledSource([str(tmp_path / "x.tar")], only="*/bee/*")
-    assert bees.classes == [], "one class is no label"
-    assert LabelledSource([str(tmp_path / "x.tar")], "*/bee/*", "folder").classes == ["bee"]
+    assert source.labels() == [0, 0, 1, 1, 2, 2, None]
+    assert source.names()[0] == "animals/ant/0.png"
+    bees = Listed(tmp_path, tar, only="*/bee/*")
+    assert (bees.classes, bees.labels()) == ([], [None, None]), "one class is no label"
+    assert Listed(tmp_path, tar, "*/bee/*", "folder").classes == ["bee"]
     with pytest.raises(ValueError, match="expected images in folders that name their class"):
-        LabelledSource([str(tmp_path / "x.tar")], "flat*", "folder")
+        Listed(tmp_path, tar, "flat*", "folder")
     with pytest.raises(ValueError, match=r"expected names like 'dog/\*'"):
-        LabelledSource([str(tmp_path / "x.tar")], "dog/*")
+        Listed(tmp_path, tar, "dog/*")
 
 
 def test_labels_of_data_sets(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,18 +183,17 @@ def test_labels_of_data_sets(photographs: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     photos = [{"bytes": (photographs / name).read_bytes(), "path": None} for name in GOOD[:3]]
 
-    def source(labels: list[Any], feature: Any) -> LabelledSource:
+    def source(labels: list[Any], feature: Any) -> Listed:
         features = datasets.Features({"photo": datasets.Image(), "label": feature})
         made = datasets.Dataset.from_dict({"photo": photos, "label": labels}, features=features)
-        made.save_to_disk(tmp_path / str(len(list(tmp_path.iterdir()))))
-        return LabelledSource(
-            [str(max((p for p in tmp_path.iterdir() if p.name.isdigit()), key=lambda p: int(p.name)))]
-        )
+        folder = tmp_path / f"set-{len(list(tmp_path.iterdir()))}"
+        made.save_to_disk(folder)
+        return Listed(tmp_path, [str(folder)])
 
     named = source([1, 0, -1], datasets.ClassLabel(names=["zebra", "ape", "gnu"]))
     assert named.classes == ["zebra", "ape", "gnu"], "the data set's own numbers are its labels"
-    assert [named.label(i) for i in range(3)] == [1, 0, None]
+    assert named.labels() == [1, 0, None]
     numbers = source([2, 0, 11], datasets.Value("int64"))
-    assert [numbers.label(i) for i in range(3)] == [2, 0, 11]
+    assert numbers.labels() == [2, 0, 11]
     words = source(["b", "a", "b"], datasets.Value("string"))
-    assert (words.classes, [words.label(i) for i in range(3)]) == (["a", "b"], [1, 0, 1])
+    assert (words.classes, words.labels()) == (["a", "b"], [1, 0, 1])

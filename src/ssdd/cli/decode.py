@@ -17,7 +17,7 @@ from .common import DEFAULT_MODEL, ModelOptions, check_outputs, for_each, parse_
 
 if TYPE_CHECKING:
     from ..autoencoder import AutoencoderSSDD
-    from ..tokenization import LatentDataset
+    from ..tokenization.format import ModelInfo
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _decode_set(options: Decode, folder: Path) -> int:
         latents = [i for i in latents if fnmatch.fnmatchcase(data.key(i), options.only)]
         if not latents:
             raise ValueError(f"expected keys like {options.only!r} (--only), found none; the first is {data.key(0)!r}")
-    made_by = _encoder_of(data)
+    made_by = data.model
     autoencoder = _load_for(options, made_by)
     kept = 0
 
@@ -100,9 +100,9 @@ def _decode_set(options: Decode, folder: Path) -> int:
         if not options.overwrite and (options.out / f"{key}.png").exists():
             kept += 1
             return
-        item, (_, height, width) = data[index], data.latent_shape
-        factor = made_by.factor
-        encoded = EncodedImage(item.mean, item.logvar, height * factor, width * factor, factor, made_by.name)
+        item, factor = data[index], made_by.spatial_factor
+        _, height, width = item["mean"].shape
+        encoded = EncodedImage(item["mean"], item["logvar"], height * factor, width * factor, factor, made_by.name)
         _save(autoencoder, encoded, options, key)
 
     status = for_each(latents, lambda index: f"{folder}, latent {index}", decode, "decoded")
@@ -117,32 +117,7 @@ def _save(autoencoder: "AutoencoderSSDD", encoded: EncodedImage, options: Decode
     save_image(options.out / f"{stem}.png", image, overwrite=options.overwrite)
 
 
-@dataclass(frozen=True)
-class _Encoder:
-    """Whose latents a set has: name of the model, sha256 of its encoder, spatial factor, and what --encoder gave it."""
-
-    name: str
-    sha256: str
-    factor: int
-    encoder: str
-
-
-def _encoder_of(data: "LatentDataset") -> _Encoder:
-    """By the manifest. Raises TokenizedDataError if it does not say."""
-    from ..tokenization.format import MANIFEST, SHA256, TokenizedDataError, text, whole
-
-    label, model = str(data.folder / MANIFEST), data.manifest.get("model")
-    if not isinstance(model, dict):
-        raise TokenizedDataError(f"{label}: expected the model that the latents are of, found none")
-    return _Encoder(
-        text(model, "name", label),
-        text(model, "encoder_sha256", label, SHA256),
-        whole(model, "spatial_factor", label, 1, 1024),
-        text(model, "encoder", label) if "encoder" in model else "",
-    )
-
-
-def _load_for(options: Decode, made_by: _Encoder) -> "AutoencoderSSDD":
+def _load_for(options: Decode, made_by: "ModelInfo") -> "AutoencoderSSDD":
     """The model that was asked for, or else the one that made the latents, if it is here and still that one.
 
     The manifest may be anybody's: nothing is downloaded for its sake, and no decoder is loaded before the encoder fits.
@@ -161,7 +136,7 @@ def _load_for(options: Decode, made_by: _Encoder) -> "AutoencoderSSDD":
     try:
         place = str(find_model(name, _untrusted))
         found = LatentEncoder(place).sha256
-        if found == made_by.sha256:
+        if found == made_by.encoder_sha256:
             return options.model.or_else(place).load()
     except _UntrustedError:
         raise

@@ -208,9 +208,9 @@ def _sample(options: Sample) -> int:
 
 
 def _evaluate(options: Evaluate) -> int:
+    from ..data.sources import open_source
     from ..evaluation.protocols import EvaluationSet
     from ..generation import evaluation
-    from ..tokenization.source import LabelledSource
     from .evaluate import LeftOut, load_extractors
 
     if not options.data:
@@ -229,7 +229,7 @@ def _evaluate(options: Evaluate) -> int:
     if not extractors:
         raise ValueError("expected at least one feature extractor, found the weights of none")
     protocol = evaluation.reference_protocol(evaluation.image_side(generator, decoder))
-    evaluation_set = EvaluationSet(LabelledSource(options.data, options.only, labels="none"), protocol)
+    evaluation_set = EvaluationSet(open_source(options.data).matching(options.only), protocol)
     reference = evaluation.measure_reference(evaluation_set, extractors, options.batch_size, options.workers, _progress)
     results = evaluation.measure_samples(
         generator, decoder, labels, sampling, guidances, reference, options.batch_size, _progress

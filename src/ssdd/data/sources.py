@@ -1,5 +1,6 @@
 """Where images come from: folders, tar files and Hugging Face data sets, read by index."""
 
+import fnmatch
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -61,6 +62,19 @@ class ConcatSource:
         """uint8 (H, W, 3). Raises ImageError."""
         source, local = self._locate(index)
         return source.read(local)
+
+    def matching(self, pattern: str | None) -> "ConcatSource | SubsetSource":
+        """Return the images whose names within their folder or file fit ``caltech101/*``, or all for None.
+
+        Raises:
+            ValueError: no name fits.
+        """
+        if pattern is None:
+            return self
+        chosen = [i for i in range(len(self)) if fnmatch.fnmatchcase(self.key(i), pattern)]
+        if not chosen:
+            raise ValueError(f"expected names like {pattern!r} (--only), found none; the first name is {self.key(0)!r}")
+        return SubsetSource(self, np.array(chosen, np.int64))
 
     def _locate(self, index: int) -> tuple[ImageSource, int]:
         if not 0 <= index < len(self):

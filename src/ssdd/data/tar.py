@@ -108,26 +108,40 @@ def opened_file(path: str, version: tuple[int, ...]) -> OpenedFile:
     return OpenedFile(path)
 
 
+def tar_members(file: io.FileIO, size: int, label: str) -> Iterator[tuple[str, int, int]]:
+    """Name, position and size of each regular member, and, as ``inner.tar/member``, of those of tar files inside it.
+
+    Raises ImageError as ``TarSource``.
+    """
+    for name, offset, length in _Headers(file, 0, size, label):
+        if is_visible(name, (".tar",)):
+            inside = f"{label}:{printable(name)}"
+            for inner, inner_offset, inner_length in _Headers(file, offset, offset + length, inside):
+                yield f"{name}/{inner}", inner_offset, inner_length
+        else:
+            yield name, offset, length
+
+
 def _images(file: io.FileIO, size: int, label: str) -> Iterator[tuple[str, int, int]]:
     """Name, position in ``file`` and size of each image, also of those in tar files inside it."""
     for name, offset, length in _Headers(file, 0, size, label):
-        if _is_visible(name, IMAGE_SUFFIXES):
+        if is_visible(name, IMAGE_SUFFIXES):
             yield name, offset, length
-        elif _is_visible(name, (".tar",)):
+        elif is_visible(name, (".tar",)):
             inside = f"{label}:{printable(name)}"
             for inner, inner_offset, inner_length in _Headers(file, offset, offset + length, inside):
-                if _is_visible(inner, IMAGE_SUFFIXES):
+                if is_visible(inner, IMAGE_SUFFIXES):
                     yield f"{name}/{inner}", inner_offset, inner_length
-                elif _is_visible(inner, (".tar",)):
+                elif is_visible(inner, (".tar",)):
                     raise ImageError(
                         f"{inside}: expected images, found one more tar file, {printable(inner)}: tar files inside "
                         "a tar file are read, but none inside those; unpack the outermost one"
                     )
 
 
-def _is_visible(name: str, suffixes: Container[str]) -> bool:
-    """Has it one of the suffixes, and is it not hidden? macOS packs a hidden ``._photo.jpg`` with each photo."""
-    if os.path.splitext(name)[1].lower() not in suffixes:
+def is_visible(name: str, suffixes: Container[str] | None) -> bool:
+    """Has it one of the suffixes (None: any), and is it not hidden? macOS packs ``._photo.jpg`` with each photo."""
+    if suffixes is not None and os.path.splitext(name)[1].lower() not in suffixes:
         return False
     return not any(part[:1] == "." and part not in (".", "..") for part in name.split("/"))
 

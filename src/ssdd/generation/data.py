@@ -11,31 +11,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.loader import BatchPositions, epoch_order, start_worker
+from ..data.loader import BatchPositions, start_worker
+from ..data.permutation import KeyedPermutation
 
 STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
-
-
-class LatentItem(Protocol):
-    """A posterior: mean and logvar, float32 (c, h, w); its class, if it has one; the name of the image."""
-
-    @property
-    def mean(self) -> Tensor: ...
-
-    @property
-    def logvar(self) -> Tensor: ...
-
-    @property
-    def label(self) -> int | None: ...
-
-    @property
-    def key(self) -> str: ...
 
 
 class Latents(Protocol):
     """What training needs of tokenized data; ``ssdd.tokenization.LatentDataset`` is one.
 
     classes: their names. manifest: of the data. latent_shape: (c, h, w). statistics: entries of a model's config.
+    ``data[i]`` has the posterior's ``mean`` and ``logvar``, float32 (c, h, w), the ``label``, an int64 scalar that is
+    -1 for none, and the ``key``.
     """
 
     @property
@@ -52,7 +39,7 @@ class Latents(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> LatentItem: ...
+    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
 
 
 def open_latents(folder: str) -> Latents:
@@ -115,18 +102,18 @@ class LatentStream:
     def batch(self, positions: Sequence[int]) -> LatentBatch:
         """Raises ValueError for a latent of another shape, or a class that there is not."""
         items = [self._item(position) for position in positions]
-        labels = [len(self.data.classes) if item.label is None else item.label for item in items]
-        means, logvars = torch.stack([i.mean for i in items]), torch.stack([i.logvar for i in items])
-        return LatentBatch(means.float(), logvars.float(), torch.tensor(labels))
+        labels = torch.stack([item["label"] for item in items])
+        means, logvars = (torch.stack([item[name] for item in items]) for name in ("mean", "logvar"))
+        return LatentBatch(means.float(), logvars.float(), labels.where(labels >= 0, len(self.data.classes)))
 
-    def _item(self, position: int) -> LatentItem:
+    def _item(self, position: int) -> Mapping[str, Any]:
         epoch, offset = divmod(position, len(self.data))
-        item = self.data[int(epoch_order(self.seed, epoch, len(self.data))[offset])]
-        shape, classes = tuple(self.data.latent_shape), len(self.data.classes)
-        if tuple(item.mean.shape) != shape or tuple(item.logvar.shape) != shape:
-            raise ValueError(f"{item.key}: expected a latent {shape} of {shape[0]} channels, found {item.mean.shape}")
-        if item.label is not None and not 0 <= item.label < classes:
-            raise ValueError(f"{item.key}: expected a class from 0 to {classes - 1}, found {item.label}")
+        item = self.data[KeyedPermutation(len(self.data), self.seed, epoch)[offset]]
+        shape, classes, key = tuple(self.data.latent_shape), len(self.data.classes), item["key"]
+        if tuple(item["mean"].shape) != shape or tuple(item["logvar"].shape) != shape:
+            raise ValueError(f"{key}: expected a latent {shape} of {shape[0]} channels, found {item['mean'].shape}")
+        if not -1 <= int(item["label"]) < classes:
+            raise ValueError(f"{key}: expected a class from 0 to {classes - 1}, found {int(item['label'])}")
         return item
 
 

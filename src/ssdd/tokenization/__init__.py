@@ -2,25 +2,22 @@
 
 from .crops import CropProtocol
 from .format import TokenizedDataError
-from .plan import OpenJob, ShardTask, TokenizeJob, settle_plan
-from .reader import LatentDataset, LatentItem
-from .run import Tokenized, tokenize
-from .shard import write_shard
+from .plan import TokenizeJob
+from .reader import LatentDataset, collate_fn
+from .run import Part, Tokenized, finish, tokenize
 from .stop import TokenizeStopped
 from .verify import verify
 
 __all__ = [
     "CropProtocol",
     "LatentDataset",
-    "LatentItem",
-    "OpenJob",
-    "ShardTask",
+    "Part",
     "TokenizeJob",
     "TokenizeStopped",
     "Tokenized",
     "TokenizedDataError",
-    "settle_plan",
+    "collate_fn",
+    "finish",
     "tokenize",
     "verify",
-    "write_shard",
 ]

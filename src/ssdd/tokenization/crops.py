@@ -4,7 +4,9 @@ Shapes: H x W pixels of the photograph, H' x W' of the resized one, S side of a 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,7 +19,7 @@ CropRule = Literal["centre", "random"]
 
 
 class Crop(NamedTuple):
-    """uint8 (S, S, 3), cut at (top, left) out of the photograph resized to ``resized`` = (H', W')."""
+    """uint8 (h, w, 3), a square or a bucket, cut at (top, left) out of the photograph resized to ``resized``."""
 
     pixels: np.ndarray
     resized: tuple[int, int]
@@ -38,6 +40,8 @@ class CropProtocol:
         scale: at least 1; above 1 for ``random`` alone.
         seed: of all that is random.
         flips: each crop mirrored too, as a latent of its own.
+        bucket_step: with the rule ``centre``: crops are not square but of the shape, with sides that are multiples of
+            this and an area of at most S x S, that is nearest to the photograph's aspect ratio; None for squares.
 
     Raises:
         ValueError: numbers out of range, or several crops by a rule that has only one.
@@ -49,6 +53,7 @@ class CropProtocol:
     scale: float = 1.0
     seed: int = 0
     flips: bool = False
+    bucket_step: int | None = None
 
     def __post_init__(self) -> None:
         if not (1 <= self.size <= 1 << 14 and 1 <= self.crops <= 1000 and 1 <= self.scale <= 16 and self.seed >= 0):
@@ -58,36 +63,77 @@ class CropProtocol:
             )
         if self.rule == "centre" and (self.crops > 1 or self.scale != 1):
             raise ValueError("expected one crop at scale 1 by the rule centre: pass --crop random for others")
+        if self.bucket_step is not None and (self.rule == "random" or not 1 <= self.bucket_step <= self.size // 2):
+            raise ValueError(
+                f"expected buckets with the rule centre and a step of at most half their size, found {self.rule} and "
+                f"{self.size}:{self.bucket_step}"
+            )
 
     def describe(self) -> dict[str, Any]:
-        """Every choice, for the manifest."""
+        """Return every choice, for the manifest."""
         words = "middle" if self.rule == "centre" else "place uniform from (seed, image, crop)"
         resize = "shorter side to size" if self.scale == 1 else "shorter side uniform from size to scale * size"
+        if self.bucket_step is not None:
+            resize = "smallest that covers the bucket"
         colour = "RGB of the file, upright by EXIF, transparency on white, colour profiles ignored"
         return {**asdict(self), "resize": f"{resize} (Pillow, bilinear, antialiased)", "place": words, "colour": colour}
 
-    def cut(self, image: np.ndarray, number: int, name: str) -> tuple[Crop, ...]:
-        """The crops of a photograph, uint8 (H, W, 3), which is the ``number``-th of its set.
+    @cached_property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Height and width of every crop that there can be: one square, or the buckets from wide to tall."""
+        if self.bucket_step is None:
+            return [(self.size, self.size)]
+        step, area = self.bucket_step, self.size**2
+        widths = range(step * math.ceil(self.size / 2 / step), 2 * self.size + 1, step)
+        wide = {(area // width // step * step, width) for width in widths}
+        return sorted(shape for shape in wide | {(w, h) for h, w in wide} if min(shape) > 0)
+
+    def shape_of(self, height: int, width: int) -> int:
+        """Return the number, in ``shapes``, of the shape that is nearest to a photograph's, by the log of the ratio."""
+        ratio = math.log(height / width)
+        return min(range(len(self.shapes)), key=lambda i: abs(math.log(self.shapes[i][0] / self.shapes[i][1]) - ratio))
+
+    def cut(self, image: np.ndarray, numbers: Sequence[int], name: str) -> tuple[Crop, ...]:
+        """Return the crops of a photograph, uint8 (H, W, 3), that has these numbers in its set.
 
         Raises ImageError, with its name, where the resized one would be out of bounds.
         """
-        return tuple(self._crop(image, np.random.default_rng([self.seed, number, k]), name) for k in range(self.crops))
+        if self.bucket_step is not None:
+            shape = self.shapes[self.shape_of(image.shape[0], image.shape[1])]
+            return (self._centre(image, shape, name),)
+        if self.rule == "centre":
+            return (self._centre(image, (self.size, self.size), name),)
+        return tuple(
+            self._random(image, np.random.default_rng([self.seed, *numbers, k]), name) for k in range(self.crops)
+        )
 
-    def _crop(self, image: np.ndarray, random: np.random.Generator, name: str) -> Crop:
+    def _centre(self, image: np.ndarray, shape: tuple[int, int], name: str) -> Crop:
+        height, width = image.shape[:2]
+        # The shorter side after the resize for which both sides of the crop are covered.
+        side = max(math.ceil(min(height, width) * max(shape[0] / height, shape[1] / width) - 1e-9), min(shape))
+        resized = self._resized(image, side, name)
+        top, left = (resized.shape[0] - shape[0]) // 2, (resized.shape[1] - shape[1]) // 2
+        return _window(resized, top, left, shape)
+
+    def _random(self, image: np.ndarray, random: np.random.Generator, name: str) -> Crop:
         side = self.size
         if self.scale > 1:
             side = int(random.integers(self.size, int(self.scale * self.size), endpoint=True))
+        resized = self._resized(image, side, name)
+        top, left = (int(random.integers(0, n - self.size, endpoint=True)) for n in resized.shape[:2])
+        return _window(resized, top, left, (self.size, self.size))
+
+    @staticmethod
+    def _resized(image: np.ndarray, side: int, name: str) -> np.ndarray:
         height, width = image.shape[:2]
         if side * math.ceil(max(height, width) * side / min(height, width)) > MAX_PIXELS:
             raise ImageError(
                 f"{printable(name)}: expected at most {MAX_PIXELS} pixels after the resize to {side}, found sides "
                 f"{height} x {width}"
             )
-        resized = resize_shorter_side(image, side, Image.Resampling.BILINEAR)
-        free = resized.shape[0] - self.size, resized.shape[1] - self.size
-        if self.rule == "centre":
-            top, left = free[0] // 2, free[1] // 2
-        else:
-            top, left = (int(random.integers(0, n, endpoint=True)) for n in free)
-        pixels = resized[top : top + self.size, left : left + self.size]
-        return Crop(np.ascontiguousarray(pixels), (resized.shape[0], resized.shape[1]), top, left)
+        return resize_shorter_side(image, side, Image.Resampling.BILINEAR)
+
+
+def _window(resized: np.ndarray, top: int, left: int, shape: tuple[int, int]) -> Crop:
+    pixels = resized[top : top + shape[0], left : left + shape[1]]
+    return Crop(np.ascontiguousarray(pixels), (resized.shape[0], resized.shape[1]), top, left)

@@ -1,193 +1,172 @@
-"""Names, fields and limits of tokenized data: a folder of shards, an index beside each, a plan and a manifest.
+"""What is written down about tokenized data: a plan, an index beside each shard, and a manifest, each a JSON file.
 
-Everything that reads trusts none of it. Shapes: c latent channels, h x w latent grid.
+Nothing that is read is trusted: ``msgspec`` checks every field. Shapes: c latent channels, h x w latent grid.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
+import msgspec
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
+from msgspec import Meta, Struct
 
 from ..statistics import LatentStatistics
+from ..text import one_safe_line
 
-FORMAT = "ssdd-latents-1"
+FORMAT: Literal["ssdd-latents-2"] = "ssdd-latents-2"
 PLAN, MANIFEST = "plan.json", "manifest.json"
 STORED = {"fp16": torch.float16, "bf16": torch.bfloat16}
 """Types that mean and log-variance are stored in."""
 
-Container = Literal["tar", "parquet"]
-CONTAINERS: tuple[Container, ...] = ("tar", "parquet")
-Shape = tuple[int, int, int]
-"""(c, h, w)."""
+Container = Literal["tar", "parquet", "lightningdit"]
+Store = Literal["fp16", "bf16"]
+SUFFIXES: dict[Container, str] = {"tar": "tar", "parquet": "parquet", "lightningdit": "safetensors"}
+"""File name extension of a shard."""
+Label = int | str | None
+"""A class by its number, or by its name where the numbers are not known until the whole set is."""
 
-BLOCK = 512
-"""Bytes of a tar header, which the content follows."""
-SHARD = re.compile(rf"shard-[0-9]{{6}}\.({'|'.join(CONTAINERS)})")
-KEY = re.compile(r"[0-9]{9}-c[0-9]{1,4}f?-[A-Za-z0-9_]{1,48}")
-"""Number of the image, of its crop, f if mirrored, what is left of its name: no dots, which end a webdataset key."""
-LATENT, META = ".safetensors", ".json"
-MOST_IMAGES, MOST_SHARDS = 10**9, 10**6
+SHARD = re.compile(rf"shard-[0-9]{{6}}\.({'|'.join(SUFFIXES.values())})")
+KEY = re.compile(r"(?P<shard>[0-9]{6})?(?P<image>[0-9]{9})-c[0-9]{1,4}f?-[A-Za-z0-9_]{1,48}")
+"""[Number of the input shard,] number of the image, of its crop, f if mirrored, what is left of its name: no dots,
+which end a webdataset key."""
+MOST_SHARDS = 10**6
 _MOST_JSON_BYTES = 1 << 30
-_MOST_VALUES = 1 << 28
+
+Count = Annotated[int, Meta(ge=0, le=1 << 50)]
+Positive = Annotated[int, Meta(ge=1, le=1 << 50)]
+Side = Annotated[int, Meta(ge=1, le=1 << 16)]
+Shape = tuple[Side, Side, Side]
+"""(c, h, w)."""
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+T = TypeVar("T")
 
 
 class TokenizedDataError(ValueError):
     """Tokenized data that cannot be used; one line with the file, what was expected and what was found."""
 
 
-def shard_name(number: int, container: Container) -> str:
-    return f"shard-{number:06d}.{container}"
+# ---- the plan ------------------------------------------------------------------------------------------------------
 
 
-def index_name(number: int) -> str:
-    """Of the JSON file beside a shard: what is in it, and where."""
-    return f"shard-{number:06d}.json"
+class ModelInfo(Struct, frozen=True):
+    """Whose latents these are."""
+
+    name: str
+    encoder_sha256: Sha256
+    spatial_factor: Annotated[int, Meta(ge=1, le=1024)]
+    latent_channels: Side
+    encoder: str | None = None
 
 
-def key_of(image: int, crop: int, flipped: bool, name: str) -> str:
-    """Key of a latent: unique by its numbers; the image's own name, made harmless, only helps people."""
-    stem = Path(name.rsplit(":", 1)[-1]).stem
-    safe = re.sub(r"[^A-Za-z0-9_]+", "_", stem)[:48].strip("_") or "image"
-    return f"{image:09d}-c{crop}{'f' if flipped else ''}-{safe}"
+class DataInfo(Struct, frozen=True):
+    """What is tokenized: images with numbers, or shards of images. names_sha256: of their names, in order."""
+
+    paths: list[str]
+    only: str | None
+    images: Count | None
+    shards: Annotated[int, Meta(ge=1, le=MOST_SHARDS)]
+    names_sha256: Sha256
 
 
-def encode_json(content: Any) -> bytes:
-    """The bytes of a JSON file: the same content, the same bytes."""
-    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+class MadeBy(Struct, frozen=True):
+    """What the last digits of latents depend on; ``writer``: the package that decides the bytes of a container."""
+
+    torch: str
+    device: str
+    dtype: str
+    threads: int | None
+    batch_size: int
+    writer: str | None = None
 
 
-def decode_json(content: bytes, label: str) -> dict[str, Any]:
-    """Raises TokenizedDataError unless it is a JSON object."""
-    try:
-        found = json.loads(content, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
-        raise TokenizedDataError(f"{label}: expected JSON, found {str(error)[:100]}") from error
-    if not isinstance(found, dict):
-        raise TokenizedDataError(f"{label}: expected a JSON object, found {type(found).__name__}")
-    return found
+class Plan(Struct, frozen=True, kw_only=True):
+    """Everything that decides a set. classes: names by label, where they are known beforehand.
+
+    shard_images: images a shard; None where each input shard makes one.
+    """
+
+    format: Literal["ssdd-latents-2"] = FORMAT
+    model: ModelInfo
+    data: DataInfo
+    classes: list[str]
+    protocol: dict[str, Any]
+    latent_shape: Shape
+    store: Store
+    container: Container
+    shard_images: int | None
+    made_by: MadeBy
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what makes two plans the same: not where data and model lie, nor what only rounding depends on."""
+        return hashlib.sha256(json.dumps(self.compared(), sort_keys=True).encode()).hexdigest()
+
+    def compared(self) -> dict[str, Any]:
+        """Return the fields that two plans of the same set share."""
+        fields = {name: value for name, value in plain(self).items() if name in Plan.__struct_fields__}
+        del fields["made_by"], fields["data"]["paths"], fields["model"]["name"], fields["model"]["encoder"]
+        return fields
 
 
-def _refuse(word: str) -> None:
-    raise ValueError(f"{word}, which is no JSON")
+# ---- the index of a shard ------------------------------------------------------------------------------------------
 
 
-def read_bytes(path: Path) -> bytes:
-    """A JSON file whole. Raises FileNotFoundError, or TokenizedDataError for something else or an absurd size."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: expected this file of tokenized data, found none")
-    if not path.is_file() or path.stat().st_size > _MOST_JSON_BYTES:
-        raise TokenizedDataError(f"{path}: expected a JSON file of at most {_MOST_JSON_BYTES} bytes, found another")
-    return path.read_bytes()
+class SkippedImage(Struct, frozen=True):
+    """An image that has no latent: its number in the set or the input shard, its name, and the reason in one line."""
 
-
-def whole(content: Mapping[str, Any], key: str, label: str, low: int, high: int) -> int:
-    """``content[key]``, an integer in [low, high]. Raises TokenizedDataError."""
-    value = content.get(key)
-    if type(value) is not int or not low <= value <= high:
-        raise TokenizedDataError(f"{label}: expected {key} from {low} to {high}, found {str(value)[:60]}")
-    return value
-
-
-def listed(content: Mapping[str, Any], key: str, label: str, kind: type | tuple[type, ...]) -> list[Any]:
-    """``content[key]``, a list of values of this very type. Raises TokenizedDataError."""
-    value = content.get(key)
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    if not isinstance(value, list) or not all(type(v) in kinds for v in value):
-        raise TokenizedDataError(f"{label}: expected {key}, a list of {' or '.join(k.__name__ for k in kinds)}")
-    return value
-
-
-def text(content: Mapping[str, Any], key: str, label: str, pattern: str = r".*") -> str:
-    """``content[key]``, a string of this pattern. Raises TokenizedDataError."""
-    value = content.get(key)
-    if not isinstance(value, str) or not re.fullmatch(pattern, value, re.DOTALL):
-        raise TokenizedDataError(f"{label}: expected {key} like {pattern}, found {str(value)[:60]!r}")
-    return value
-
-
-SHA256 = r"[0-9a-f]{64}"
-
-
-def sha256_of(content: Any) -> str:
-    """Of a JSON value, in hexadecimal."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
-# ---- one latent ------------------------------------------------------------------------------------------------------
-
-
-def latent_bytes(mean: Tensor, logvar: Tensor) -> bytes:
-    """A safetensors member: ``mean`` and ``logvar``, (c, h, w)."""
-    return save({"mean": mean.contiguous(), "logvar": logvar.contiguous()})
-
-
-def parse_latent(content: bytes, shape: Shape, dtype: torch.dtype, label: str) -> tuple[Tensor, Tensor]:
-    """Mean and log-variance as they are stored. Raises TokenizedDataError for other names, types or shapes."""
-    try:
-        tensors = load(content)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise TokenizedDataError(
-            f"{label}: expected safetensors, found {' '.join(str(error).split())[:100]}"
-        ) from error
-    found = {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()}
-    if found != dict.fromkeys(("mean", "logvar"), (dtype, shape)):
-        raise TokenizedDataError(f"{label}: expected mean and logvar, {dtype} {shape}, found {str(found)[:200]}")
-    return tensors["mean"], tensors["logvar"]
-
-
-def read_shape(content: Mapping[str, Any], label: str) -> Shape:
-    """(c, h, w). Raises TokenizedDataError."""
-    values = listed(content, "latent_shape", label, int)
-    if len(values) != 3 or min(values) < 1 or max(values) > 2**16 or values[0] * values[1] * values[2] > _MOST_VALUES:
-        raise TokenizedDataError(f"{label}: expected latent_shape (c, h, w), found {str(values)[:60]}")
-    return values[0], values[1], values[2]
-
-
-# ---- the index of a shard --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SkippedImage:
-    """An image that has no latent: its number, its name, and the line that says why."""
-
-    image: int
+    image: Count
     name: str
     reason: str
 
 
-@dataclass(frozen=True)
-class ShardIndex:
+class Moments(Struct, frozen=True):
+    """``LatentStatistics.state`` of the stored means."""
+
+    count: Positive
+    mean: list[float]
+    squares: list[float]
+    minimum: list[float]
+    maximum: list[float]
+
+    def statistics(self) -> LatentStatistics:
+        """Raises ValueError where they cannot be."""
+        return LatentStatistics.from_state(plain(self))
+
+
+class ShardIndex(Struct, frozen=True, kw_only=True):
     """What is in a shard, and where.
 
-    plan: digest of the plan that it was made by. first, last: its images are [first, last). file_bytes, sha256: of the
-    shard's file. member_bytes: of each safetensors member of a tar file; offsets: of their headers; 0 and none for
-    Parquet, which has its own. labels: of each latent. statistics: of the stored means (``LatentStatistics.state``);
-    None for an empty shard.
+    Attributes:
+        plan: digest of the plan. number: of the shard. first, last: its images are [first, last).
+        file_bytes, sha256: of the shard's file.
+        offsets, member_bytes: where each latent is in a tar file, and how long; none and 0 for other containers.
+        labels: of each latent.
+        statistics: of the stored means; None for a shard without latents.
+        shape: of the latents; None for the plan's.
+        made_by: what its last digits depend on.
     """
 
-    plan: str
-    number: int
-    first: int
-    last: int
-    file_bytes: int
-    sha256: str
-    member_bytes: int
-    offsets: list[int]
-    labels: list[int | None]
+    format: Literal["ssdd-latents-2"] = FORMAT
+    plan: Sha256
+    number: Annotated[int, Meta(ge=0, le=MOST_SHARDS)]
+    first: Count
+    last: Count
+    file_bytes: Count
+    sha256: Sha256
+    member_bytes: Count
+    offsets: list[Count]
+    labels: list[Label]
     skipped: list[SkippedImage]
-    statistics: dict[str, Any] | None
+    statistics: Moments | None
+    shape: Shape | None
+    made_by: MadeBy
 
     @property
     def images(self) -> int:
-        """Those that have latents."""
+        """Number of images that have latents."""
         return self.last - self.first - len(self.skipped)
 
     @property
@@ -195,55 +174,134 @@ class ShardIndex:
         return len(self.labels)
 
     def encode(self) -> bytes:
-        content = {"format": FORMAT, **asdict(self)}
-        # A line a field: thousands of offsets would have a line each.
-        lines = ",\n".join(f" {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in content.items())
+        """Return the JSON file: a line a field, since thousands of offsets would have a line each."""
+        lines = ",\n".join(f" {json.dumps(k)}: {json.dumps(v)}" for k, v in plain(self).items())
         return f"{{\n{lines}\n}}\n".encode()
 
     @classmethod
     def decode(cls, content: bytes, label: str) -> "ShardIndex":
         """Raises TokenizedDataError where the fields are no index or contradict one another."""
-        found = decode_json(content, label)
-        text(found, "format", label, re.escape(FORMAT))
-        first = whole(found, "first", label, 0, MOST_IMAGES)
-        index = cls(
-            plan=text(found, "plan", label, SHA256),
-            number=whole(found, "number", label, 0, MOST_SHARDS),
-            first=first,
-            last=whole(found, "last", label, first + 1, MOST_IMAGES),
-            file_bytes=whole(found, "file_bytes", label, 1, 1 << 50),
-            sha256=text(found, "sha256", label, SHA256),
-            member_bytes=whole(found, "member_bytes", label, 0, 1 << 31),
-            offsets=listed(found, "offsets", label, int),
-            labels=listed(found, "labels", label, (int, type(None))),
-            skipped=[_skipped(entry, label) for entry in listed(found, "skipped", label, dict)],
-            statistics=_statistics(found, label),
-        )
-        ends = [offset + BLOCK + index.member_bytes for offset in index.offsets]
-        starts = [*index.offsets, index.file_bytes]
-        if index.offsets and (starts[0] < 0 or any(e > s for e, s in zip(ends, starts[1:], strict=True))):
-            raise TokenizedDataError(
-                f"{label}: expected offsets in order within {index.file_bytes} bytes, found others"
-            )
-        skipped = [s.image for s in index.skipped]
-        inside = all(first <= i < index.last for i in skipped) and len(set(skipped)) == len(skipped)
+        index = decode(content, cls, label)
+        ends = [offset + index.member_bytes for offset in index.offsets]
+        if any(end > start for end, start in zip(ends, [*index.offsets[1:], index.file_bytes], strict=False)):
+            raise TokenizedDataError(f"{label}: expected offsets in order within {index.file_bytes} bytes")
+        skipped = {s.image for s in index.skipped}
+        inside = all(index.first <= i < index.last for i in skipped) and len(skipped) == len(index.skipped)
         placed = len(index.offsets) in (0, index.latents)
-        if not placed or not inside or bool(index.latents) != bool(index.statistics):
+        if not inside or not placed or index.images < 0 or bool(index.latents) != bool(index.statistics):
             raise TokenizedDataError(f"{label}: expected as many labels as latents, and skipped images of the shard")
         return index
 
 
-def _skipped(entry: dict[str, Any], label: str) -> SkippedImage:
-    image = whole(entry, "image", label, 0, MOST_IMAGES)
-    return SkippedImage(image, text(entry, "name", label), text(entry, "reason", label))
+# ---- the manifest --------------------------------------------------------------------------------------------------
 
 
-def _statistics(content: Mapping[str, Any], label: str) -> dict[str, Any] | None:
-    value = content.get("statistics")
-    if value is not None and not isinstance(value, dict):
-        raise TokenizedDataError(f"{label}: expected statistics or null, found {type(value).__name__}")
+class SetStatistics(Struct, frozen=True):
+    """Of the stored means of all latents: entries of a model's config, and per channel."""
+
+    scaling_factor: float
+    shift_factor: float
+    latents_mean: list[float]
+    latents_std: list[float]
+    positions: Count
+    mean: list[float]
+    std: list[float]
+    minimum: list[float]
+    maximum: list[float]
+    global_mean: float
+    global_std: float
+
+    @classmethod
+    def of(cls, statistics: LatentStatistics) -> "SetStatistics":
+        config: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in statistics.config().items()}
+        return cls(
+            **config,
+            positions=statistics.count,
+            mean=statistics.mean.tolist(),
+            std=statistics.std.tolist(),
+            minimum=statistics.minimum.tolist(),
+            maximum=statistics.maximum.tolist(),
+            global_mean=statistics.global_mean,
+            global_std=statistics.global_std,
+        )
+
+
+class ShardEntry(Struct, frozen=True):
+    """A shard in the manifest: its counts, and sizes and sha256 of it and of its index."""
+
+    name: str
+    images: Count
+    latents: Count
+    bytes: Count
+    sha256: Sha256
+    index_sha256: Sha256
+
+
+class Manifest(Plan, frozen=True, kw_only=True):
+    """A finished set: its plan, with all classes, and what its shards come to.
+
+    skipped: the first ``MOST_SKIPPED`` images without latents; all are in the indices. skipped_images: their number.
+    """
+
+    images: Positive
+    latents: Positive
+    skipped: list[SkippedImage]
+    skipped_images: Count
+    statistics: SetStatistics
+    shards: list[ShardEntry]
+
+
+MOST_SKIPPED = 1000
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+def shard_name(number: int, container: Container) -> str:
+    return f"shard-{number:06d}.{SUFFIXES[container]}"
+
+
+def index_name(number: int) -> str:
+    """Return the name of the JSON file beside a shard."""
+    return f"shard-{number:06d}.json"
+
+
+def key_of(shard: int | None, image: int, crop: int, flipped: bool, name: str) -> str:
+    """Return the key of a latent: unique by its numbers; the image's own name, made harmless, only helps people.
+
+    shard: number of the input shard, where images are counted in each of them.
+    """
+    stem = Path(name.rsplit(":", 1)[-1]).stem
+    safe = re.sub(r"[^A-Za-z0-9_]+", "_", stem)[:48].strip("_") or "image"
+    prefix = "" if shard is None else f"{shard:06d}"
+    return f"{prefix}{image:09d}-c{crop}{'f' if flipped else ''}-{safe}"
+
+
+def encode_json(content: Struct) -> bytes:
+    """Return the bytes of a JSON file: the same content, the same bytes."""
+    return (json.dumps(plain(content), indent=1) + "\n").encode()
+
+
+def decode(content: bytes, kind: type[T], label: str) -> T:
+    """Raises TokenizedDataError for anything but JSON of this kind."""
     try:
-        _ = value and LatentStatistics.from_state(value)
-    except ValueError as error:
-        raise TokenizedDataError(f"{label}: {error}") from error
-    return value
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise TokenizedDataError(
+            f"{label}: expected {kind.__name__} as JSON, found: {one_safe_line(str(error))}"
+        ) from error
+
+
+def plain(content: Struct) -> dict[str, Any]:
+    """Return a structure as JSON has it."""
+    found: dict[str, Any] = msgspec.to_builtins(content)
+    return found
+
+
+def read_json(path: Path) -> bytes:
+    """Read a whole file. Raises FileNotFoundError, or TokenizedDataError for something else or an absurd size."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: expected this file of tokenized data, found none")
+    if not path.is_file() or path.stat().st_size > _MOST_JSON_BYTES:
+        raise TokenizedDataError(f"{path}: expected a JSON file of at most {_MOST_JSON_BYTES} bytes, found another")
+    return path.read_bytes()

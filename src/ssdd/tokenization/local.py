@@ -1,35 +1,208 @@
-"""Shards made by one process, which reads ahead beyond their ends."""
+"""Shards made on this machine, by this process or by several; one that dies loses only the shard that it was at."""
 
+import logging
+import multiprocessing
+import signal
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
-from itertools import chain
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.sharedctypes import RawArray
+from typing import Any, Literal
 
-from .crop_reader import read_images
-from .plan import OpenJob, ShardTask
+import torch
+
+from ..data.loader import end_with_parent
+from ..memory import keep_freed_memory
+from ..processes import usable_cores
+from ..text import one_safe_line
+from .output import open_output
+from .plan import OpenJob, ShardTask, Work
 from .shard import Report, write_shard
 
+MOST_RESTARTS = 3
+"""How often in a row processes die before a shard is finished, until that ends the command."""
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+_LOOK_SECONDS = 0.5
+_LOG = logging.getLogger(__name__)
 
-def make_shards(
-    job: OpenJob, tasks: Iterable[ShardTask], out: Path, workers: int, report: Report
-) -> Iterator[ShardTask]:
-    """The shards one after the other, from one stream of images: the next shard's are read while this one ends.
 
-    Args:
-        tasks: asked for as far ahead as images are read.
-        workers: processes that read and crop ahead of the encoder; 0 does it in this one.
+@dataclass(frozen=True)
+class Failed:
+    """An error that another process would meet as well, in one line: exceptions do not always survive the way."""
 
-    Yields each shard when it is finished. Raises as ``write_shard``.
+    kind: Literal["ValueError", "OSError", "RuntimeError"]
+    line: str
+
+    @classmethod
+    def of(cls, error: Exception) -> "Failed":
+        line = one_safe_line(str(error))
+        if isinstance(error, OSError):
+            return cls("OSError", line)
+        if isinstance(error, ValueError):
+            return cls("ValueError", line)
+        return cls("RuntimeError", line if isinstance(error, RuntimeError) else f"{type(error).__name__}: {line}")
+
+    def reraise(self) -> None:
+        raise {"OSError": OSError, "ValueError": ValueError, "RuntimeError": RuntimeError}[self.kind](self.line)
+
+
+def encoder_devices(device: torch.device, processes: int | None, threads: int) -> list[str]:
+    """Return the device of each process.
+
+    ``processes``: None for one on each GPU, one on a GPU that is named with its number, and on a CPU as many as its
+    cores allow with so many ``threads`` each.
     """
-    begun: deque[ShardTask] = deque()
+    if device.type == "cuda" and device.index is None:
+        cards = max(1, torch.cuda.device_count())
+        return [f"cuda:{k % cards}" for k in range(processes or cards)]
+    usual = max(1, usable_cores() // threads) if device.type == "cpu" else 1
+    return [str(device)] * (processes or usual)
 
-    def images() -> Iterator[int]:
-        for task in tasks:
-            begun.append(task)
-            yield from range(task.first, task.last)
 
-    items = read_images(job, images(), workers)
-    for first in items:
-        task = begun.popleft()
-        write_shard(job, task, out, chain([first], items), report)
+def make_here(job: OpenJob, work: Work, tasks: Sequence[ShardTask], report: Report) -> Iterator[ShardTask]:
+    """Make shards in this process; yield each when it is finished. Raises as ``write_shard``."""
+    output = open_output(work.out)
+    for task in tasks:
+        write_shard(job, task, output, work, report)
         yield task
+
+
+def make_in_processes(
+    work: Work, tasks: Sequence[ShardTask], devices: Sequence[str], report: Report
+) -> Iterator[ShardTask]:
+    """Make shards in a process for each of the devices; yield each when it is finished, in any order.
+
+    Raises as ``write_shard``, and RuntimeError with one line if processes die again and again. However it ends, also if
+    this process is killed, the others end with it.
+    """
+    left, deaths = deque(tasks), 0
+    while left:
+        pool = _Pool(work, devices[: len(left)], report)
+        try:
+            for task in pool.run(left):
+                deaths = 0
+                yield task
+        except BrokenProcessPool:
+            deaths += 1
+            lost = pool.give_back(left)
+            shards = ", ".join(str(task.number) for task in lost) or "none"
+            if deaths > MOST_RESTARTS:
+                raise RuntimeError(
+                    f"expected processes that live, but one died for the {deaths}th time in a row, with the shards "
+                    f"{shards} begun. If memory ran out, pass a smaller --processes; the same command goes on from here"
+                ) from None
+            _LOG.warning("a process died; new ones make the shards that were begun again: %s", shards)
+        finally:
+            pool.end()
+
+
+@contextmanager
+def _no_signals() -> Iterator[None]:
+    """Hold back the signals that stop the command: a process that is started here listens when it is ready to."""
+    resource_tracker.ensure_running()  # started below, it would let the signals through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Pool:
+    """A ``ProcessPoolExecutor`` whose processes have a device each, and say how far they are."""
+
+    def __init__(self, work: Work, devices: Sequence[str], report: Report) -> None:
+        context = multiprocessing.get_context("spawn")  # CUDA and threads do not live through a fork
+        self._at_once = 2 * len(devices)  # one ahead of each process
+        self._done = RawArray("q", self._at_once)
+        names = context.SimpleQueue()
+        for device in devices:
+            names.put(device)
+        self._others = set(multiprocessing.active_children())
+        self._pool = ProcessPoolExecutor(len(devices), context, _begin, (work, names, self._done))
+        self._running: dict[Future[Failed | None], tuple[ShardTask, int]] = {}
+        self._report, self._reported = report, 0
+
+    def run(self, tasks: deque[ShardTask]) -> Iterator[ShardTask]:
+        """Take tasks, and yield them when they are done. Raises BrokenProcessPool when a process has died."""
+        free, finished = set(range(self._at_once)), 0
+        while tasks or self._running:
+            while tasks and free:
+                slot = free.pop()
+                self._done[slot] = 0
+                task = tasks.popleft()
+                with _no_signals():
+                    future = self._pool.submit(_make, task, slot)
+                self._running[future] = task, slot
+            done, _ = wait(self._running, _LOOK_SECONDS, FIRST_COMPLETED)
+            for future in done:
+                failed = future.result()  # raises BrokenProcessPool with the task still among the running ones
+                task, slot = self._running.pop(future)
+                if failed is not None:
+                    failed.reraise()
+                finished += self._done[slot]
+                self._done[slot] = 0
+                free.add(slot)
+                self._tell(finished)
+                yield task
+            self._tell(finished)
+
+    def _tell(self, finished: int) -> None:
+        now = finished + sum(self._done)
+        if now != self._reported:
+            self._report(now - self._reported)
+            self._reported = now
+
+    def give_back(self, tasks: deque[ShardTask]) -> list[ShardTask]:
+        """Put the tasks that were begun back, and take back what was reported of them."""
+        begun = [task for task, slot in self._running.values() if self._done[slot]]
+        self._report(-sum(self._done[slot] for _, slot in self._running.values()))
+        tasks.extendleft(task for task, _ in reversed(self._running.values()))
+        self._running.clear()
+        return begun
+
+    def end(self) -> None:
+        """End all processes, whatever they are at."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        processes = set(multiprocessing.active_children()) - self._others
+        for process in processes if self._running else ():
+            process.kill()
+        for process in processes:
+            process.join()
+
+
+# ---- in the processes ----------------------------------------------------------------------------------------------
+
+_here: "tuple[Work, str, Any] | None" = None
+_job: OpenJob | None = None
+
+
+def _begin(work: Work, devices: Any, done: Any) -> None:
+    """Prepare a process."""
+    global _here
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too; its parent decides
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    keep_freed_memory()
+    _here = work, devices.get(), done
+
+
+def _make(task: ShardTask, slot: int) -> Failed | None:
+    global _job
+    assert _here is not None
+    work, device, done = _here
+
+    def report(images: int) -> None:
+        done[slot] += images
+
+    try:
+        if _job is None:
+            _job = work.open(device)
+        write_shard(_job, task, open_output(work.out), work, report)
+    except Exception as error:
+        return Failed.of(error)
+    return None

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..text import one_safe_line
-from .containers import AuditedLatent, LatentMeta, ShardFile, StoredLatent
 from .format import KEY, STORED, Shape, TokenizedDataError
+from .records import AuditedLatent, Latent, ShardFile, StoredLatent
 
 ROWS = 16
 """Latents in a row group: what is read for one of them."""
@@ -42,20 +42,20 @@ class ParquetWriter:
         self.offsets: list[int] = []  # the file itself has them
         self.member_bytes = 0
 
-    def add(self, meta: LatentMeta, mean: Tensor, logvar: Tensor) -> None:
-        names = ("size", "resized", "crop")
-        sides = dict(zip(_SIDES, (side for name in names for side in getattr(meta, name)), strict=True))
+    def add(self, latent: Latent) -> None:
+        sides = (*latent.size, *latent.resized, *latent.crop)
         self._rows.append(
             {
-                "key": meta.key,
-                "source": meta.source.encode("utf-8", "backslashreplace").decode(),  # names may be any bytes
-                "image": meta.image,
-                "label": meta.label,
-                "class": meta.class_name,
-                **sides,
-                "flipped": meta.flipped,
-                "mean": _to_bytes(mean),
-                "logvar": _to_bytes(logvar),
+                "key": latent.key,
+                "source": latent.source.encode("utf-8", "backslashreplace").decode(),  # names may be any bytes
+                "image": latent.image,
+                "label": latent.label,
+                "class": latent.class_name and latent.class_name.encode("utf-8", "backslashreplace").decode(),
+                **dict(zip(_SIDES, sides, strict=True)),
+                "flipped": latent.flipped,
+                "mean": _to_bytes(latent.mean),
+                "logvar": _to_bytes(latent.logvar),
+                "members": list(latent.members.items()),
             }
         )
         if len(self._rows) == ROWS:
@@ -83,17 +83,19 @@ class ParquetReader:
     def key(self, row: int) -> str:
         return self._checked(self._rows(row, ("key",))["key"][row % ROWS])
 
-    def read(self, row: int) -> StoredLatent:
-        return self._latent(self._rows(row, ("key", "mean", "logvar")), row % ROWS)
+    def read(self, row: int, members: bool = False) -> StoredLatent:
+        names = ("key", "mean", "logvar", *(["members"] if members else []))
+        return self._latent(self._rows(row, names), row % ROWS)
 
     def stream(self) -> Iterator[StoredLatent]:
         return (self.read(row) for row in range(self._file.latents))
 
     def audit(self) -> Iterator[AuditedLatent]:
         for row in range(self._file.latents):
-            columns, at = self._rows(row, ("key", "label", "image", "mean", "logvar")), row % ROWS
+            columns, at = self._rows(row, ("key", "label", "class", "image", "mean", "logvar")), row % ROWS
             latent = self._latent(columns, at)
-            yield AuditedLatent(latent, latent.key, columns["label"][at], columns["image"][at])
+            class_of = columns["class"][at] if columns["label"][at] is None else columns["label"][at]
+            yield AuditedLatent(latent, latent.key, class_of, columns["image"][at])
 
     def _rows(self, row: int, columns: tuple[str, ...]) -> dict[str, list[Any]]:
         file = self._file
@@ -101,7 +103,8 @@ class ParquetReader:
 
     def _latent(self, columns: dict[str, list[Any]], at: int) -> StoredLatent:
         mean, logvar = (_from_bytes(columns[name][at], self._file) for name in ("mean", "logvar"))
-        return StoredLatent(self._checked(columns["key"][at]), mean, logvar)
+        members = dict(columns["members"][at] or ()) if "members" in columns else {}
+        return StoredLatent(self._checked(columns["key"][at]), mean, logvar, members)
 
     def _checked(self, key: str) -> str:
         if not KEY.fullmatch(key):
@@ -134,6 +137,7 @@ def _schema(pyarrow: ModuleType, shape: Shape, dtype: torch.dtype) -> Any:
         pyarrow.field("flipped", pyarrow.bool_(), nullable=False),
         pyarrow.field("mean", latent, nullable=False),
         pyarrow.field("logvar", latent, nullable=False),
+        pyarrow.field("members", pyarrow.map_(pyarrow.string(), pyarrow.binary()), nullable=False),
     ]
     return pyarrow.schema(fields, {"latent_shape": ",".join(map(str, shape)), "store": store})
 
@@ -162,7 +166,8 @@ def _opened(path: str, version: tuple[int, ...], latents: int, shape: Shape, dty
     except (pyarrow.ArrowException, ValueError) as error:
         raise TokenizedDataError(f"{path}: expected a Parquet file, found {_line(error)}") from error
     sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-    if not schema.equals(_schema(pyarrow, shape, dtype), check_metadata=True):
+    expected = _schema(pyarrow, shape, dtype)
+    if not schema.equals(expected) or schema.metadata != expected.metadata:
         raise TokenizedDataError(f"{path}: expected the columns of a shard of {dtype} {shape}, found others")
     if sizes != [min(ROWS, latents - first) for first in range(0, latents, ROWS)]:
         raise TokenizedDataError(f"{path}: expected {latents} latents, {ROWS} a row group, found {metadata.num_rows}")

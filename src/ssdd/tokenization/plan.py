@@ -1,48 +1,46 @@
-"""What is to be done, in words that another process, or another machine, can do a part of it by."""
+"""What is to be done, in plain values: any process, on any machine, can do a part of it by them."""
 
-from collections.abc import Iterator, Mapping
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+from urllib.parse import parse_qs
 
 import torch
 
 from ..dtypes import Dtype
-from ..files import atomic_path
-from .containers import container_version
 from .crops import CropProtocol
-from .format import (
-    FORMAT,
-    MOST_IMAGES,
-    MOST_SHARDS,
-    PLAN,
-    Container,
-    decode_json,
-    encode_json,
-    read_bytes,
-    sha256_of,
-    text,
-)
+from .format import MOST_SHARDS, Container, DataInfo, MadeBy, ModelInfo, Plan, Store, plain
+from .image_list import ImageList, ListedImages
+from .inputs import is_remote, is_shard, local_copy
+from .labels import LabelFile
 from .model import LatentEncoder
-from .source import LabelledSource, LabelRule
+from .sources import LabelRule, ParquetShard, ShardImages, TarShard
+from .writers import writer_version
 
-_NOT_COMPARED = (("model", "name"), ("model", "encoder"), ("data", "paths"))
-"""They say where the model, its encoder and the data were found, and decide nothing."""
+SHARD_IMAGES = 1024
+"""Usual number of images a shard."""
 
 
 @dataclass(frozen=True)
 class TokenizeJob:
-    """Plain values that everything follows from: what any process needs to make a shard.
+    """Plain values that everything follows from.
 
     Attributes:
-        paths: data, as ``open_source`` takes them. only, labels: see ``LabelledSource``.
+        paths: data, as ``inputs.expand`` and ``open_source`` take them.
+        only: a pattern for names. labels: see ``make_list``. label_file: see ``LabelFile``.
         model, encoder: see ``LatentEncoder``. dtype: of its network.
         protocol: the crops.
         store: fp16 or bf16, of mean and log-variance. container: what shards are written as.
-        shard_images: images a shard, broken ones counted. batch_size: crops that are encoded together; both decide
-            the bytes, the second by the rounding of the network.
-        threads: of the network on a CPU, in each process that encodes; they decide its rounding too, so that they
-            are no matter of the machine.
+        shard_images: images a shard, broken ones counted; None: tar and Parquet files, if there are several or they lie
+            elsewhere, make a shard each, and other images come 1024 a shard.
+        batch_size: crops that are encoded together. threads: of the network on a CPU, in each process that encodes.
+            Both decide the last digits, and are no matter of the machine.
     """
 
     paths: tuple[str, ...]
@@ -50,134 +48,213 @@ class TokenizeJob:
     protocol: CropProtocol = field(default_factory=CropProtocol)
     only: str | None = None
     labels: LabelRule = "auto"
-    store: Literal["fp16", "bf16"] = "fp16"
+    label_file: str | None = None
+    store: Store = "fp16"
     container: Container = "tar"
     dtype: Dtype = "fp32"
-    shard_images: int = 1024
+    shard_images: int | None = None
     batch_size: int = 16
     threads: int = 1
     encoder: str | None = None
 
     def __post_init__(self) -> None:
-        if not (1 <= self.shard_images <= 10**6 and 1 <= self.batch_size <= 10**4):
+        if not (1 <= (self.shard_images or 1) <= 10**6 and 1 <= self.batch_size <= 10**4):
             raise ValueError(
                 "expected 1 to 1000000 images a shard and a batch of 1 to 10000 crops, found "
                 f"{self.shard_images} and {self.batch_size}"
             )
         if not 1 <= self.threads <= 1024:
             raise ValueError(f"expected 1 to 1024 threads, found {self.threads}")
+        if self.container == "lightningdit" and (not self.protocol.flips or self.protocol.bucket_step is not None):
+            raise ValueError(
+                "expected crops of one shape and --flips with the format lightningdit, which has both of each"
+            )
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard: its number, and its images, [first, last) of the data."""
+    """A shard to make: its number, and its images: [first, last) of the list, or those of an input shard."""
 
     number: int
-    first: int
-    last: int
+    first: int = 0
+    last: int = 0
+    input: str | None = None
+
+
+class InputShards:
+    """Tar and Parquet files that make a shard each. Nothing of them is read before its turn."""
+
+    def __init__(self, job: TokenizeJob, paths: Sequence[str]) -> None:
+        self._job, self.paths = job, paths
+
+    @cached_property
+    def _labels(self) -> LabelFile | None:
+        return None if self._job.label_file is None else LabelFile(self._job.label_file)
+
+    def tasks(self) -> Iterator[ShardTask]:
+        for number, path in enumerate(self.paths):
+            yield ShardTask(number, input=path)
+
+    def describe(self) -> tuple[DataInfo, list[str]]:
+        """Return what identifies the data, and no classes: they are known when all shards are made."""
+        names = "\n".join(path.split("?")[0].rsplit("/", 1)[-1] for path in self.paths)
+        digest = sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
+        return DataInfo(list(self._job.paths), self._job.only, None, len(self.paths), digest), []
+
+    @contextmanager
+    def open(self, task: ShardTask) -> Iterator[ShardImages]:
+        """The images of a shard; a remote file is copied to this machine while they are used."""
+        assert task.input is not None
+        path, _, query = task.input.partition("?")
+        columns = {name: values[0] for name, values in parse_qs(query).items()}
+        with local_copy(path) as local:
+            if path.endswith(".parquet"):
+                image, label = columns.get("image"), columns.get("label")
+                yield ParquetShard(local, path, image, label, self._job.labels, self._labels, self._keeps)
+            else:
+                yield TarShard(local, path, self._job.labels, self._labels, self._keeps)
+
+    def _keeps(self, name: str) -> bool:
+        return self._job.only is None or fnmatchcase(name, self._job.only)
+
+
+class ListedData:
+    """Images of a list, some of them a shard."""
+
+    def __init__(self, job: TokenizeJob, images: ImageList) -> None:
+        self._job, self._images = job, images
+
+    def tasks(self) -> Iterator[ShardTask]:
+        for number, (first, last) in enumerate(self._images.ranges(self._job.shard_images or SHARD_IMAGES)):
+            yield ShardTask(number, first, last)
+
+    def describe(self) -> tuple[DataInfo, list[str]]:
+        """Return what identifies the data, and the classes."""
+        info, shards = self._images.info, sum(1 for _ in self.tasks())
+        return DataInfo(list(self._job.paths), self._job.only, info.images, shards, info.names_sha256), info.classes
+
+    @contextmanager
+    def open(self, task: ShardTask) -> Iterator[ShardImages]:
+        """The images of a shard."""
+        yield ListedImages(self._images, task.first, task.last)
+
+
+Data = InputShards | ListedData
+
+
+def input_shards(job: TokenizeJob, paths: Sequence[str]) -> bool:
+    """Whether each of these paths makes a shard. Raises ValueError where some do and others cannot."""
+    elsewhere = [path for path in paths if is_remote(path) or path.split("?")[0].endswith(".parquet")]
+    shards = [path for path in paths if is_shard(path) and (len(paths) > 1 or path in elsewhere)]
+    one_each = len(shards) == len(paths) and job.shard_images is None
+    if not one_each and (found := [path for path in shards if path in elsewhere]):
+        raise ValueError(
+            f"{found[0]}: expected shards alone, each of which makes one, found other data or --shard-images with them"
+        )
+    if one_each and job.protocol.bucket_step is not None:
+        raise ValueError("expected images that are listed for --buckets, found input shards: pass --shard-images")
+    if len(paths) > MOST_SHARDS:
+        raise ValueError(f"expected at most {MOST_SHARDS} shards, found {len(paths)}")
+    return one_each
+
+
+def made_by(job: TokenizeJob, device: torch.device) -> MadeBy:
+    """Return what the last digits of latents depend on, in this process."""
+    if device.type == "cuda":
+        name, threads = torch.cuda.get_device_name(device), None
+    else:
+        name, threads = f"{device.type} {torch.backends.cpu.get_cpu_capability()} {platform.machine()}", job.threads
+    return MadeBy(str(torch.__version__), name, job.dtype, threads, job.batch_size, writer_version(job.container))
+
+
+def check_size(job: TokenizeJob, encoder: LatentEncoder) -> None:
+    """Raises ValueError for crops that do not fit the encoder."""
+    factor = encoder.spatial_factor
+    wrong = [side for shape in job.protocol.shapes for side in shape if side % factor]
+    if wrong:
+        raise ValueError(f"expected a size that is a multiple of {factor}, as {job.model} needs it, found {wrong[0]}")
+
+
+def make_plan(job: TokenizeJob, data: Data, encoder: LatentEncoder) -> Plan:
+    """Raises ValueError for too many shards."""
+    factor, size = encoder.spatial_factor, job.protocol.size
+    info, classes = data.describe()
+    if info.shards > MOST_SHARDS:
+        raise ValueError(f"expected at most {MOST_SHARDS} shards, found {info.shards}: make them larger")
+    return Plan(
+        model=ModelInfo(**encoder.describe()),
+        data=info,
+        classes=classes,
+        protocol=job.protocol.describe(),
+        latent_shape=(encoder.latent_channels, size // factor, size // factor),
+        store=job.store,
+        container=job.container,
+        shard_images=None if isinstance(data, InputShards) else job.shard_images or SHARD_IMAGES,
+        made_by=made_by(job, encoder.device),
+    )
 
 
 class OpenJob:
-    """A job with its data and its model open: one of it in each process that makes shards.
+    """A plan with its data and its encoder: one of it in each process that makes shards."""
 
-    Attributes:
-        plan: everything that decides the bytes of the shards, as JSON. digest: of what of it is compared.
-    """
-
-    def __init__(self, job: TokenizeJob, device: torch.device | str = "cpu") -> None:
-        """Raises ValueError or OSError with one line for data, a model or a size that do not fit."""
-        self.job = job
-        self.source = LabelledSource(job.paths, job.only, job.labels)
-        self.encoder = LatentEncoder(job.model, device, job.dtype, job.encoder)
-        factor, size = self.encoder.spatial_factor, job.protocol.size
-        if size % factor:
-            raise ValueError(f"expected a size that is a multiple of {factor}, as {job.model} needs it, found {size}")
-        if len(self.source) > min(MOST_IMAGES, MOST_SHARDS * job.shard_images) - 1:
-            raise ValueError(
-                f"expected at most {MOST_SHARDS} shards, found {len(self.source)} images: make them larger"
-            )
-        self.latent_shape = (self.encoder.latent_channels, size // factor, size // factor)
-        self.plan = self._plan()
-        self.digest = plan_digest(self.plan)
+    def __init__(self, job: TokenizeJob, plan: Plan, data: Data, encoder: LatentEncoder) -> None:
+        self.job, self.plan, self.data, self.encoder = job, plan, data, encoder
+        self.digest = plan.digest
+        self.made_by = made_by(job, encoder.device)
 
     @property
     def on_cpu(self) -> bool:
         return self.encoder.device.type == "cpu"
 
-    def shards(self) -> Iterator[ShardTask]:
-        """All shards, in order."""
-        step, images = self.job.shard_images, len(self.source)
-        for number, first in enumerate(range(0, images, step)):
-            yield ShardTask(number, first, min(first + step, images))
 
-    def _plan(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "model": self.encoder.describe(),
-            "data": {"paths": list(self.job.paths), "only": self.job.only, **self.source.describe()},
-            "classes": self.source.classes,
-            "protocol": self.job.protocol.describe(),
-            "latent_shape": list(self.latent_shape),
-            "store": self.job.store,
-            "container": self.job.container,
-            "shard_images": self.job.shard_images,
-            # What the last digits hang on.
-            "rounding": {
-                "dtype": self.job.dtype,
-                "batch_size": self.job.batch_size,
-                "device": self.encoder.device.type,
-                **({"threads": self.job.threads} if self.on_cpu else {}),
-                "torch": torch.__version__,
-                **container_version(self.job.container),
-            },
-        }
+@dataclass(frozen=True)
+class Work:
+    """What a process needs to make any shard of a set.
 
-
-def plan_digest(plan: Mapping[str, Any]) -> str:
-    """sha256 of what makes two plans the same."""
-    return sha256_of(_compared(plan))
-
-
-def settle_plan(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
-    """The plan of the folder ``out``: this one if it is new.
-
-    Raises ValueError, with what differs, if the folder was begun by another plan or holds something else.
+    paths: the input shards, or where the data of the list lie. image_list: its folder; None for input shards.
+    readers: threads that read and crop ahead of the encoder.
     """
-    path = out / PLAN
-    if not path.exists():
-        if strangers := sorted(p.name for p in out.iterdir() if not p.name.startswith(".")):
+
+    job: TokenizeJob
+    plan: Plan
+    out: str
+    paths: tuple[str, ...]
+    image_list: str | None
+    readers: int
+
+    def data(self) -> Data:
+        if self.image_list is None:
+            return InputShards(self.job, self.paths)
+        return ListedData(self.job, ImageList(Path(self.image_list), self.paths))
+
+    def open(self, device: torch.device | str) -> OpenJob:
+        """Raises ValueError if the encoder is another one than the plan's."""
+        encoder = LatentEncoder(self.job.model, device, self.job.dtype, self.job.encoder)
+        if encoder.sha256 != self.plan.model.encoder_sha256:
             raise ValueError(
-                f"{out}: expected a new folder, or one of ssdd tokenize with its {PLAN}, found {strangers[0]} in it"
+                f"expected the encoder of {self.job.model} that the command began with, found another in one of its "
+                "processes: it changed, or is another on that machine"
             )
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(encode_json(plan))
-        return plan
-    there = decode_json(read_bytes(path), str(path))
-    text(there, "format", str(path), FORMAT)
-    if found := differences(there, plan):
-        raise ValueError(
-            f"{out} was begun with other settings: {'; '.join(found[:4])}"
-            f"{f'; {len(found) - 4} more' if len(found) > 4 else ''}: give it the same ones, or another --out"
-        )
-    return there
+        return OpenJob(self.job, self.plan, self.data(), encoder)
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """``protocol.size is 256 there, 128 here`` for each value of two plans that differs."""
-    left, right = dict(_leaves(_compared(there))), dict(_leaves(_compared(here)))
+def differences(there: Plan, here: Plan) -> list[str]:
+    """``protocol.size is 256 there, 128 here`` for each value of two plans that makes them different sets."""
+    return _differences(there.compared(), here.compared())
+
+
+def rounding_differences(there: MadeBy, here: MadeBy) -> list[str]:
+    """The same of what only the last digits depend on."""
+    return _differences(plain(there), plain(here))
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    left, right = dict(_leaves(there)), dict(_leaves(here))
     return [
         f"{name} is {_short(left.get(name))} there, {_short(right.get(name))} here"
         for name in {**left, **right}
         if left.get(name) != right.get(name)
     ]
-
-
-def _compared(plan: Mapping[str, Any]) -> dict[str, Any]:
-    found = {key: dict(value) if isinstance(value, dict) else value for key, value in plan.items()}
-    for group, key in _NOT_COMPARED:
-        if isinstance(found.get(group), dict):
-            found[group].pop(key, None)
-    return found
 
 
 def _leaves(plan: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

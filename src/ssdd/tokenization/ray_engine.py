@@ -1,32 +1,23 @@
-"""Shards made by a Ray cluster: a pool of actors, each of which opens the job once.
-
-An actor that dies is started again by Ray, and its shard made again; what it left is overwritten or removed.
-"""
+"""Shards made by a Ray cluster: a task each; a worker opens the job once."""
 
 import logging
 import os
 import signal
 import threading
-import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ..memory import keep_freed_memory
 from ..text import one_safe_line
-from .crop_reader import read_images
-from .plan import OpenJob, ShardTask
-from .processes import MOST_RESTARTS
+from .local import MOST_RESTARTS, Failed
+from .output import open_output
+from .plan import OpenJob, ShardTask, Work
 from .shard import Report, write_shard
-from .worker import Failed, Order, failure, open_like, reraise
 
-_END_SECONDS = 10
-_READY_SECONDS = 120
-"""In which the first actor has to start: a cluster may be full of other work."""
+_LEAST_AT_ONCE = 64
+"""Tasks that wait in the cluster's queue: one that grows by demand sees some, from no machine on."""
 
 
 @contextmanager
@@ -51,138 +42,67 @@ def cluster() -> Iterator[None]:
 
 
 def make_by_ray(
-    job: OpenJob, tasks: Sequence[ShardTask], out: Path, processes: int | None, workers: int, report: Report
+    work: Work, tasks: Sequence[ShardTask], device: str, processes: int | None, report: Report
 ) -> Iterator[ShardTask]:
-    """Yields each shard when it is finished, in any order; ``report`` is told then.
+    """Yield each shard when it is finished, in any order; ``report`` is told then.
 
     Args:
-        processes: actors, at most, and by default, as many as the machines of the cluster have GPUs, or cores for the
-            job's threads. On GPUs each has one of its own. workers: processes that read ahead, for each of them.
+        device: ``cuda``: each task has a GPU.
+        processes: tasks at once, at most; None for what the cluster has room for.
 
-    Raises as ``write_shard``, ValueError if the cluster has no room for an actor, and RuntimeError with one line if
-    none starts, or too many of them die. However it ends, the actors end with it.
+    Raises as ``write_shard``, and RuntimeError with one line if the processes of a shard die again and again.
     """
-    if not tasks:
-        return
     ray = _package()
-    room = _room(ray.nodes(), job)
-    maker = ray.remote(
-        num_cpus=_cores(job),
-        num_gpus=0 if job.on_cpu else 1,
-        max_restarts=MOST_RESTARTS,
-        max_task_retries=MOST_RESTARTS,
-    )(ShardMaker)
-    order = Order(job.job, job.digest, job.encoder.device.type, workers, out)
-    actors = [maker.remote(order, os.getcwd()) for _ in range(min(processes or room, room, len(tasks)))]
-    started: set[Started] = set()
+    cores = work.job.threads if device == "cpu" else 1
+    make = ray.remote(num_cpus=cores, num_gpus=0 if device == "cpu" else 1, max_retries=MOST_RESTARTS)(_make)
+    folder, left, running = os.getcwd(), list(reversed(tasks)), list[Any]()
+    room = int(ray.cluster_resources().get("CPU", 0))
     try:
-        for answer in _answers(ray, actors, tasks, started):
+        while left or running:
+            while left and len(running) < (processes or max(_LEAST_AT_ONCE, 2 * room)):
+                running.append(make.remote(work, left.pop(), device, folder))
+            (done,), running = ray.wait(running, num_returns=1)
+            answer, images = ray.get(done)
             if isinstance(answer, Failed):
-                reraise(answer)
-            else:
-                report(answer.last - answer.first)
-                yield answer
+                answer.reraise()
+            report(images)
+            yield answer
     except ray.exceptions.RayError as error:
         line = one_safe_line(str(error))[:300]
-        raise RuntimeError(f"expected actors that live, found: {line}; the same command goes on from here") from error
+        raise RuntimeError(
+            f"expected processes that live, found: {line}; the same command goes on from here"
+        ) from error
     finally:
-        for actor in actors:  # after an error they would go on writing
-            ray.kill(actor, no_restart=True)
-        _wait_for({maker.pid for maker in started if maker.node == ray.get_runtime_context().get_node_id()})
+        for task in running:  # after an error they would go on writing
+            ray.cancel(task, force=True)
 
 
-def _wait_for(pids: set[int]) -> None:
-    """Until these processes, which were told to end, have, at most for some seconds."""
-    end = time.monotonic() + _END_SECONDS
-    while time.monotonic() < end and any(Path(f"/proc/{pid}").exists() for pid in pids):
-        time.sleep(0.02)
+def _make(work: Work, task: ShardTask, device: str, folder: str) -> tuple[ShardTask | Failed, int]:
+    """In a worker. An error is an answer: Ray would wrap it in pages of its own. folder: of relative paths."""
+    images: list[int] = []
+    try:
+        os.chdir(folder)
+        write_shard(_open(work, device), task, open_output(work.out), work, images.append)
+    except Exception as error:
+        return Failed.of(error), 0
+    return task, sum(images)
 
 
-def _answers(
-    ray: ModuleType, actors: Sequence[Any], tasks: Sequence[ShardTask], started: "set[Started]"
-) -> Iterator[ShardTask | Failed]:
-    """Of ``ShardMaker.make`` for each task, in any order, by those actors that have ``started``.
-
-    Raises RuntimeError if none of them does.
-    """
-    waiting = {actor.ready.remote(): actor for actor in actors}  # by what each of them is to answer next
-    left, to_do = len(tasks), deque(tasks)
-    while left:
-        at_work = left > len(to_do)
-        done, _ = ray.wait(list(waiting), num_returns=1, timeout=None if at_work else _READY_SECONDS)
-        if not done:
-            raise RuntimeError(
-                f"expected room for an actor in the Ray cluster, found none in {_READY_SECONDS} s: wait until its "
-                "other work is done, or end it"
-            )
-        actor, answer = waiting.pop(done[0]), ray.get(done[0])
-        if to_do:
-            waiting[actor.make.remote(to_do.popleft())] = actor
-        if isinstance(answer, Started):
-            started.add(answer)
-        else:
-            left -= 1
-            yield answer
+_open_jobs: dict[tuple[object, ...], OpenJob] = {}
 
 
-def _cores(job: OpenJob) -> int:
-    """Of an actor."""
-    return job.job.threads if job.on_cpu else 1
-
-
-def _room(nodes: Sequence[dict[str, Any]], job: OpenJob) -> int:
-    """For how many actors there are GPUs and cores: each needs those of one machine. Raises ValueError for none."""
-    machines: list[dict[str, float]] = [node["Resources"] for node in nodes if node["Alive"]]
-    room = 0
-    for machine in machines:
-        by_cores = int(machine.get("CPU", 0) // _cores(job))
-        room += by_cores if job.on_cpu else min(by_cores, int(machine.get("GPU", 0)))
-    if room < 1:
-        need = f"{_cores(job)} cores" if job.on_cpu else "a GPU and a core"
-        found = [{kind: machine.get(kind, 0) for kind in ("CPU", "GPU")} for machine in machines]
-        raise ValueError(f"expected {need} for an actor on a machine of the Ray cluster, found {found}")
-    return room
-
-
-@dataclass(frozen=True)
-class Started:
-    """An actor's process. One that takes the place of another is not told of."""
-
-    node: str
-    pid: int
-
-
-class ShardMaker:
-    """An actor."""
-
-    def __init__(self, order: Order, folder: str) -> None:
-        """folder: the current one, to which paths are relative."""
+def _open(work: Work, device: str) -> OpenJob:
+    """Open a job once in each worker."""
+    key = work.plan.digest, work.image_list, device
+    if key not in _open_jobs:
         keep_freed_memory()
-        self._order, self._folder = order, folder
-        self._job: OpenJob | None = None
-
-    def ready(self) -> Started:
-        """Answers as soon as there is room for the actor."""
-        return Started(_package().get_runtime_context().get_node_id(), os.getpid())
-
-    def make(self, task: ShardTask) -> ShardTask | Failed:
-        """The task when its shard is there. An error is an answer: Ray would wrap it in pages of its own."""
-        order = self._order
-        try:
-            if self._job is None:
-                os.chdir(self._folder)
-                self._job = open_like(order.job, order.device, order.digest)
-            images = range(task.first, task.last)
-            write_shard(self._job, task, order.out, read_images(self._job, images, order.workers))
-        except Exception as error:
-            return failure(error)
-        return task
+        _open_jobs[key] = work.open(device)
+    return _open_jobs[key]
 
 
 def _package() -> ModuleType:
     try:
         import ray
-        import ray.util
     except ImportError as error:
         raise ImportError("the engine ray needs the package: pip install 'ssdd[ray]'") from error
     return ray

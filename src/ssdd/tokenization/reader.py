@@ -3,88 +3,170 @@
 Shapes: c latent channels, h x w latent grid.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
-from .containers import ShardFile, ShardReader, StoredLatent, open_reader
-from .format import STORED, ShardIndex, TokenizedDataError, shard_name
-from .manifest import Manifest, read_index, read_manifest
-from .source import NO_LABEL
+from .format import STORED, Label, Manifest, ShardIndex, TokenizedDataError, plain, shard_name
+from .labels import NO_LABEL
+from .manifest import plan_of, read_index, read_manifest
+from .records import ShardFile, ShardReader, StoredLatent
+from .writers import open_reader
 
 _STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+_OPEN_SHARDS = 64
+"""Shards whose index is in memory, in each process."""
 
 
-@dataclass(frozen=True)
-class LatentItem:
-    """mean, logvar: (c, h, w) float32, of a raw latent's posterior. label: index into the set's classes, or None.
-
-    key: unique in its set: number of the image, of its crop, ``f`` if mirrored, its name.
-    """
-
-    mean: Tensor
-    logvar: Tensor
-    label: int | None
-    key: str
-
-
-class LatentDataset(Dataset[LatentItem]):
+class LatentDataset(Dataset[dict[str, Any]]):
     """The latents in a finished folder of ``ssdd tokenize``.
 
-    ``data[i]`` reads one latent from its place in a shard: 16 bytes of memory a latent, and no more. It can be sent to
-    worker processes, forked or spawned. Nothing in the folder is trusted: sizes, types, shapes and names are checked,
-    and the checksums by ``verify``.
+    ``data[i]`` reads one latent from its place in a shard: a dict with
+
+    - ``mean``, ``logvar``: float32 (c, h, w), of a raw latent's posterior,
+    - ``label``: int64 scalar, index into ``classes``, -1 for none,
+    - ``key``: str, unique in the set,
+    - and, as str or bytes, the members of its sample that were asked for.
+
+    Memory does not grow with the number of latents. It can be sent to worker processes, forked or spawned. Nothing in
+    the folder is trusted: sizes, types, shapes and names are checked, and the checksums by ``verify``.
 
     Attributes:
-        manifest: ``manifest.json``. classes: names by label; empty without labels. latent_shape: (c, h, w).
+        manifest: content of ``manifest.json``. model: whose latents they are.
+        classes: names by label; empty without labels.
+        latent_shape: (c, h, w); of sets with buckets that of a square.
+        statistics: ``scaling_factor``, ``shift_factor``, ``latents_mean``, ``latents_std`` of these latents.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        """Raises FileNotFoundError or ValueError with one line: no finished set, a shard that is missing or other."""
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, *, members: Sequence[str] = (), expect: str | None = None) -> None:
+        """
+        Args:
+            members: extensions, such as ``txt``, of other members of the samples to read.
+            expect: the encoder whose latents these have to be: its SHA-256, or the first digits of it.
+
+        Raises:
+            FileNotFoundError, TokenizedDataError: no finished set, a shard that is missing or of another size, or
+                latents of another encoder than was expected.
+        """
+        self.folder, self._members = Path(folder), tuple(members)
         self._manifest: Manifest = read_manifest(self.folder)
-        self.manifest: dict[str, Any] = self._manifest.content
+        model = self._manifest.model
+        if expect is not None and not (expect and model.encoder_sha256.startswith(expect)):
+            raise TokenizedDataError(
+                f"{self.folder}: expected latents of the encoder {expect[:12]}, found those of {model.name} "
+                f"({model.encoder_sha256[:12]})"
+            )
+        self.model = model
+        self.manifest: dict[str, Any] = plain(self._manifest)
         self.classes = self._manifest.classes
         self.latent_shape = self._manifest.latent_shape
-        self.statistics = _statistics(self.manifest, self.latent_shape[0], str(self.folder))
-        self._shards: list[ShardReader] = []
-        labels = []
-        for entry in self._manifest.shards:
-            index = read_index(self.folder, entry, self._manifest)
-            self._shards.append(open_shard(self.folder, index, self._manifest))
-            labels.append(np.array([NO_LABEL if v is None else v for v in index.labels], np.int64))
-        self._ends = np.cumsum([len(part) for part in labels])
-        self._labels = np.concatenate(labels)
+        values = {name: self.manifest["statistics"][name] for name in _STATISTICS}
+        self.statistics = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        self._numbers: dict[Label, int] = {name: number for number, name in enumerate(self.classes)}
+        self._digest = plan_of(self._manifest).digest
+        self._ends = np.cumsum([entry.latents for entry in self._manifest.shards])
+        self._open: OrderedDict[int, tuple[ShardReader, np.ndarray]] = OrderedDict()
+        for number, entry in enumerate(self._manifest.shards):
+            _check_size(self.folder / shard_name(number, self._manifest.container), entry.bytes)
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return int(self._ends[-1])
 
-    def __getitem__(self, index: int) -> LatentItem:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """Raises IndexError, ValueError for a damaged shard, OSError for one that cannot be read."""
         shard, row = self._locate(index)
-        return _item(self._shards[shard].read(row), int(self._labels[index]))
+        reader, labels = self._shard(shard)
+        return self._item(reader.read(row, bool(self._members)), int(labels[row]))
 
     def label(self, index: int) -> int | None:
-        """Of a latent, without reading it."""
-        label = int(self._labels[index])
+        """Return the label of a latent without reading it."""
+        shard, row = self._locate(index)
+        label = int(self._shard(shard)[1][row])
         return None if label == NO_LABEL else label
 
     def key(self, index: int) -> str:
-        """Of a latent, without reading it. Raises as ``data[index]``."""
+        """Return the key of a latent without reading it. Raises as ``data[index]``."""
         shard, row = self._locate(index)
-        return self._shards[shard].key(row)
+        return self._shard(shard)[0].key(row)
 
-    def stream(self) -> Iterator[LatentItem]:
-        """All latents in order, each shard read from its begin to its end. Raises ValueError, OSError."""
-        latents = (latent for shard in self._shards for latent in shard.stream())
-        for latent, label in zip(latents, self._labels, strict=True):
-            yield _item(latent, int(label))
+    def stream(self) -> Iterator[dict[str, Any]]:
+        """Return all latents in order, each shard read from its begin to its end. Raises ValueError, OSError."""
+        for number in range(len(self._ends)):
+            reader, labels = self._shard(number)
+            if self._members:
+                yield from (self._item(reader.read(row, True), int(label)) for row, label in enumerate(labels))
+            else:
+                yield from (
+                    self._item(latent, int(label)) for latent, label in zip(reader.stream(), labels, strict=True)
+                )
+
+    def as_webdataset(self, **options: Any) -> Any:
+        """Return the set as a ``webdataset.WebDataset`` of the same dicts, for streaming.
+
+        Args:
+            options: of ``WebDataset``, such as ``shardshuffle=100`` or ``nodesplitter``.
+
+        Raises:
+            ImportError: webdataset is missing.
+            ValueError: shards that are no tar files.
+        """
+        if self._manifest.container != "tar":
+            raise ValueError(f"{self.folder}: expected tar shards for webdataset, found {self._manifest.container}")
+        try:
+            import webdataset
+        except ImportError as error:
+            raise ImportError("as_webdataset needs the package: pip install webdataset") from error
+        shards = [str(self.folder / entry.name) for entry in self._manifest.shards if entry.latents]
+        stream = webdataset.WebDataset(shards, **{"shardshuffle": False, "empty_check": False, **options})
+        return stream.map(self._from_sample)
+
+    def _from_sample(self, sample: dict[str, Any]) -> dict[str, Any]:
+        import json
+
+        from safetensors.torch import load
+
+        tensors, meta = load(sample["safetensors"]), json.loads(sample["json"])
+        taken = {name: sample.get(name, sample.get(f"source.{name}")) for name in self._members}
+        found = {name: content for name, content in taken.items() if content is not None}
+        latent = StoredLatent(sample["__key__"], tensors["mean"], tensors["logvar"], found)
+        return self._item(latent, self._number(meta["class"] if meta["label"] is None else meta["label"]))
+
+    def _item(self, latent: StoredLatent, label: int) -> dict[str, Any]:
+        item: dict[str, Any] = {
+            "mean": latent.mean.float(),
+            "logvar": latent.logvar.float(),
+            "label": torch.tensor(label),
+            "key": latent.key,
+        }
+        for name in self._members:
+            content = latent.members.get(name)
+            item[name] = _text(content)
+        return item
+
+    def _number(self, label: Label) -> int:
+        if label is None or not self.classes:
+            return NO_LABEL
+        return label if isinstance(label, int) else self._numbers[label]
+
+    def _shard(self, number: int) -> tuple[ShardReader, np.ndarray]:
+        """A shard, opened, and the labels of its latents; the last few stay open."""
+        if number not in self._open:
+            index = read_index(self.folder, number, self._manifest, self._digest)
+            try:
+                labels = np.array([self._number(label) for label in index.labels], np.int64)
+            except KeyError as error:
+                raise TokenizedDataError(
+                    f"{self.folder}: expected the classes of the manifest, found {error}"
+                ) from error
+            self._open[number] = open_shard(self.folder, index, self._manifest), labels
+            if len(self._open) > _OPEN_SHARDS:
+                self._open.popitem(last=False)
+        return self._open[number]
 
     def _locate(self, index: int) -> tuple[int, int]:
         """The number of the shard, and the row in it."""
@@ -94,18 +176,30 @@ class LatentDataset(Dataset[LatentItem]):
         return shard, index - int(self._ends[shard - 1] if shard else 0)
 
 
-def _item(latent: StoredLatent, label: int) -> LatentItem:
-    return LatentItem(latent.mean.float(), latent.logvar.float(), None if label == NO_LABEL else label, latent.key)
+def _text(content: bytes | None) -> str | bytes | None:
+    try:
+        return None if content is None else content.decode()
+    except UnicodeDecodeError:
+        return content
+
+
+def collate_fn(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Collate latents whose members may be missing: tensors are stacked, everything else is a list."""
+    columns = {name: [item.get(name) for item in items] for name in items[0]}
+    return {
+        name: default_collate(values) if isinstance(values[0], torch.Tensor) else values
+        for name, values in columns.items()
+    }
 
 
 def open_shard(folder: Path, index: ShardIndex, manifest: Manifest) -> ShardReader:
-    """A shard of a finished set. Raises FileNotFoundError, or TokenizedDataError for one of another size."""
+    """Return a shard of a finished set. Raises FileNotFoundError, or TokenizedDataError for one of another size."""
     path = folder / shard_name(index.number, manifest.container)
     file = ShardFile(
         path=path,
         version=_check_size(path, index.file_bytes),
         latents=index.latents,
-        shape=manifest.latent_shape,
+        shape=index.shape or manifest.latent_shape,
         dtype=STORED[manifest.store],
         offsets=np.array(index.offsets, np.int64),
         member_bytes=index.member_bytes,
@@ -114,7 +208,7 @@ def open_shard(folder: Path, index: ShardIndex, manifest: Manifest) -> ShardRead
 
 
 def _check_size(path: Path, size: int) -> tuple[int, int, int]:
-    """What tells this file from one that takes its place later."""
+    """Return what tells this file from one that takes its place later."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected this shard, found none: run ssdd tokenize again")
     found = path.stat()
@@ -123,21 +217,3 @@ def _check_size(path: Path, size: int) -> tuple[int, int, int]:
             f"{path}: expected {size} bytes, found {found.st_size}: run ssdd tokenize again to make it anew"
         )
     return found.st_dev, found.st_ino, found.st_mtime_ns
-
-
-def _statistics(manifest: dict[str, Any], channels: int, label: str) -> dict[str, Any]:
-    """The config entries, as ``LatentStatistics.config`` gives them. Raises TokenizedDataError."""
-    found = manifest.get("statistics")
-    found = found if isinstance(found, dict) else {}
-    values = {name: found.get(name) for name in _STATISTICS}
-    scalars = all(_finite(values[name]) for name in _STATISTICS[:2])
-    lists = all(
-        isinstance(v := values[name], list) and len(v) == channels and all(map(_finite, v)) for name in _STATISTICS[2:]
-    )
-    if not scalars or not lists:
-        raise TokenizedDataError(f"{label}: expected finite {', '.join(_STATISTICS)}, found {str(values)[:120]}")
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-
-
-def _finite(value: object) -> bool:
-    return type(value) in (int, float) and bool(torch.tensor(value, dtype=torch.float64).isfinite())

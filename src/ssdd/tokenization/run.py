@@ -1,131 +1,255 @@
 """A data set -> a finished set of latents: the plan, the missing shards by one of the engines, the manifest."""
 
-import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+import filecmp
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 
 from ..files import only_one
-from .format import CONTAINERS, MANIFEST, PLAN, ShardIndex, index_name
-from .local import make_shards
-from .manifest import make_manifest, write_manifest
-from .plan import OpenJob, ShardTask, TokenizeJob, settle_plan
-from .processes import encoder_devices, make_in_processes
+from ..launcher import follow_launcher
+from .format import MANIFEST, PLAN, Manifest, Plan, ShardIndex, decode, encode_json, index_name
+from .image_list import FOLDER, ImageList, make_list
+from .inputs import expand
+from .labels import LabelFile
+from .local import encoder_devices, make_here, make_in_processes
+from .manifest import make_manifest
+from .model import LatentEncoder
+from .output import Output, open_output
+from .plan import (
+    Data,
+    InputShards,
+    ListedData,
+    OpenJob,
+    ShardTask,
+    TokenizeJob,
+    Work,
+    check_size,
+    differences,
+    input_shards,
+    make_plan,
+    rounding_differences,
+)
 from .shard import Report, finished_shard
 from .stop import TokenizeStopped, stop_on_signals
 
 Engine = Literal["local", "ray"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
+_LOOKING = 16
+"""Threads that ask for the shards that are there."""
+_LOG = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
     """A progress bar; tqdm's are."""
 
     def update(self, images: int) -> object:
-        """So many images more are done; fewer than none where a process died."""
+        """Receives the number of images just done; a negative one where a process died."""
 
 
 class _NoProgress:
     def update(self, images: int) -> None:
-        """Shows nothing."""
+        """Show nothing."""
 
 
-_TEMPORARY = re.compile(
-    rf"\.[0-9]+-[0-9a-f]{{12}}-"
-    rf"(shard-[0-9]{{6}}\.(json|{'|'.join(CONTAINERS)})|{re.escape(PLAN)}|{re.escape(MANIFEST)})"
-)
+@dataclass(frozen=True)
+class Part:
+    """The shards whose number is ``number`` modulo ``count``; 0 of 1 is all."""
+
+    number: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.number < self.count:
+            raise ValueError(f"expected a part K/N with K from 0 to N - 1, found {self}")
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Part":
+        """Raises ValueError for anything but ``K/N``."""
+        number, _, count = text.partition("/")
+        if not (number.isdigit() and count.isdigit()):
+            raise ValueError(f"expected a part K/N, found {text!r}")
+        return cls(int(number), int(count))
+
+    @classmethod
+    def of_launcher(cls) -> "Part":
+        """Return the part of a process that ``torchrun`` or ``srun`` started; all, for one that was started alone."""
+        follow_launcher()
+        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
 @dataclass(frozen=True)
 class Tokenized:
-    """A finished set: its manifest, and how many shards were made now and before."""
+    """What came of a call.
 
-    manifest: dict[str, Any]
+    Attributes:
+        manifest: of the finished set; None while shards of other parts are missing.
+        made, kept: shards of this part made now and before. shards, missing: of all parts.
+    """
+
+    manifest: Manifest | None
     made: int
     kept: int
+    shards: int
+    missing: int
 
 
 def tokenize(
     job: TokenizeJob,
-    out: Path,
+    out: Path | str,
     *,
+    part: Part | None = None,
     engine: Engine = "local",
     processes: int | None = 1,
     workers: int = 1,
     device: torch.device | str = "cpu",
-    progress: Callable[[int], AbstractContextManager[Progress]] = lambda images: nullcontext(_NoProgress()),
+    strict: bool = False,
+    progress: Callable[[int | None], AbstractContextManager[Progress]] = lambda images: nullcontext(_NoProgress()),
 ) -> Tokenized:
-    """Makes what is missing of a tokenized set in the folder ``out``, and its manifest.
+    """Make what is missing of a tokenized set in the folder ``out``, and its manifest.
 
     Whatever ended an earlier attempt, and whenever, and whoever makes the shards, the set is in the end the one that a
     single process makes, byte for byte: on the same kind of device, with the same release of torch.
 
     Args:
         job: what is to be made.
+        out: a folder, or an address that fsspec knows.
+        part: of the shards, for this call; None for what ``torchrun`` or ``srun`` says, or all. Whoever finishes last
+            writes the manifest.
         engine: ``local``: processes of this machine. ``ray``: a Ray cluster, the one that this process is connected
             to, or that the variable RAY_ADDRESS names, or one on this machine for the time being; data, model and
             ``out`` have the same paths on all its machines.
         processes: that encode; 1 is this one (but for Ray), None as many as there are GPUs or cores.
-        workers: for each of these, that read and crop ahead of it; 0 does it in the same one.
+        workers: threads of each of these that read and crop ahead of the encoder; 0 does it in between.
         device: where the encoder runs; ``cuda`` without a number means all GPUs.
-        progress: gets the number of images that are missing, gives what shows how many are done.
+        strict: refuse what only the last digits depend on, such as another release of torch, instead of a warning.
+        progress: receives the number of images that are missing, or None where it is not known; returns what shows how
+            many are done.
 
-    Raises ValueError or OSError with one line for data, a model or settings that do not fit, for a folder with
-    something else in it or of other settings, if another process works there, or if images are lost meanwhile;
-    RuntimeError if too many processes die; TokenizeStopped after SIGTERM or SIGINT, with nothing half-written left.
+    Raises:
+        ValueError, OSError: with one line for data, a model or settings that do not fit, for a folder with something
+            else in it or of other settings, if another process works there, or if images are lost meanwhile.
+        RuntimeError: too many processes die.
+        TokenizeStopped: after SIGTERM or SIGINT, with nothing half-written left.
     """
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"{out}: expected a folder for the shards, found a file")
+    output, part = open_output(out), Part.of_launcher() if part is None else part
     if (processes is not None and processes < 1) or workers < 0:
         raise ValueError(f"expected at least one process and no less than 0 workers, found {processes} and {workers}")
-    with only_one(out, "tokenized into"), _cluster(engine), stop_on_signals() as stop:
-        opened = OpenJob(job, device)
-        plan = settle_plan(out, opened.plan)
-        _remove_temporaries(out)
-        missing = [task for task in opened.shards() if finished_shard(opened, task, out) is None]
+    with ExitStack() as stack:
+        stack.enter_context(_locked(output, part))
+        stack.enter_context(_cluster(engine))
+        stop = stack.enter_context(stop_on_signals())
+        encoder = LatentEncoder(job.model, device, job.dtype, job.encoder)
+        check_size(job, encoder)
+        work = _settle(job, output, encoder, part, workers, strict, stack)
+        opened = OpenJob(job, work.plan, work.data(), encoder)
+        output.remove_temporaries(part.number, part.count)
+        mine = [task for task in opened.data.tasks() if task.number % part.count == part.number]
+        there = {index.number for index in _finished(work.plan, output, [task.number for task in mine]) if index}
+        missing = [task for task in mine if task.number not in there]
         made = 0
         try:
-            with progress(sum(task.last - task.first for task in missing)) as bar:
+            listed = work.image_list is not None
+            images = sum(task.last - task.first for task in missing) if listed else None
+            with progress(images) as bar:
 
-                def report(images: int) -> None:
+                def report(done: int) -> None:
                     stop.check()
-                    bar.update(images)
+                    bar.update(done)
 
-                for _ in _make(engine, opened, missing, out, processes, workers, report):
+                for _ in _make(engine, opened, work, missing, processes, report):
                     made += 1
         except TokenizeStopped as stopped:
-            shards = sum(1 for _ in opened.shards())
-            there = f"{shards - len(missing) + made} of {shards} shards are in {out}"
-            raise TokenizeStopped(stopped.signal_number, f"{stopped}: {there}; the same command goes on") from None
+            state = f"{len(there) + made} of {len(mine)} shards are in {output}"
+            raise TokenizeStopped(stopped.signal_number, f"{stopped}: {state}; the same command goes on") from None
         finally:
-            _remove_temporaries(out)
-        manifest = make_manifest(plan, _indices(opened, out))
-        write_manifest(out, manifest)
-    return Tokenized(manifest, made, len(manifest["shards"]) - made)
+            output.remove_temporaries(part.number, part.count)
+        manifest, absent = _conclude(work.plan, output)
+    return Tokenized(manifest, made, len(mine) - made, work.plan.data.shards, absent)
+
+
+def finish(out: Path | str) -> Manifest:
+    """Write the manifest of a set whose shards are all there.
+
+    Raises:
+        FileNotFoundError: no plan there.
+        ValueError: shards are missing.
+    """
+    output = open_output(out)
+    plan = _plan_there(output)
+    if plan is None:
+        raise FileNotFoundError(f"{output}: expected a folder that ssdd tokenize began, found no {PLAN} in it")
+    manifest, absent = _conclude(plan, output)
+    if manifest is None:
+        raise ValueError(f"{output}: expected all {plan.data.shards} shards, found {absent} missing: make them first")
+    return manifest
+
+
+def _conclude(plan: Plan, output: Output) -> tuple[Manifest | None, int]:
+    """Write the manifest if all shards are there; else say how many are not."""
+    names, numbers = set(output.names()), range(plan.data.shards)
+    absent = sum(index_name(number) not in names for number in numbers)
+    if absent:
+        return None, absent
+    damaged = 0
+
+    def indices() -> Iterator[ShardIndex]:
+        nonlocal damaged
+        for index in _finished(plan, output, numbers):
+            if index is None:
+                damaged += 1
+            else:
+                yield index
+
+    manifest = make_manifest(plan, indices())
+    if damaged:
+        return None, damaged
+    content = encode_json(manifest)
+    if MANIFEST not in names or output.read(MANIFEST) != content:
+        with output.writing(MANIFEST) as path:
+            path.write_bytes(content)
+    return manifest, 0
+
+
+def _finished(plan: Plan, output: Output, numbers: Sequence[int]) -> Iterator[ShardIndex | None]:
+    """The indices of these shards in order; None for one that is not there."""
+    digest = plan.digest
+    names = set(output.names())
+    there = [number if index_name(number) in names else None for number in numbers]
+
+    def look(number: int | None) -> ShardIndex | None:
+        return None if number is None else finished_shard(output, digest, plan.container, number)
+
+    if output.folder is not None:
+        yield from map(look, there)
+        return
+    with ThreadPoolExecutor(_LOOKING) as pool:
+        yield from pool.map(look, there)
 
 
 def _make(
-    engine: Engine,
-    job: OpenJob,
-    tasks: list[ShardTask],
-    out: Path,
-    processes: int | None,
-    workers: int,
-    report: Report,
+    engine: Engine, job: OpenJob, work: Work, tasks: Sequence[ShardTask], processes: int | None, report: Report
 ) -> Iterable[ShardTask]:
     """The shards by an engine, each when it is finished."""
     if engine == "ray":
         from .ray_engine import make_by_ray
 
-        return make_by_ray(job, tasks, out, processes, workers, report)
+        return make_by_ray(work, tasks, job.encoder.device.type, processes, report)
     devices = encoder_devices(job.encoder.device, processes, job.job.threads)
     if len(devices) == 1 or len(tasks) < 2:
-        return make_shards(job, tasks, out, workers, report)
-    return make_in_processes(job, tasks, out, devices, workers, report)
+        return make_here(job, work, tasks, report)
+    return make_in_processes(work, tasks, devices, report)
 
 
 def _cluster(engine: Engine) -> AbstractContextManager[object]:
@@ -137,18 +261,107 @@ def _cluster(engine: Engine) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def _indices(job: OpenJob, out: Path) -> Iterator[ShardIndex]:
-    """Of all shards, in order. Raises FileNotFoundError if one is not there any more."""
-    for task in job.shards():
-        index = finished_shard(job, task, out)
-        if index is None:
-            path = out / index_name(task.number)
-            raise FileNotFoundError(f"{path}: expected the shard that is finished, found none: run the command again")
-        yield index
+def _locked(output: Output, part: Part) -> AbstractContextManager[object]:
+    """Hold the lock of the folder, or of a part of it; elsewhere there are none."""
+    if output.folder is None:
+        return nullcontext()
+    return only_one(output.folder, "tokenized into", None if part.count == 1 else f"{part.number}-of-{part.count}")
 
 
-def _remove_temporaries(out: Path) -> None:
-    """What a killed process left: nobody else writes here now."""
-    for path in out.iterdir():
-        if _TEMPORARY.fullmatch(path.name):
-            path.unlink()
+# ---- the plan of a folder ------------------------------------------------------------------------------------------
+
+
+def _settle(
+    job: TokenizeJob, output: Output, encoder: LatentEncoder, part: Part, readers: int, strict: bool, stack: ExitStack
+) -> Work:
+    """Return what is to be done, by the plan of the folder: this job's, if the folder is new.
+
+    Raises ValueError, with what differs, if the folder was begun by another plan or holds something else.
+    """
+    with _one_plans(output, part):
+        there = _plan_there(output)
+        if there is None and (
+            strangers := sorted(name for name in output.names() if name[0] != "." and name != FOLDER)
+        ):
+            raise ValueError(
+                f"{output}: expected a new folder, or one of ssdd tokenize with its {PLAN}, found {strangers[0]} in it"
+            )
+        data, paths, images = _data(job, output, there is not None and part.number > 0, stack)
+        here = make_plan(job, data, encoder)
+        if there is None:
+            with output.writing(PLAN) as path:
+                path.write_bytes(encode_json(here))
+        else:
+            _compare(output, there, here, strict)
+    return Work(job, there or here, str(output), tuple(paths), None if images is None else str(images), readers)
+
+
+def _compare(output: Output, there: Plan, here: Plan, strict: bool) -> None:
+    if found := differences(there, here):
+        raise ValueError(
+            f"{output} was begun with other settings: {'; '.join(found[:4])}"
+            f"{f'; {len(found) - 4} more' if len(found) > 4 else ''}: give it the same ones, or another --out"
+        )
+    if found := rounding_differences(there.made_by, here.made_by):
+        line = f"{output} was begun otherwise: {'; '.join(found)}: the last digits of its latents may differ"
+        if strict:
+            raise ValueError(f"{line}, which --strict refuses")
+        _LOG.warning("%s", line)
+
+
+def _data(job: TokenizeJob, output: Output, trust: bool, stack: ExitStack) -> tuple[Data, Sequence[str], Path | None]:
+    """The data, their paths, and the folder of the list of images, which is made if it is not to be trusted."""
+    paths = expand(job.paths)
+    if input_shards(job, paths):
+        return InputShards(job, paths), paths, None
+    if output.folder is None:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ssdd-"))) / FOLDER
+    else:
+        folder = output.folder / FOLDER
+    if not (trust and folder.is_dir()):
+        _list_images(job, paths, folder)
+    return ListedData(job, ImageList(folder, paths)), paths, folder
+
+
+def _list_images(job: TokenizeJob, paths: Sequence[str], folder: Path) -> None:
+    """Make the list anew, and put it in its place in one step, unless the same one is there."""
+    new = folder.with_name(f".{os.getpid()}-{FOLDER}")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        labels = None if job.label_file is None else LabelFile(job.label_file)
+        make_list(new, paths, job.only, job.labels, labels, job.protocol)
+        if not folder.is_dir():
+            new.rename(folder)
+        elif not _same_files(folder, new):
+            old = folder.with_name(f".{os.getpid()}-old-{FOLDER}")
+            folder.rename(old)
+            new.rename(folder)
+            shutil.rmtree(old)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _same_files(one: Path, other: Path) -> bool:
+    names = os.listdir(other)
+    same, _, _ = filecmp.cmpfiles(one, other, names, shallow=False)
+    return set(same) == set(names)
+
+
+@contextmanager
+def _one_plans(output: Output, part: Part) -> Iterator[None]:
+    """Let one part at a time look at the data: the first makes the plan, the others find it."""
+    if output.folder is None or part.count == 1:
+        yield
+        return
+    import fcntl
+
+    with (output.folder / ".lock-plan").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _plan_there(output: Output) -> Plan | None:
+    try:
+        return decode(output.read(PLAN), Plan, output.label(PLAN))
+    except FileNotFoundError:
+        return None

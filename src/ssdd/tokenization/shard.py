@@ -1,135 +1,119 @@
-"""One shard: crops of a fixed range of images, encoded in fixed batches, written as a file with its index.
+"""One shard: crops of its images, encoded in fixed batches, written as a file with its index.
 
-A shard's bytes are a function of the job and the shard's number alone: not of other shards, of what was interrupted
-before, nor of how many processes read.
+Threads read and crop ahead, the encoder runs in this one, and another one copies, hashes and writes. A shard's bytes
+are a function of the plan and the shard's number alone: not of other shards, of what was interrupted before, nor of how
+many read.
 
-Shapes: B crops of S x S pixels, c latent channels, h x w latent grid.
+Shapes: B crops of h' x w' pixels, c latent channels, h x w latent grid.
 """
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.images import printable, reason_of
+from ..data.images import ImageError, ImageReadError, printable
 from ..data.pixels import images_to_tensor
-from ..files import atomic_path
 from ..statistics import LatentStatistics
-from .containers import LatentMeta, ShardWriter, open_writer
-from .crop_reader import CroppedImage, Item, UnreadImage, UnreadImageError, read_images
 from .crops import Crop
 from .format import (
     STORED,
+    Container,
+    Label,
+    Moments,
+    Shape,
     ShardIndex,
     SkippedImage,
     TokenizedDataError,
     index_name,
     key_of,
-    read_bytes,
     shard_name,
 )
-from .plan import OpenJob, ShardTask
+from .output import Output, guarded, one_line
+from .plan import OpenJob, ShardTask, Work
+from .quarantine import ReadingNotes, crashing, reading_notes
+from .records import Latent, ShardWriter
+from .sources import ShardImages
+from .writers import open_writer
 
-T = TypeVar("T")
+A = TypeVar("A")
+B = TypeVar("B")
 
 Report = Callable[[int], object]
-"""Is told how many images more are done."""
+"""Callback that receives the number of images just finished."""
+_AGAIN = "run the same command again"
+_BATCHES_AHEAD = 2
 
 
-def silent(images: int) -> None:
-    """Reports to nobody."""
+class UnreadImageError(OSError):
+    """An image that was listed and cannot be read now, through no fault of its own: to skip it would be for ever."""
 
 
-def write_shard(
-    job: OpenJob, task: ShardTask, out: Path, items: Iterator[Item] | None = None, report: Report = silent
-) -> ShardIndex:
-    """Makes a shard and its index in the folder ``out``; what was there of it is replaced.
+@dataclass(frozen=True)
+class CroppedImage:
+    """An image: its number in the shard, the sides of the photograph, its crops, and what else its sample has."""
 
-    The index appears last: a shard with an index is complete.
+    image: int
+    size: tuple[int, int]
+    crops: tuple[Crop, ...]
+    members: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A crop to encode: ``item.crops[number]``."""
+
+    item: CroppedImage
+    number: int
+
+    @property
+    def crop(self) -> Crop:
+        return self.item.crops[self.number]
+
+
+def write_shard(job: OpenJob, task: ShardTask, output: Output, work: Work, report: Report) -> ShardIndex:
+    """Make a shard and its index; what was there of it is replaced. The index appears last, and vouches for the shard.
 
     Args:
-        items: of the shard's images in their order, from where they are read ahead; read here by default.
-        report: is told the number of images after each batch.
+        work: what this process was given, with which another one can read an image.
+        report: receives the number of images after each batch.
 
-    Raises ImageError never: broken images are in the index. Raises UnreadImageError for an image that is lost or
-    unreadable since it was listed, ValueError for a latent that is not finite as it is to be stored, OSError where
-    nothing can be written; each with one line. What ``items`` and ``report`` raise goes through as it is.
+    Raises:
+        UnreadImageError: an image that is lost or unreadable since it was listed.
+        ImageError: an input shard that is none. Broken images are in the index instead.
+        ValueError: a latent that is not finite as it is to be stored.
+        OSError: nothing can be written.
     """
-    items = read_images(job, range(task.first, task.last)) if items is None else items
-    path = out / shard_name(task.number, job.job.container)
-    with _writing(path):
-        (out / index_name(task.number)).unlink(missing_ok=True)  # it would vouch for the new file
-    with _opened(path, atomic_path(path, overwrite=True)) as temporary, _threads(job):
-        index = _write(job, task, items, path, temporary, report)
-    with _writing(path), atomic_path(out / index_name(task.number), overwrite=True) as temporary:
-        temporary.write_bytes(index.encode())
+    name, folder = shard_name(task.number, job.plan.container), output.folder
+    output.remove(index_name(task.number))  # it would vouch for the new file
+    with job.data.open(task) as images, reading_notes(folder, task.number) as (notes, suspects), _threads(job):
+        crashes = crashing(partial(_read_alone, work, task), suspects)
+        reader = _Reader(job, task, images, notes, crashes)
+        place = output.label(name)
+        with output.writing(name) as path, guarded(place, path.open("wb")) as raw, HashedFile(place, raw) as file:
+            index = _write(job, task, reader, file, work, report)
+    with output.writing(index_name(task.number)) as path, one_line(output.label(name)):
+        path.write_bytes(index.encode())
     return index
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """An OSError of this block is one line that names the shard."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(f"{path}: expected to write this shard, found: {reason_of(error)}") from error
-
-
-@contextmanager
-def _opened(path: Path, context: AbstractContextManager[T]) -> Iterator[T]:
-    """A file of a shard, whose own begin and end are ``_writing``, but not the block."""
-    with _writing(path):
-        value = context.__enter__()
-    try:
-        yield value
-    except BaseException as error:
-        with _writing(path):
-            context.__exit__(type(error), error, error.__traceback__)
-        raise
-    with _writing(path):
-        context.__exit__(None, None, None)
-
-
-def _write(
-    job: OpenJob, task: ShardTask, items: Iterator[Item], shard: Path, temporary: Path, report: Report
-) -> ShardIndex:
-    with _writing(shard):
-        opening = temporary.open("wb")
-    with _opened(shard, opening) as raw:
-        file = _HashedFile(shard, raw)
-        writer = open_writer(job.job.container, cast(BinaryIO, file), job.latent_shape, STORED[job.job.store])
-        content = _Shard(job, writer)
-        try:
-            for batch in _batches(job, task, items, content.skipped, report):
-                content.encode(batch)
-            writer.close()
-        except BaseException:
-            writer.abandon()
-            raise
-    return ShardIndex(
-        plan=job.digest,
-        number=task.number,
-        first=task.first,
-        last=task.last,
-        file_bytes=temporary.stat().st_size,
-        sha256=file.digest.hexdigest(),
-        member_bytes=writer.member_bytes,
-        offsets=writer.offsets,
-        labels=content.labels,
-        skipped=content.skipped,
-        statistics=content.statistics.state() if content.statistics.count else None,
-    )
+def _read_alone(work: Work, task: ShardTask, image: int) -> None:
+    with work.data().open(task) as images:
+        images.read(image)
 
 
 @contextmanager
 def _threads(job: OpenJob) -> Iterator[None]:
-    """As many as the job says, where they decide the rounding."""
+    """Run with the job's number of threads: on a CPU it changes the rounding."""
     before = torch.get_num_threads()
     try:
         if job.on_cpu:
@@ -139,13 +123,12 @@ def _threads(job: OpenJob) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _HashedFile(io.RawIOBase):
-    """Writes through, in order, and keeps the sha256 of all of it. Raises as ``_writing`` for the shard ``path``."""
+class HashedFile(io.RawIOBase):
+    """Write through, in order, and keep the SHA-256 of all of it. Raises as ``one_line`` for the file ``label``."""
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
+    def __init__(self, label: str, file: BinaryIO) -> None:
         self.digest = hashlib.sha256()
-        self._path = path
-        self._file = file
+        self._label, self._file = label, file
 
     def writable(self) -> bool:
         return True
@@ -155,107 +138,248 @@ class _HashedFile(io.RawIOBase):
 
     def write(self, content: Any) -> int:
         self.digest.update(content)
-        with _writing(self._path):
+        with one_line(self._label):
             return self._file.write(content)
 
 
-def finished_shard(job: OpenJob, task: ShardTask, out: Path) -> ShardIndex | None:
-    """The index of a shard that is there, whole and of this plan by its index and its size; None if it is to be made.
+class _Reader:
+    """Reads and crops an image by its number in the shard, in any thread."""
 
-    Its bytes are not read: ``verify`` does that.
-    """
-    path, name = out / index_name(task.number), shard_name(task.number, job.job.container)
-    try:
-        index = ShardIndex.decode(read_bytes(path), str(path))
-        size = (out / name).stat().st_size
-    except (TokenizedDataError, OSError):
-        return None
-    same = (index.plan, index.number, index.first, index.last) == (job.digest, task.number, task.first, task.last)
-    return index if same and size == index.file_bytes else None
+    def __init__(
+        self, job: OpenJob, task: ShardTask, images: ShardImages, notes: ReadingNotes, crashes: dict[int, str]
+    ) -> None:
+        self.images = images
+        self._protocol, self._task, self._notes, self._crashes = job.job.protocol, task, notes, crashes
+
+    def __call__(self, i: int) -> CroppedImage | SkippedImage:
+        """Raises UnreadImageError."""
+        images, task = self.images, self._task
+        place = printable(images.place(i))
+        if i in self._crashes:
+            reason = f"{place}: expected an image, found one whose decoder ends the process by {self._crashes[i]}"
+            return SkippedImage(task.first + i, images.name(i), reason)
+        numbers = (task.first + i,) if task.input is None else (task.number, i)
+        try:
+            with self._notes.reading(i):
+                pixels = images.read(i)
+                crops = self._protocol.cut(pixels, numbers, images.place(i))
+                members = images.members(i)
+        except ImageError as error:
+            if images.is_gone(i):
+                line = f"{place}: expected the image that was listed, found none: put the data back and {_AGAIN}"
+                raise UnreadImageError(line) from error
+            if isinstance(error, ImageReadError):
+                raise UnreadImageError(f"{error}: when it can be read, {_AGAIN}") from error
+            return SkippedImage(task.first + i, images.name(i), str(error))
+        except MemoryError as error:
+            line = (
+                f"{place}: expected memory for this image, found too little: free some, or pass fewer --workers, and "
+            )
+            raise UnreadImageError(line + _AGAIN) from error
+        return CroppedImage(i, (pixels.shape[0], pixels.shape[1]), crops, members)
 
 
-class _Piece(NamedTuple):
-    item: CroppedImage
-    number: int  # of the crop
+def in_order(work: Callable[[A], B], items: Iterable[A], threads: int, ahead: int) -> Iterator[B]:
+    """Return ``work`` of each item in order, at most ``ahead`` of them done beforehand; without threads none."""
+    if threads == 0:
+        yield from map(work, items)
+        return
+    futures: deque[Future[B]] = deque()
+    with ThreadPoolExecutor(threads, "ssdd-read") as pool:
+        try:
+            for item in items:
+                futures.append(pool.submit(work, item))
+                if len(futures) > ahead:
+                    yield futures.popleft().result()
+            while futures:
+                yield futures.popleft().result()
+        finally:
+            for future in futures:
+                future.cancel()
 
-    @property
-    def crop(self) -> Crop:
-        return self.item.crops[self.number]
+
+def _write(
+    job: OpenJob, task: ShardTask, reader: _Reader, hashed: HashedFile, work: Work, report: Report
+) -> ShardIndex:
+    """Encode all crops of the shard into an open file."""
+    file = cast(BinaryIO, hashed)
+    content = _Content(job, task, reader.images)
+    items = in_order(reader, range(len(reader.images)), work.readers, _BATCHES_AHEAD * job.job.batch_size)
+    pending: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(
+        1, "ssdd-write", initializer=partial(torch.set_num_threads, torch.get_num_threads())
+    ) as pool:
+        try:
+            for batch, done in _batches(items, job.job.batch_size, content.skipped):
+                pending.append(pool.submit(content.store, batch, _encode(job, batch), file))
+                while len(pending) > _BATCHES_AHEAD:
+                    pending.popleft().result()
+                report(done)
+            while pending:
+                pending.popleft().result()
+            content.close(file)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            content.abandon()
+            raise
+    statistics = content.statistics
+    return ShardIndex(
+        plan=job.digest,
+        number=task.number,
+        first=task.first,
+        last=task.first + len(reader.images),
+        file_bytes=hashed.tell(),
+        sha256=hashed.digest.hexdigest(),
+        member_bytes=content.member_bytes,
+        offsets=content.offsets,
+        labels=content.labels,
+        skipped=content.skipped,
+        statistics=Moments(**statistics.state()) if statistics.count else None,
+        shape=content.shape,
+        made_by=job.made_by,
+    )
 
 
 def _batches(
-    job: OpenJob, task: ShardTask, items: Iterator[Item], skipped: list[SkippedImage], report: Report
-) -> Iterator[list[_Piece]]:
-    """All crops of the shard, ``batch_size`` at a time; those of broken images are no gaps in the batches."""
-    waiting: list[_Piece] = []
-    reported = task.first
-    for image in range(task.first, task.last):
-        item = next(items)
-        assert item.image == image, f"expected image {image}, read {item.image}"
-        if isinstance(item, UnreadImage):
-            raise UnreadImageError(item.line)
+    items: Iterator[CroppedImage | SkippedImage], size: int, skipped: list[SkippedImage]
+) -> Iterator[tuple[list[Piece], int]]:
+    """All crops, ``size`` at a time, and how many images more are done; broken images are no gaps in the batches."""
+    waiting: list[Piece] = []
+    read = reported = 0
+    for item in items:
+        read += 1
         if isinstance(item, SkippedImage):
             skipped.append(item)
             continue
-        waiting += [_Piece(item, number) for number in range(len(item.crops))]
-        while len(waiting) >= job.job.batch_size:
-            batch, waiting = waiting[: job.job.batch_size], waiting[job.job.batch_size :]
-            yield batch
-            done = waiting[0].item.image if waiting else image + 1
-            report(done - reported)
+        waiting += [Piece(item, number) for number in range(len(item.crops))]
+        while len(waiting) >= size:
+            batch, waiting = waiting[:size], waiting[size:]
+            done = read - len({piece.item.image for piece in waiting})
+            yield batch, done - reported
             reported = done
-    if waiting:
-        yield waiting
-    report(task.last - reported)
+    yield waiting, read - reported
 
 
-class _Shard:
-    """Encodes batches into a container, and gathers what the index will say of them."""
+@dataclass(frozen=True)
+class _Encoded:
+    """Mean and log-variance (B, c, h, w) of the stored type, of the crops and, where asked for, of the mirrored ones.
 
-    def __init__(self, job: OpenJob, writer: ShardWriter) -> None:
-        self.labels: list[int | None] = []
+    On a GPU they are on their way to the CPU until ``ready`` has passed.
+    """
+
+    ways: list[tuple[Tensor, Tensor]]
+    ready: torch.cuda.Event | None
+
+
+def _encode(job: OpenJob, batch: list[Piece]) -> _Encoded | None:
+    if not batch:
+        return None
+    device, store = job.encoder.device, STORED[job.job.store]
+    pixels = torch.from_numpy(np.stack([piece.crop.pixels for piece in batch]))
+    if device.type == "cuda":
+        pixels = pixels.pin_memory()
+    x = images_to_tensor(pixels.to(device, non_blocking=True))
+    ways = []
+    for crops in [x, x.flip(-1)] if job.job.protocol.flips else [x]:
+        posterior = job.encoder.encode(crops)
+        mean, logvar = (t.to(store).to("cpu", non_blocking=True) for t in (posterior.mean, posterior.logvar))
+        ways.append((mean, logvar))
+    ready = None
+    if device.type == "cuda":
+        ready = torch.cuda.Event()
+        ready.record()
+    return _Encoded(ways, ready)
+
+
+class _Content:
+    """Stores batches in a container, and gathers what the index will say of them."""
+
+    def __init__(self, job: OpenJob, task: ShardTask, images: ShardImages) -> None:
+        self.labels: list[Label] = []
         self.skipped: list[SkippedImage] = []
         self.statistics = LatentStatistics()
-        self._job, self._writer = job, writer
+        self.shape: Shape | None = None
+        self._job, self._task, self._images = job, task, images
+        self._writer: ShardWriter | None = None
 
-    def encode(self, batch: list[_Piece]) -> None:
-        pixels = torch.from_numpy(np.stack([piece.crop.pixels for piece in batch])).to(self._job.encoder.device)
-        x = images_to_tensor(pixels)
-        ways = [self._stored(x, batch)]
-        if self._job.job.protocol.flips:
-            ways.append(self._stored(x.flip(-1), batch))
+    @property
+    def offsets(self) -> list[int]:
+        return self._writer.offsets if self._writer else []
+
+    @property
+    def member_bytes(self) -> int:
+        return self._writer.member_bytes if self._writer else 0
+
+    def store(self, batch: list[Piece], encoded: _Encoded | None, file: BinaryIO) -> None:
+        """Raises ValueError if a latent is not finite."""
+        if encoded is None:
+            return
+        if encoded.ready is not None:
+            encoded.ready.synchronize()
+        for mean, logvar in encoded.ways:
+            self._check(batch, mean, logvar)
+        writer = self._open(file, encoded.ways[0][0])
         for i, piece in enumerate(batch):
-            for flipped, (mean, logvar) in enumerate(ways):
-                meta = self._meta(piece, bool(flipped))
-                self.labels.append(meta.label)
-                self._writer.add(meta, mean[i], logvar[i])
-        for mean, _ in ways:
+            for flipped, (mean, logvar) in enumerate(encoded.ways):
+                latent = self._latent(piece, bool(flipped), mean[i], logvar[i])
+                self.labels.append(latent.identity)
+                writer.add(latent)
+        for mean, _ in encoded.ways:
             self.statistics.update(mean)
 
-    def _stored(self, x: Tensor, batch: list[_Piece]) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance (B, c, h, w) as they are stored. Raises ValueError if one of them is not finite."""
-        posterior, store = self._job.encoder.encode(x), self._job.job.store
-        mean, logvar = (t.to(STORED[store]).cpu() for t in (posterior.mean, posterior.logvar))
+    def _open(self, file: BinaryIO, mean: Tensor | None = None) -> ShardWriter:
+        if self._writer is None:
+            shape = self._job.plan.latent_shape
+            if mean is not None and tuple(mean.shape[1:]) != shape:
+                shape = self.shape = (mean.shape[1], mean.shape[2], mean.shape[3])
+            self._writer = open_writer(self._job.plan.container, file, shape, STORED[self._job.job.store])
+        return self._writer
+
+    def close(self, file: BinaryIO) -> None:
+        self._open(file).close()
+
+    def abandon(self) -> None:
+        if self._writer is not None:
+            self._writer.abandon()
+
+    def _check(self, batch: list[Piece], mean: Tensor, logvar: Tensor) -> None:
         finite = (mean.isfinite() & logvar.isfinite()).flatten(1).all(1).tolist()
         if not all(finite):
-            name = printable(self._job.source.full_name(batch[finite.index(False)].item.image))
+            name = printable(self._images.place(batch[finite.index(False)].item.image))
             raise ValueError(
-                f"{name}: expected a finite latent in {store}, found NaN or infinity: try --store bf16, or "
-                "--dtype fp32 for the network"
+                f"{name}: expected a finite latent in {self._job.job.store}, found NaN or infinity: try --store bf16, "
+                "or --dtype fp32 for the network"
             )
-        return mean, logvar
 
-    def _meta(self, piece: _Piece, flipped: bool) -> LatentMeta:
-        item, crop, source = piece.item, piece.crop, self._job.source
-        name, label = source.name(item.image), source.label(item.image)
-        return LatentMeta(
-            key=key_of(item.image, piece.number, flipped, name),
+    def _latent(self, piece: Piece, flipped: bool, mean: Tensor, logvar: Tensor) -> Latent:
+        item, crop, task = piece.item, piece.crop, self._task
+        name, label, image = self._images.name(item.image), self._images.label(item.image), task.first + item.image
+        classes = self._job.plan.classes
+        named = classes[label] if isinstance(label, int) and label < len(classes) else None
+        return Latent(
+            key=key_of(None if task.input is None else task.number, image, piece.number, flipped, name),
+            mean=mean,
+            logvar=logvar,
             source=name,
-            image=item.image,
-            label=label,
-            class_name=None if label is None else source.classes[label],
-            size=(item.height, item.width),
+            image=image,
+            label=label if isinstance(label, int) else None,
+            class_name=label if isinstance(label, str) else named,
+            size=item.size,
             resized=crop.resized,
             crop=(crop.top, crop.left, crop.pixels.shape[0], crop.pixels.shape[1]),
             flipped=flipped,
+            members=item.members,
         )
+
+
+def finished_shard(output: Output, digest: str, container: Container, number: int) -> ShardIndex | None:
+    """Return the index of a shard that is there, whole and of this plan by its index and its size; else None.
+
+    Its bytes are not read: ``verify`` does that.
+    """
+    try:
+        index = ShardIndex.decode(output.read(index_name(number)), output.label(index_name(number)))
+    except (TokenizedDataError, OSError):
+        return None
+    whole = (index.plan, index.number) == (digest, number)
+    return index if whole and output.size(shard_name(number, container)) == index.file_bytes else None

@@ -1,4 +1,5 @@
-"""Shards as tar files for webdataset: ``KEY.safetensors`` with mean and logvar, then ``KEY.json`` that says what it is.
+"""Shards as tar files for webdataset: ``KEY.safetensors`` with mean and logvar, ``KEY.json`` that says what it is, and
+what else the sample had, with its own extension.
 
 Any latent is read from its place, by one ``pread``.
 """
@@ -7,17 +8,25 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, BinaryIO
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from ..data.tar import opened_file
 from ..text import one_safe_line
-from .containers import AuditedLatent, LatentMeta, ShardFile, StoredLatent
-from .format import BLOCK, KEY, LATENT, META, TokenizedDataError, decode_json, latent_bytes, parse_latent
+from .format import KEY, TokenizedDataError
+from .records import AuditedLatent, Latent, ShardFile, StoredLatent
 
-_MOST_META_BYTES = 1 << 16
+BLOCK = 512
+"""Bytes of a tar header, which the content follows."""
+LATENT, META, SAMPLE = ".safetensors", ".json", ".source"
+"""Extensions; the last one goes before that of a sample's member which has one of the others."""
+_MOST_MEMBER_BYTES = 1 << 20
 
 
 class TarWriter:
@@ -28,29 +37,32 @@ class TarWriter:
         self.offsets: list[int] = []
         self.member_bytes = 0
 
-    def add(self, meta: LatentMeta, mean: Tensor, logvar: Tensor) -> None:
-        content = latent_bytes(mean, logvar)
+    def add(self, latent: Latent) -> None:
+        content = save({"mean": latent.mean.contiguous(), "logvar": latent.logvar.contiguous()})
         self.member_bytes = len(content)  # the same for all: one shape, one type
         self.offsets.append(self._tar.offset)
-        self._write(meta.key + LATENT, content)
+        self._write(latent.key + LATENT, content)
         fields = {
-            "key": meta.key,
-            "source": meta.source,
-            "image": meta.image,
-            "label": meta.label,
-            "class": meta.class_name,
-            "size": meta.size,
-            "resized": meta.resized,
-            "crop": meta.crop,
-            "flipped": meta.flipped,
+            "key": latent.key,
+            "source": latent.source,
+            "image": latent.image,
+            "label": latent.label,
+            "class": latent.class_name,
+            "size": latent.size,
+            "resized": latent.resized,
+            "crop": latent.crop,
+            "flipped": latent.flipped,
         }
-        self._write(meta.key + META, json.dumps(fields, separators=(",", ":")).encode())
+        self._write(latent.key + META, json.dumps(fields, separators=(",", ":")).encode())
+        for extension, member in latent.members.items():
+            taken = f".{extension}" in (LATENT, META)
+            self._write(f"{latent.key}{SAMPLE if taken else ''}.{extension}", member)
 
     def close(self) -> None:
         self._tar.close()
 
     def abandon(self) -> None:
-        """A TarFile writes nothing by itself."""
+        """Do nothing: a TarFile writes nothing by itself."""
 
     def _write(self, name: str, content: bytes) -> None:
         info = tarfile.TarInfo(name)  # time, owner and group are 0, and so the same everywhere
@@ -68,8 +80,9 @@ class TarReader:
     def key(self, row: int) -> str:
         return self._key(self._bytes(row, BLOCK))
 
-    def read(self, row: int) -> StoredLatent:
-        return self._latent(self._bytes(row, BLOCK + self._file.member_bytes))
+    def read(self, row: int, members: bool = False) -> StoredLatent:
+        latent = self._latent(self._bytes(row, BLOCK + self._file.member_bytes))
+        return replace(latent, members=self._members(row, latent.key)) if members else latent
 
     def stream(self) -> Iterator[StoredLatent]:
         with self._file.path.open("rb", buffering=1 << 20) as file:
@@ -79,40 +92,60 @@ class TarReader:
 
     def audit(self) -> Iterator[AuditedLatent]:
         path, places = self._file.path, self._file.offsets
-        for row, ((offset, name, content), (meta_name, meta)) in enumerate(self._pairs()):
+        for row, sample in enumerate(self._samples()):
+            offset, name, content = sample[0]
             label = f"{path}:{name}"
             if row >= len(places) or offset != places[row] or len(content) != self._file.member_bytes:
                 raise TokenizedDataError(f"{label}: expected the places and sizes of the index, found others")
-            latent = StoredLatent(name.removesuffix(LATENT), *self._parse(content, label))
-            fields = decode_json(meta, f"{path}:{meta_name}")
-            yield AuditedLatent(latent, fields.get("key"), fields.get("label"), fields.get("image"))
+            key = name.removesuffix(LATENT)
+            if len(sample) < 2 or sample[1][1] != key + META:
+                raise TokenizedDataError(
+                    f"{label}: expected {META} after it, found {sample[1][1] if sample[1:] else 'the end'!r}"
+                )
+            fields = _fields(sample[1][2], f"{path}:{sample[1][1]}")
+            latent = StoredLatent(key, *self._parse(content, label), _by_extension(key, sample[2:]))
+            class_of = fields.get("class") if fields.get("label") is None else fields.get("label")
+            yield AuditedLatent(latent, fields.get("key"), class_of, fields.get("image"))
 
-    def _pairs(self) -> Iterator[tuple[tuple[int, str, bytes], tuple[str, bytes]]]:
-        """Place, name and content of each latent, then name and content of its metadata."""
-        path, latent_size = self._file.path, self._file.member_bytes
+    def _samples(self) -> Iterator[list[tuple[int, str, bytes]]]:
+        """Place, name and content of the members of each latent: itself, its metadata, others."""
+        path, sample = self._file.path, list[tuple[int, str, bytes]]()
         try:
             with tarfile.open(path, "r:") as tar:
-                before: tuple[int, str, bytes] | None = None
                 for member in tar:
-                    file = tar.extractfile(member) if member.isreg() else None
-                    suffix = LATENT if before is None else META
-                    name = member.name.removesuffix(suffix)
-                    small = member.size <= (latent_size if before is None else _MOST_META_BYTES)
-                    fits = before is None or before[1] == name + LATENT
-                    known = member.name == name + suffix and KEY.fullmatch(name)
-                    if file is None or not known or not small or not fits or member.issparse():
-                        raise TokenizedDataError(
-                            f"{path}: expected KEY{LATENT} and KEY{META} in turn, found {member.name!r}"
-                        )
-                    if before is None:
-                        before = member.offset, member.name, file.read()
-                    else:
-                        yield before, (member.name, file.read())
-                        before = None
-                if before is not None:
-                    raise TokenizedDataError(f"{path}: expected {META} after {before[1]!r}, found the end")
+                    file = tar.extractfile(member) if member.isreg() and not member.issparse() else None
+                    key, _, _ = member.name.partition(".")
+                    if (
+                        file is None
+                        or not KEY.fullmatch(key)
+                        or member.size > max(self._file.member_bytes, _MOST_MEMBER_BYTES)
+                    ):
+                        raise TokenizedDataError(f"{path}: expected the members of latents, found {member.name!r}")
+                    if member.name == key + LATENT:
+                        if sample:
+                            yield sample
+                        sample = []
+                    elif not sample or not sample[0][1].startswith(f"{key}."):
+                        raise TokenizedDataError(f"{path}: expected KEY{LATENT} first, found {member.name!r}")
+                    sample.append((member.offset, member.name, file.read()))
+                if sample:
+                    yield sample
         except (tarfile.TarError, EOFError, OverflowError, RecursionError) as error:
             raise TokenizedDataError(f"{path}: expected a tar file, found {one_safe_line(str(error))}") from error
+
+    def _members(self, row: int, key: str) -> Mapping[str, bytes]:
+        """The other members of a latent's sample: what lies between it and the next one."""
+        places = self._file.offsets
+        end = int(places[row + 1]) if row + 1 < len(places) else self._file.path.stat().st_size
+        content = self._bytes(row, min(end - int(places[row]), 64 * _MOST_MEMBER_BYTES))
+        try:
+            with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
+                found = [(0, m.name, tar.extractfile(m).read()) for m in tar if m.isreg()]  # type: ignore[union-attr]
+        except (tarfile.TarError, EOFError, OverflowError) as error:
+            raise TokenizedDataError(
+                f"{self._file.path}:{key}: expected a sample, found {one_safe_line(str(error))}"
+            ) from error
+        return _by_extension(key, found[2:])
 
     def _bytes(self, row: int, size: int) -> bytes:
         descriptor = opened_file(str(self._file.path), self._file.version).descriptor
@@ -125,7 +158,18 @@ class TarReader:
         return StoredLatent(key, *self._parse(member[BLOCK:], f"{self._file.path}:{key}"))
 
     def _parse(self, content: bytes, label: str) -> tuple[Tensor, Tensor]:
-        return parse_latent(content, self._file.shape, self._file.dtype, label)
+        """Mean and log-variance as they are stored. Raises TokenizedDataError for other names, types or shapes."""
+        try:
+            tensors = load(content)
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise TokenizedDataError(
+                f"{label}: expected safetensors, found {one_safe_line(str(error))[:100]}"
+            ) from error
+        found = {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()}
+        expected: tuple[torch.dtype, tuple[int, ...]] = (self._file.dtype, tuple(self._file.shape))
+        if found != dict.fromkeys(("mean", "logvar"), expected):
+            raise TokenizedDataError(f"{label}: expected mean and logvar, {expected}, found {str(found)[:200]}")
+        return tensors["mean"], tensors["logvar"]
 
     def _key(self, member: bytes) -> str:
         """The key of a member by its tar header. Raises TokenizedDataError if it is another one."""
@@ -141,3 +185,17 @@ class TarReader:
                 f"{header.size}"
             )
         return key
+
+
+def _fields(content: bytes, label: str) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise TokenizedDataError(f"{label}: expected JSON, found {one_safe_line(str(error))[:100]}") from error
+    if not isinstance(found, dict):
+        raise TokenizedDataError(f"{label}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def _by_extension(key: str, members: list[tuple[int, str, bytes]]) -> dict[str, bytes]:
+    return {name.removeprefix(key).removeprefix(SAMPLE).lstrip("."): content for _, name, content in members}

@@ -1,0 +1,185 @@
+"""What the user names -> paths: list files, brace patterns, folders of shards, and what lies elsewhere (fsspec)."""
+
+import contextlib
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..data.hugging_face import PREFIX
+from ..data.images import ImageError, ImageReadError, printable, reason_of
+
+SHARD_SUFFIXES = (".tar", ".parquet")
+ATTEMPTS = 4
+"""How often a file that lies elsewhere is asked for, with growing pauses, before it is named."""
+_PAUSE_SECONDS = 0.5
+
+
+def expand(paths: Sequence[str]) -> list[str]:
+    """Return what these stand for, in order.
+
+    ``@FILE`` lists one a line, ``@-`` standard input; ``{000..123}`` and ``{a,b}`` are expanded; of a folder that has
+    shards (tar or Parquet files) and no images, the shards; of a remote folder or a pattern with ``*``, its files.
+
+    Raises:
+        ImageError: a list or a folder that is missing or empty.
+        ImportError: a package that a remote path needs is missing.
+    """
+    found: list[str] = []
+    for path in paths:
+        for named in _listed(path):
+            for each in _braces(named):
+                found += _inside(each)
+    return found
+
+
+def _listed(path: str) -> list[str]:
+    if not path.startswith("@"):
+        return [path]
+    name = path[1:]
+    try:
+        lines = sys.stdin.read() if name == "-" else Path(name).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ImageError(
+            f"{printable(name)}: expected a list of paths, one a line, found {reason_of(error)}"
+        ) from error
+    found = [line.strip() for line in lines.splitlines() if line.strip()]
+    if not found:
+        raise ImageError(f"{printable(name)}: expected a list of paths, one a line, found none")
+    return found
+
+
+def _braces(path: str) -> list[str]:
+    if "{" not in path or Path(path).exists():
+        return [path]
+    from braceexpand import braceexpand
+
+    try:
+        return list(braceexpand(path))
+    except ValueError as error:
+        raise ImageError(f"{printable(path)}: expected balanced braces, found others") from error
+
+
+def _inside(path: str) -> list[str]:
+    if path.startswith(PREFIX):
+        return [path]
+    if is_remote(path):
+        return _remote_files(path) if "*" in path or not is_shard(path) else [path]
+    folder = Path(path)
+    if not folder.is_dir():
+        return [path]
+    shards = sorted(str(p) for p in folder.iterdir() if is_shard(p.name) and p.is_file() and p.name[0] != ".")
+    others = [p for p in folder.iterdir() if not is_shard(p.name) and p.name[0] != "." and _may_be_data(p)]
+    return shards if shards and not others else [path]
+
+
+def _may_be_data(path: Path) -> bool:
+    from ..data.images import IMAGE_SUFFIXES
+
+    return path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES or path.name in ("dataset_info.json", "state.json")
+
+
+def is_shard(path: str) -> bool:
+    """Whether a path is that of a tar or Parquet file."""
+    return path.split("?")[0].endswith(SHARD_SUFFIXES)
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path lies elsewhere: ``s3://``, ``gs://``, ``http://``, ... (but ``hf:`` is a data set)."""
+    return "://" in path
+
+
+def file_system(address: str) -> tuple[Any, str]:
+    """Return the fsspec file system of an address, and the path in it. Raises ImportError for a missing package."""
+    fsspec = _package()
+    try:
+        found, path = fsspec.core.url_to_fs(address)
+    except ImportError as error:
+        raise ImportError(f"{printable(address)}: {reason_of(error)}: pip install 'ssdd[remote]'") from error
+    except ValueError as error:
+        raise ImageError(
+            f"{printable(address)}: expected an address that fsspec knows, found {reason_of(error)}"
+        ) from error
+    return found, path
+
+
+def _remote_files(address: str) -> list[str]:
+    """The shards of a remote folder or pattern; without any, its images."""
+    from ..data.images import IMAGE_SUFFIXES
+
+    system, path = file_system(address)
+    names = retried(address, lambda: system.glob(path) if "*" in path else system.find(path))
+    found = sorted(system.unstrip_protocol(name) for name in names)
+    shards = [name for name in found if is_shard(name)]
+    images = [name for name in found if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    if not shards and not images:
+        raise ImageError(f"{printable(address)}: expected tar or Parquet files, or images, found none")
+    return shards or images
+
+
+@contextlib.contextmanager
+def local_copy(address: str, folder: Path | None = None) -> Iterator[Path]:
+    """Yield a file of this machine with the content: the file itself, or a copy for as long as the block lasts.
+
+    Raises:
+        ImageError: there is none.
+        ImageReadError: it cannot be read, after several attempts.
+    """
+    if not is_remote(address):
+        yield Path(address)
+        return
+    system, path = file_system(address)
+    with tempfile.TemporaryDirectory(prefix="ssdd-", dir=folder) as temporary:
+        target = Path(temporary) / "input"
+
+        def fetch() -> None:
+            size = system.info(path).get("size")
+            with (
+                system.open(path, "rb", **({"block_size": 0} if _is_http(address) else {})) as source,
+                target.open("wb") as file,
+            ):
+                shutil.copyfileobj(source, file, 1 << 22)
+            if size is not None and target.stat().st_size != size:
+                raise ConnectionError(f"{target.stat().st_size} of {size} bytes")
+
+        retried(address, fetch)
+        yield target
+
+
+def remote_content(address: str) -> bytes:
+    """Return the bytes of a remote file. Raises as ``local_copy``."""
+    system, path = file_system(address)
+    content: bytes = retried(address, lambda: system.cat_file(path))
+    return content
+
+
+def retried(address: str, work: Any) -> Any:
+    """Return what ``work`` returns, in several attempts. Raises ImageError for nothing there, or ImageReadError."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return work()
+        except FileNotFoundError as error:
+            raise ImageError(f"{printable(address)}: expected a file, found none") from error
+        except PermissionError as error:
+            raise ImageReadError(f"{printable(address)}: expected to read it, found {reason_of(error)}") from error
+        except Exception as error:  # whatever the storage and the network raise
+            if attempt == ATTEMPTS - 1:
+                message = f"expected to read it, found in {ATTEMPTS} attempts: {reason_of(error)}"
+                raise ImageReadError(f"{printable(address)}: {message}") from error
+            time.sleep(_PAUSE_SECONDS * 4**attempt)
+
+
+def _is_http(address: str) -> bool:
+    return address.startswith(("http://", "https://"))  # streamed: not every server knows ranges
+
+
+def _package() -> ModuleType:
+    try:
+        import fsspec.core
+    except ImportError as error:
+        raise ImportError("remote paths need fsspec: pip install 'ssdd[remote]'") from error
+    return fsspec

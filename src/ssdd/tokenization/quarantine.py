@@ -1,0 +1,80 @@
+"""Images whose decoder ends the whole process: found again after the crash, and left out.
+
+Each thread that reads notes which image it is at. The notes of a shard that was not finished name the suspects; each is
+read once more in a process of its own, and if that ends by a signal too, the image is skipped.
+"""
+
+import mmap
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_SLOTS, _BYTES = 64, 8
+
+
+class ReadingNotes:
+    """Which image each thread of this process is reading."""
+
+    def __init__(self, notes: mmap.mmap) -> None:
+        self._notes, self._lock = notes, threading.Lock()
+        self._slots: dict[int, int] = {}
+
+    @contextmanager
+    def reading(self, image: int) -> Iterator[None]:
+        """Note an image for as long as the block lasts."""
+        with self._lock:
+            slot = self._slots.setdefault(threading.get_ident(), len(self._slots) % _SLOTS)
+        self._write(slot, image + 1)
+        try:
+            yield
+        finally:
+            self._write(slot, 0)
+
+    def _write(self, slot: int, value: int) -> None:
+        self._notes[slot * _BYTES : (slot + 1) * _BYTES] = value.to_bytes(_BYTES, "little")
+
+
+@contextmanager
+def reading_notes(folder: Path | None, number: int) -> Iterator[tuple[ReadingNotes, list[int]]]:
+    """Yield the notes of a shard, and the images that an earlier process was reading when it died."""
+    path = (folder or Path(tempfile.gettempdir())) / f".reading-{number:06d}"
+    suspects: list[int] = []
+    if path.is_file():
+        content = path.read_bytes()[: _SLOTS * _BYTES]
+        values = [int.from_bytes(content[at : at + _BYTES], "little") for at in range(0, len(content), _BYTES)]
+        suspects = [value - 1 for value in values if value]
+    with path.open("w+b") as file:
+        file.truncate(_SLOTS * _BYTES)
+        with mmap.mmap(file.fileno(), _SLOTS * _BYTES) as notes:
+            try:
+                yield ReadingNotes(notes), suspects
+            finally:
+                path.unlink(missing_ok=True)
+
+
+def crashing(read: Callable[[int], object], suspects: list[int]) -> dict[int, str]:
+    """Return those of these images that end a process which reads them, with the name of the signal.
+
+    Args:
+        read: reads an image; it is sent to a new process.
+    """
+    found: dict[int, str] = {}
+    for image in suspects:
+        process = multiprocessing.get_context("spawn").Process(target=_read, args=(read, image), daemon=False)
+        process.start()
+        process.join()
+        if process.exitcode is not None and process.exitcode < 0:
+            found[image] = signal.Signals(-process.exitcode).name
+    return found
+
+
+def _read(read: Callable[[int], object], image: int) -> None:
+    try:
+        read(image)
+    except Exception:  # an error is no crash: it is met again, and named, where the shard is made
+        os._exit(0)

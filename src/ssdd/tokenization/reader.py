@@ -131,8 +131,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
         from safetensors.torch import load
 
         tensors, meta = load(sample["safetensors"]), json.loads(sample["json"])
-        taken = {name: sample.get(name, sample.get(f"source.{name}")) for name in self._members}
-        found = {name: content for name, content in taken.items() if content is not None}
+        taken = {name: f"source.{name}" if name in ("json", "safetensors") else name for name in self._members}
+        found = {name: sample[extension] for name, extension in taken.items() if extension in sample}
         latent = StoredLatent(sample["__key__"], tensors["mean"], tensors["logvar"], found)
         return self._item(latent, self._number(meta["class"] if meta["label"] is None else meta["label"]))
 

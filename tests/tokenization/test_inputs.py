@@ -1,0 +1,248 @@
+"""What goes in: shards that make a shard each, lists and patterns, webdataset samples, Parquet, files of labels."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from ssdd.data.images import ImageError
+from ssdd.tokenization import LatentDataset, Part, collate_fn, finish, tokenize, verify
+from ssdd.tokenization.inputs import expand
+from ssdd.tokenization.labels import LabelFile
+from tests.tokenization.conftest import Job
+
+Picture = Callable[..., np.ndarray]
+
+
+def png(picture: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format="PNG")
+    return file.getvalue()
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.fixture
+def shards(tmp_path: Path, picture: Picture) -> Path:
+    """Three webdataset shards of two samples each; the classes are 2, 10, 1, 2, 10, 1."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for shard in range(3):
+        members: dict[str, bytes] = {}
+        for k in range(2):
+            i = 2 * shard + k
+            members[f"{i:04}.png"] = png(picture(40, 40 + i, i))
+            members[f"{i:04}.cls"] = b"%d" % [2, 10, 1][i % 3]
+            members[f"{i:04}.txt"] = f"caption {i}".encode()
+            members[f"{i:04}.json"] = json.dumps({"url": f"https://example.org/{i}"}).encode()
+        write_tar(folder / f"{shard:06}.tar", members)
+    return folder
+
+
+def test_an_input_shard_makes_a_shard(job: Job, shards: Path, tmp_path: Path) -> None:
+    """With labels and all members of the samples; keys are unique though each shard counts its own images."""
+    pattern = str(shards / "{000000..000002}.tar")
+    done = tokenize(job(paths=(pattern,), shard_images=None), tmp_path / "out", workers=1)
+    assert (done.made, done.shards) == (3, 3)
+    data = LatentDataset(tmp_path / "out", members=("txt", "json"))
+    assert data.classes == [str(i) for i in range(11)], "whole numbers are the numbers of their classes"
+    items = [data[i] for i in range(len(data))]
+    assert [int(item["label"]) for item in items] == [2, 10, 1, 2, 10, 1]
+    assert [item["txt"] for item in items] == [f"caption {i}" for i in range(6)]
+    assert [json.loads(item["json"])["url"][-1] for item in items] == list("012345")
+    assert len({item["key"] for item in items}) == 6
+    assert verify(tmp_path / "out") == []
+    assert not (tmp_path / "out" / "images.index").exists(), "input shards were listed"
+
+
+def test_the_latents_are_those_of_a_list(job: Job, shards: Path, tmp_path: Path) -> None:
+    tokenize(job(paths=(str(shards),), shard_images=None, batch_size=1), tmp_path / "each", workers=0)
+    tokenize(job(paths=(str(shards),), shard_images=4, batch_size=1), tmp_path / "listed", workers=0)
+    each, listed = LatentDataset(tmp_path / "each"), LatentDataset(tmp_path / "listed", members=("txt",))
+    assert [entry["latents"] for entry in listed.manifest["shards"]] == [4, 2]
+    for a, b in zip(each.stream(), listed.stream(), strict=True):
+        assert a["mean"].equal(b["mean"])
+        assert a["label"].equal(b["label"])
+    assert listed[5]["txt"] == "caption 5"
+
+
+def test_paths(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photographs: Path) -> None:
+    expected = [str(shards / f"{i:06}.tar") for i in range(3)]
+    (tmp_path / "list.txt").write_text("\n".join([expected[0], "", str(shards / "{000001..000002}.tar"), ""]))
+    assert expand([str(shards)]) == expected
+    assert expand([f"@{tmp_path / 'list.txt'}"]) == expected
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(expected)))
+    assert expand(["@-"]) == expected
+    assert expand([str(photographs), "hf:a/b"]) == [str(photographs), "hf:a/b"]
+    (tmp_path / "empty").write_text("\n")
+    for wrong, message in {
+        "@nowhere": "a list of paths",
+        f"@{tmp_path / 'empty'}": "found none",
+        "a{b": "balanced",
+    }.items():
+        with pytest.raises(ImageError, match=message):
+            expand([wrong])
+
+
+def test_classes_of_a_set_come_from_all_its_parts(job: Job, shards: Path, tmp_path: Path) -> None:
+    """No part knows them all; words are numbered when the manifest is written."""
+    for i, word in enumerate(["dog", "ant", "cat"]):
+        content = (shards / f"{i:06}.tar").read_bytes()
+        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+            members = {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
+        write_tar(shards / f"{i:06}.tar", {n: word.encode() if n.endswith("cls") else c for n, c in members.items()})
+    for part in (2, 0, 1):
+        tokenize(job(paths=(str(shards),), shard_images=None), tmp_path / "out", part=Part(part, 3), workers=0)
+    data = LatentDataset(tmp_path / "out")
+    assert data.classes == ["ant", "cat", "dog"]
+    assert [int(item["label"]) for item in data.stream()] == [2, 2, 0, 0, 1, 1]
+    assert verify(tmp_path / "out") == []
+    assert finish(tmp_path / "out").classes == data.classes
+
+
+def test_a_broken_shard_is_an_error_and_a_broken_image_is_not(job: Job, shards: Path, tmp_path: Path) -> None:
+    path = shards / "000001.tar"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1500])
+    settings = job(paths=(str(shards),), shard_images=None)
+    with pytest.raises(ImageError, match=r"000001\.tar"):
+        tokenize(settings, tmp_path / "out", workers=0)
+    assert {p.name for p in (tmp_path / "out").glob("shard*.tar")} == {"shard-000000.tar"}
+    write_tar(path, {"0002.png": b"no image", "0003.png": whole[512:1024]})
+    done = tokenize(settings, tmp_path / "out", workers=0)
+    assert done.manifest is not None
+    assert (done.manifest.images, done.manifest.skipped_images, done.made, done.kept) == (4, 2, 2, 1)
+    assert verify(tmp_path / "out") == []
+
+
+def test_parquet_shards(job: Job, tmp_path: Path, picture: Picture) -> None:
+    """As ``datasets``, pandas and Spark write them: an image is a struct or bytes; text is kept."""
+    pyarrow = pytest.importorskip("pyarrow", reason="needs the extra: pip install 'ssdd[parquet]'")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for shard in range(2):
+        images = [png(picture(40, 40, 3 * shard + i)) for i in range(3)]
+        cells: list[Any] = [{"bytes": image, "path": None} for image in images] if shard else images
+        table = pyarrow.table({"image": cells, "fine": [7, -1, 3], "label": [1, 0, 1], "caption": ["a", None, "c"]})
+        parquet.write_table(table, tmp_path / f"{shard}.parquet", row_group_size=2)
+    pattern = str(tmp_path / "{0..1}.parquet")
+    tokenize(job(paths=(pattern,), shard_images=None), tmp_path / "out", workers=2)
+    data = LatentDataset(tmp_path / "out", members=("caption",))
+    assert [int(item["label"]) for item in data.stream()] == [1, 0, 1] * 2
+    assert [item["caption"] for item in data.stream()] == ["a", None, "c"] * 2
+    tokenize(job(paths=(f"{pattern}?label=fine",), shard_images=None), tmp_path / "fine", workers=0)
+    assert [int(item["label"]) for item in LatentDataset(tmp_path / "fine").stream()] == [7, -1, 3] * 2
+    with pytest.raises(ImageError, match="expected a column photo, found the columns image, fine, label, caption"):
+        tokenize(job(paths=(f"{pattern}?image=photo",), shard_images=None), tmp_path / "none", workers=0)
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "edm", "parquet"])
+def test_a_file_of_labels(job: Job, photographs: Path, tmp_path: Path, kind: str) -> None:
+    rows = [{"file_name": f"ant/{i}.png", "label": 1 - i, "caption": f"ant {i}"} for i in range(2)]
+    path = tmp_path / ("labels.json" if kind == "edm" else f"labels.{kind}")
+    if kind == "csv":
+        path.write_text("file_name,label,caption\n" + "".join(f"ant/{i}.png,{1 - i},ant {i}\n" for i in range(2)))
+    elif kind == "json":
+        path.write_text(json.dumps(rows))
+    elif kind == "edm":
+        path.write_text(json.dumps({"labels": [[row["file_name"], row["label"]] for row in rows]}))
+    else:
+        pyarrow = pytest.importorskip("pyarrow", reason="needs the extra: pip install 'ssdd[parquet]'")
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(rows), path)
+    tokenize(job(label_file=str(path), only="ant/*"), tmp_path / "out", workers=0)
+    data = LatentDataset(tmp_path / "out", members=("txt",))
+    assert [int(item["label"]) for item in data.stream()] == [1, 0]
+    assert [item["txt"] for item in data.stream()] == [None if kind == "edm" else f"ant {i}" for i in range(2)]
+
+
+def test_a_file_that_holds_no_labels(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ImageError, match=r"expected columns file_name, and label or caption, found \['a', 'b'\]"):
+        LabelFile(str(path))
+    with pytest.raises(ImageError, match="expected CSV, JSON or Parquet with labels"):
+        LabelFile(str(tmp_path / "nowhere.csv"))
+
+
+def test_buckets(job: Job, tmp_path: Path, picture: Picture) -> None:
+    """Each image has the shape nearest to its own, and all of a shard have one."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    sides = [(40, 40), (30, 90), (90, 30), (42, 38), (60, 31), (33, 100)]
+    for i, (height, width) in enumerate(sides):
+        Image.fromarray(picture(height, width, i)).save(folder / f"{i}.png")
+    Image.open(folder / "1.png").save(folder / "broken.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    settings = job(paths=(str(folder),), size=32, bucket_step=8, shard_images=2)
+    done = tokenize(settings, tmp_path / "out", workers=0)
+    assert done.manifest is not None
+    assert done.manifest.skipped_images == 1
+    data = LatentDataset(tmp_path / "out")
+    shapes = {item["key"].rsplit("-", 1)[1]: tuple(8 * s for s in item["mean"].shape[1:]) for item in data.stream()}
+    assert shapes == {"0": (32, 32), "3": (32, 32), "1": (16, 48), "5": (16, 48), "2": (48, 16), "4": (40, 24)}
+    for name, (height, width) in shapes.items():
+        assert height * width <= 32 * 32
+        assert height % 8 == width % 8 == 0, name
+    assert verify(tmp_path / "out") == []
+
+
+def test_lightningdit(job: Job, whole: Path, tmp_path: Path) -> None:
+    """The names and shapes that LightningDiT's data set reads, and the latents of the tar shards."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    tokenize(job(flips=True, container="lightningdit"), tmp_path / "out", workers=0)
+    tensors = safetensors.load_file(tmp_path / "out" / "shard-000000.safetensors")
+    data, tar = LatentDataset(tmp_path / "out"), LatentDataset(whole)
+    assert tensors["latents"].shape == tensors["latents_flip"].shape == (3, 4, 4, 4)
+    assert tensors["latents"][1].float().equal(tar[2]["mean"])
+    assert tensors["latents_flip"][1].float().equal(tar[3]["mean"])
+    assert tensors["labels"].tolist() == [0, 0, 1]
+    for a, b in zip(data.stream(), tar.stream(), strict=True):
+        assert a["mean"].equal(b["mean"])
+        assert (a["key"], int(a["label"])) == (b["key"], int(b["label"]))
+    assert verify(tmp_path / "out") == []
+    with pytest.raises(ValueError, match="expected crops of one shape and --flips"):
+        job(container="lightningdit")
+
+
+def test_a_plain_data_loader(whole: Path, job: Job, shards: Path, tmp_path: Path) -> None:
+    batch = next(iter(DataLoader(LatentDataset(whole), batch_size=4, shuffle=False)))
+    assert batch["mean"].shape == (4, 4, 4, 4)
+    assert batch["label"].dtype == torch.int64
+    assert len(batch["key"]) == 4
+    tokenize(job(paths=(str(shards),), shard_images=None), tmp_path / "out", workers=0)
+    data = LatentDataset(tmp_path / "out", members=("txt", "missing"))
+    batch = next(iter(DataLoader(data, batch_size=6, collate_fn=collate_fn)))
+    assert batch["txt"] == [f"caption {i}" for i in range(6)]
+    assert batch["missing"] == [None] * 6
+    assert batch["logvar"].shape == (6, 4, 4, 4)
+
+
+def test_webdataset_gives_the_same_items(job: Job, shards: Path, tmp_path: Path) -> None:
+    pytest.importorskip("webdataset", reason="needs the extra: pip install 'ssdd[dev]'")
+    tokenize(job(paths=(str(shards),), shard_images=None), tmp_path / "out", workers=0)
+    data = LatentDataset(tmp_path / "out", members=("txt", "json"))
+    for a, b in zip(data.as_webdataset(), data.stream(), strict=True):
+        assert a["mean"].equal(b["mean"])
+        assert {name: a[name] for name in ("label", "key", "txt", "json")} == {
+            name: b[name] for name in ("label", "key", "txt", "json")
+        }
+
+
+def test_latents_of_another_encoder_are_refused(whole: Path) -> None:
+    sha256 = LatentDataset(whole).model.encoder_sha256
+    assert len(LatentDataset(whole, expect=sha256)) == len(LatentDataset(whole, expect=sha256[:12]))
+    with pytest.raises(ValueError, match="expected latents of the encoder 0000, found those of"):
+        LatentDataset(whole, expect="0000")

@@ -28,10 +28,11 @@ from tqdm import tqdm
 
 from ssdd import AutoencoderSSDD
 from ssdd.data.pixels import images_to_tensor
+from ssdd.data.sources import open_source
+from ssdd.data.transforms import centre_crop
 from ssdd.memory import keep_freed_memory
-from ssdd.tokenization import CropProtocol, OpenJob, TokenizeJob, tokenize
-from ssdd.tokenization.crop_reader import CroppedImage, read_images
-from ssdd.tokenization.source import LabelledSource
+from ssdd.tokenization import CropProtocol, TokenizeJob, tokenize
+from ssdd.tokenization.model import LatentEncoder
 
 
 def main() -> None:
@@ -89,7 +90,7 @@ def measure_speed(options: argparse.Namespace, folder: Path) -> None:
     )
     print(f"{options.images} photographs, crops of {options.size} px, batches of {options.batch_size}, {options.dtype}")
     print(f"{options.model} on {options.device}, {os.cpu_count()} CPU cores, torch {torch.__version__}\n")
-    alone = encoder_alone(OpenJob(job, options.device))
+    alone = encoder_alone(job, options.device)
     print(f"{'':26} images/s  to the encoder  to the first row  seconds in all")
     print(f"{'encoder alone, one thread':26} {alone:8.1f}")
     first = None
@@ -106,27 +107,26 @@ def measure_speed(options: argparse.Namespace, folder: Path) -> None:
 
 def first_photographs(paths: list[str], images: int, folder: Path) -> Path:
     """Copies of them as files."""
-    source = LabelledSource(paths)
+    source = open_source(paths)
     if len(source) < images:
         raise SystemExit(f"expected at least {images} photographs, found {len(source)}: see --images")
     folder.mkdir()
     for i in range(images):
-        (folder / f"{i:06d}{Path(source.name(i)).suffix}").write_bytes(source.content(i))
+        (folder / f"{i:06d}{Path(source.key(i)).suffix}").write_bytes(source.content(i))
     return folder
 
 
-def encoder_alone(job: OpenJob) -> float:
+def encoder_alone(job: TokenizeJob, device: str) -> float:
     """Images a second of the network on the same batches in memory, one thread on a CPU."""
-    items = read_images(job, range(len(job.source)), 1)
-    crops = [item.crops[0].pixels for item in items if isinstance(item, CroppedImage)]
-    size = job.job.batch_size
+    encoder, source, size = LatentEncoder(job.model, device, job.dtype), open_source(job.paths), job.batch_size
+    crops = [centre_crop(source.read(i), job.protocol.size) for i in range(len(source))]
     batches = [np.stack(crops[i : i + size]) for i in range(0, len(crops) - size + 1, size)]
     before = torch.get_num_threads()
-    if job.on_cpu:
-        torch.set_num_threads(job.job.threads)
+    if device == "cpu":
+        torch.set_num_threads(job.threads)
     clock = Clock()
     for batch in tqdm(batches, unit="batch", leave=False):
-        posterior = job.encoder.encode(images_to_tensor(torch.from_numpy(batch).to(job.encoder.device)))
+        posterior = encoder.encode(images_to_tensor(torch.from_numpy(batch).to(device)))
         posterior.mean.half().cpu()
         clock.update(len(batch))
     torch.set_num_threads(before)

@@ -1,6 +1,8 @@
 """What the commands share: going through files, refusing outputs, choosing a device, tiling."""
 
+import errno
 import logging
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -133,3 +135,20 @@ def test_training_run_stands_for_its_model(tiny_model: Path, tmp_path: Path) -> 
     shutil.rmtree(run / "model")
     with pytest.raises(FileNotFoundError, match="found a training run that is not finished"):
         ModelOptions(model=str(run), device="cpu").load()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_full_or_read_only_file_system_ends_the_command(number: int) -> None:
+    """The other inputs could not be written either."""
+    tried: list[int] = []
+
+    def work(item: int) -> None:
+        tried.append(item)
+        try:
+            raise OSError(number, os.strerror(number))
+        except OSError as error:
+            raise OSError("out/a.png: expected to write it") from error
+
+    with pytest.raises(OSError, match="expected to write it"):
+        for_each([1, 2, 3], str, work, "done")
+    assert tried == [1]

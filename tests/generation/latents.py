@@ -9,16 +9,6 @@ from torch import Tensor
 STATISTICS = {"scaling_factor": 0.5, "shift_factor": 1.0, "latents_mean": None, "latents_std": None}
 
 
-@dataclass(frozen=True)
-class Item:
-    """mean, logvar: (c, h, w)."""
-
-    mean: Tensor
-    logvar: Tensor
-    label: int | None
-    key: str
-
-
 @dataclass
 class MemoryLatents:
     """Posteriors whose standard deviation is next to nothing."""
@@ -37,9 +27,10 @@ class MemoryLatents:
     def __len__(self) -> int:
         return len(self.means)
 
-    def __getitem__(self, index: int) -> Item:
-        mean = self.means[index]
-        return Item(mean, torch.full_like(mean, -30.0), self.labels[index], f"{index:04d}")
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        mean, label = self.means[index], self.labels[index]
+        number = torch.tensor(-1 if label is None else label)
+        return {"mean": mean, "logvar": torch.full_like(mean, -30.0), "label": number, "key": f"{index:04d}"}
 
 
 TWO = torch.tensor([[3.0, -1.0, 1.0, 1.0], [-1.0, 3.0, 1.0, 1.0]])

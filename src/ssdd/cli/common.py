@@ -1,6 +1,7 @@
 """What the commands share: options of the model, loading it, going through many files."""
 
 import atexit
+import errno
 import functools
 import logging
 import os
@@ -143,9 +144,10 @@ def parse_options(options: type[T], command: str, arguments: Sequence[str]) -> T
 
 
 def for_each(items: Sequence[T], name: Callable[[T], str], work: Callable[[T], None], verb: str) -> int:
-    """Does ``work`` on each item under a progress bar; one that fails is named, skipped and counted.
+    """Do ``work`` on each item under a progress bar; one that fails is named, skipped and counted.
 
-    Returns the exit status: 0 if all went well, 1 if some failed.
+    Returns the exit status: 0 if all went well, 1 if some failed. Raises OSError where no other item could be written
+    either: a full disk or one that is read-only ends the command.
     """
     from ..tiling import tracked
 
@@ -158,7 +160,7 @@ def for_each(items: Sequence[T], name: Callable[[T], str], work: Callable[[T], N
             try:
                 work(item)
             except (OSError, ValueError, MemoryError, torch.OutOfMemoryError) as error:
-                if os.environ.get("SSDD_TRACEBACK"):
+                if os.environ.get("SSDD_TRACEBACK") or _nothing_can_be_written(error):
                     raise
                 failed += 1
                 message, label = (" ".join(text.split()) for text in (str(error) or type(error).__name__, name(item)))
@@ -167,6 +169,15 @@ def for_each(items: Sequence[T], name: Callable[[T], str], work: Callable[[T], N
     if failed:
         print(f"{verb} {len(items) - failed} of {len(items)} files; {failed} failed", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _nothing_can_be_written(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, is that of a whole file system."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return True
+        error = error.__cause__
+    return False
 
 
 def run_training(command: str, train: Callable[[], Path]) -> int:

@@ -18,8 +18,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 from PIL import ImageFile as PilFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from ..files import atomic_path
+from .colour import to_srgb
+from .formats import UnfitFileError
+from .formats.jpeg import load_jpeg
+from .formats.png import picture_of
+from .formats.tiff import levels_of, open_tiff
 from .pixels import Pixels, check_pixels
 
 MAX_PIXELS = 1 << 28
@@ -28,13 +34,15 @@ MAX_PIXELS = 1 << 28
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """What `read_image` decodes: raster formats with a signature. Nothing here runs a program (as EPS does)."""
 
+COLOUR = "RGB, upright by EXIF, transparency on white, colour profiles converted to sRGB"
+"""What becomes of the colours of every image, for reports."""
+
 _SUFFIX_NAMES = "jpg jpeg jfif mpo png apng webp gif bmp tif tiff ppm pgm pbm pnm pfm jp2 j2k jpx avif"
 IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIX_NAMES.split())
 """The extensions, in lower case, by which `find_images` knows an image in a folder."""
 
-# Pillow decodes without complaint a JPEG 2000 file cut between two tiles, and a PNG cut before the EXIF that
-# may follow its pixels. Compressed data cannot hold these marks, so a whole file is one that has its mark.
-_END_MARKS = {"PNG": b"\0\0\0\0IEND\xaeB`\x82", "JPEG2000": b"\xff\xd9"}
+# Pillow decodes without complaint a file cut between two tiles. Compressed data cannot hold this mark.
+_END_OF_CODESTREAM = b"\xff\xd9"
 
 # suffix: Pillow's name, its options, the longest side that the format (as its library has it) can hold
 _WRITERS: dict[str, tuple[str, dict[str, Any], int]] = {
@@ -82,7 +90,7 @@ def read_image(
     The EXIF orientation is applied (unreadable EXIF counts as none), transparency is composited on white, and
     of an animation or several pages the first is taken. 16-bit gray is scaled from [0, 65535] with rounding;
     16-bit colour keeps its high bytes; float gray is taken as [0, 1] where its maximum is at most 1, else as
-    [0, 255]. Colour profiles are ignored.
+    [0, 255]. Colours are those of the embedded profile, converted to sRGB, see `ssdd.data.colour.to_srgb`.
 
     Args:
         source: A path, or a binary stream, which is read from its start and not closed.
@@ -92,8 +100,9 @@ def read_image(
 
     Raises:
         ImageError: No regular readable file; not an image in one of `FORMATS`; damaged or truncated such that
-            pixels of the first frame are missing; too many pixels; gray levels outside their range. It is an
-            `ImageReadError` where the file system is at fault, not the file.
+            pixels of the first frame are missing; a kind of TIFF file that Pillow gets wrong; too many pixels;
+            gray levels outside their range. It is an `ImageReadError` where the file system is at fault, not the
+            file.
     """
     if isinstance(source, (str, os.PathLike)):
         label = printable(name or os.fspath(source))
@@ -249,6 +258,8 @@ def _decode_or_refuse(stream: BinaryIO, label: str, max_pixels: int) -> Pixels:
         return _decode(stream if stream.seekable() else io.BytesIO(stream.read()), label, max_pixels)
     except ImageError:
         raise
+    except UnfitFileError as error:
+        raise ImageError(f"{label}: {printable(str(error))}") from error
     except Exception as error:  # hostile bytes make the decoders raise nearly everything
         found = f"one that does not decode ({reason_of(error)})"
         raise read_failure(error, f"{label}: expected a complete image, found {found}") from error
@@ -262,21 +273,41 @@ def _decode(stream: BinaryIO, label: str, max_pixels: int) -> Pixels:
     kind = _identify(prefix)
     if kind is None:
         raise ImageError(f"{label}: expected an image ({', '.join(FORMATS)}), found bytes {prefix!r}")
+    image = _loaded(stream, kind, label, max_pixels)
+    pixels = pil_to_image(image, name=label)
+    if profile := image.info.get("icc_profile"):
+        pixels = to_srgb(pixels, image, profile)
+    upright = _UPRIGHT.get(_orientation(image), _UPRIGHT[1])
+    return np.ascontiguousarray(upright(pixels))
+
+
+def _loaded(stream: BinaryIO, kind: str, label: str, max_pixels: int) -> Image.Image:
     stream.seek(0)
+    content, profile = b"", None
+    if kind in ("PNG", "JPEG", "JPEG2000"):
+        content = stream.read()
+        stream.seek(0)
+    if kind == "PNG":
+        content, profile = picture_of(content)
+        stream = io.BytesIO(content)
     # Not `Image.open`: its limit on pixels is a global, half of it only a warning, and not ours.
-    image_class: Callable[[BinaryIO, str], PilFile.ImageFile] = Image.OPEN[kind][0]
-    image = image_class(stream, "")
+    image: PilFile.ImageFile = open_tiff(stream) if kind == "TIFF" else Image.OPEN[kind][0](stream, "")
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(f"{label}: expected at most {max_pixels} pixels, found {width} x {height}")
     raw_mode = image.tile[0][3] if image.tile else None
-    image.load()
-    stream.seek(0)
-    if kind in _END_MARKS and _END_MARKS[kind] not in stream.read():
-        raise ImageError(f"{label}: expected a complete image, found a {kind} file without its end")
-    _scale_colour_key(image, raw_mode)
-    upright = _UPRIGHT.get(_orientation(image), _UPRIGHT[1])
-    return np.ascontiguousarray(upright(pil_to_image(image, name=label)))
+    if kind == "JPEG":
+        load_jpeg(image, content)
+    else:
+        image.load()
+    if kind == "JPEG2000" and _END_OF_CODESTREAM not in content:
+        raise ImageError(f"{label}: expected a complete image, found a JPEG 2000 file without its end")
+    if kind == "PNG":
+        _scale_colour_key(image, raw_mode)
+        image.info["icc_profile"] = profile
+    if kind == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        image.putalpha(255)  # as viewers do: the fourth byte of many writers means nothing
+    return levels_of(image) if isinstance(image, TiffImageFile) else image
 
 
 def _identify(prefix: bytes) -> str | None:

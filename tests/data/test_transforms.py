@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssdd.data.transforms import centre_crop, resize_shorter_side, training_crop
+from ssdd.data.transforms import centre_crop, resize_shorter_side, resized_window, training_crop
 
 Picture = Callable[..., np.ndarray]
 
@@ -140,3 +140,48 @@ def test_resize_keeps_the_aspect_ratio(picture: Picture, size: tuple[int, int], 
 def test_resize_to_the_same_size_changes_nothing(picture: Picture) -> None:
     image = picture(12, 30)
     assert np.array_equal(resize_shorter_side(image, 12, Image.Resampling.LANCZOS), image), "pixels were resampled"
+
+
+@pytest.mark.parametrize("filter", [Image.Resampling.LANCZOS, Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])
+def test_a_window_is_cut_out_of_the_whole_resized_image(filter: Image.Resampling) -> None:
+    """To the bit, in every shape."""
+    random = generator(3)
+    for _ in range(80):
+        height, width = (int(n) for n in random.integers(1, int(random.choice([20, 120, 400])), 2))
+        size = int(random.integers(4, 48))
+        image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        whole = resize_shorter_side(image, size + int(random.integers(0, 30)), filter)
+        top, left = (int(random.integers(0, n - size, endpoint=True)) for n in whole.shape[:2])
+        window = resized_window(image, whole.shape[:2], top, left, size, filter)
+        assert np.array_equal(window, whole[top : top + size, left : left + size]), f"{image.shape} to {whole.shape}"
+
+
+def test_a_window_of_a_very_long_image() -> None:
+    """Not the whole of it is made, and the place is right to a rounding."""
+    random = generator(4)
+    for shape in ((3, 2000), (2000, 3)):
+        image = random.integers(0, 256, (*shape, 3), dtype=np.uint8)
+        whole = resize_shorter_side(image, 40, Image.Resampling.LANCZOS)
+        assert max(whole.shape) > 1 << 14, "the test needs a longer image"
+        for place in (0, 1, 12345, max(whole.shape) - 40):
+            top, left = (place, 0) if shape[0] > shape[1] else (0, place)
+            window = resized_window(image, whole.shape[:2], top, left, 40, Image.Resampling.LANCZOS)
+            difference = window.astype(int) - whole[top : top + 40, left : left + 40]
+            assert np.abs(difference).max() <= 1, f"other pixels at {place} of {shape}"
+
+
+@pytest.mark.parametrize("shape", [(2, 2000), (2000, 2), (1, 200_000), (200_000, 1)])
+def test_crops_cost_no_more_than_they_show(shape: tuple[int, int]) -> None:
+    image = np.zeros((*shape, 3), np.uint8)
+    largest = []
+    new = Image.Image.resize
+
+    def resize(self: Image.Image, size: tuple[int, int], *args: object, **options: object) -> Image.Image:
+        largest.append(max(self.width * self.height, size[0] * size[1]))
+        return new(self, size, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image.Image, "resize", resize)
+        assert training_crop(image, 256, 2.0, False, generator()).shape == (256, 256, 3)
+        assert centre_crop(image, 256).shape == (256, 256, 3)
+    assert max(largest) < 1 << 21, f"an image of {max(largest)} pixels was made for a crop of 65,536"

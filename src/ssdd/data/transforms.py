@@ -8,8 +8,9 @@ import math
 import numpy as np
 from PIL import Image
 
-_LANCZOS = Image.Resampling.LANCZOS
-_LANCZOS_REACH = 3.0  # in pixels of the coarser of the two images
+_LANCZOS, _BILINEAR, _BICUBIC = Image.Resampling.LANCZOS, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
+_REACH = {_LANCZOS: 3.0, _BICUBIC: 2.0, _BILINEAR: 1.0}  # in pixels of the coarser of the two images
+_LONG = 1 << 14
 
 
 def training_crop(image: np.ndarray, size: int, scale: float, flip: bool, random: np.random.Generator) -> np.ndarray:
@@ -26,10 +27,10 @@ def training_crop(image: np.ndarray, size: int, scale: float, flip: bool, random
         uint8 (S, S, 3), contiguous.
     """
     shorter = int(random.integers(size, int(scale * size), endpoint=True))
-    width, height = _resized(image, shorter)
+    height, width = resized_sides(image, shorter)
     top = int(random.integers(0, height - size, endpoint=True))
     left = int(random.integers(0, width - size, endpoint=True))
-    crop = _resized_window(image, (width, height), top, left, size)
+    crop = resized_window(image, (height, width), top, left, size, _LANCZOS)
     if flip and random.random() < 0.5:
         crop = crop[:, ::-1]
     return crop.copy()  # contiguous, and writable, which Pillow's arrays are not
@@ -37,44 +38,70 @@ def training_crop(image: np.ndarray, size: int, scale: float, flip: bool, random
 
 def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
     """Evaluation crop: shorter side resized to ``size`` (bilinear), then the middle. uint8 (S, S, 3)."""
-    resized = resize_shorter_side(image, size, Image.Resampling.BILINEAR)
-    top, left = (resized.shape[0] - size) // 2, (resized.shape[1] - size) // 2
-    return np.ascontiguousarray(resized[top : top + size, left : left + size])
+    height, width = resized_sides(image, size)
+    crop = resized_window(image, (height, width), (height - size) // 2, (width - size) // 2, size, _BILINEAR)
+    return np.ascontiguousarray(crop)
 
 
 def resize_shorter_side(image: np.ndarray, size: int, filter: Image.Resampling) -> np.ndarray:
     """Resize so that the shorter side is ``size``; the longer one is rounded and never shorter. uint8 (H', W', 3)."""
-    height, width = image.shape[:2]
-    new = _resized(image, size)
-    if new == (width, height):
+    height, width = resized_sides(image, size)
+    if (height, width) == image.shape[:2]:
         return image
-    return np.asarray(Image.fromarray(image).resize(new, filter))
+    return np.asarray(Image.fromarray(image).resize((width, height), filter))
 
 
-def _resized(image: np.ndarray, size: int) -> tuple[int, int]:
-    """Width and height of the image with a shorter side of ``size``."""
+def resized_sides(image: np.ndarray, size: int) -> tuple[int, int]:
+    """Return height and width of the image, uint8 (H, W, 3), with a shorter side of ``size``."""
     height, width = image.shape[:2]
     ratio = size / min(height, width)
-    return max(size, round(width * ratio)), max(size, round(height * ratio))
+    return max(size, round(height * ratio)), max(size, round(width * ratio))
 
 
-def _resized_window(image: np.ndarray, new: tuple[int, int], top: int, left: int, size: int) -> np.ndarray:
-    """``size`` x ``size`` pixels at (``top``, ``left``) of the image resized to ``new`` (width, height) by Lanczos.
+def resized_window(
+    image: np.ndarray, resized: tuple[int, int], top: int, left: int, size: int, filter: Image.Resampling
+) -> np.ndarray:
+    """Cut a square out of a resized image, of which only the square is made.
 
-    They are the very pixels of the whole resized image, in half the time. Pillow filters rows, then columns: here
-    only the rows that the window needs, then only its columns. (Its own ``box`` rounds the window's place to single
-    precision, which changes pixels.)
+    Its pixels are those of the whole resized image: exactly where no side of that is above 16384, and to a rounding
+    of the place elsewhere. (Pillow's own ``box`` rounds the place to single precision.)
+
+    Args:
+        image: uint8 (H, W, 3).
+        resized: H' and W' of the resized image.
+        top: Of the window, in the resized image.
+        left: Of the window, in the resized image.
+        size: S, both sides of the window.
+        filter: Lanczos, bicubic or bilinear.
+
+    Returns:
+        uint8 (S, S, 3), perhaps a view of the image.
     """
-    (height, width), (new_width, new_height) = image.shape[:2], new
-    if new == (width, height):
+    height, width = image.shape[:2]
+    if resized == (height, width):
         return image[top : top + size, left : left + size]
-    if height > 2 * width:  # Pillow 13 filters the columns of such images first
-        return np.asarray(Image.fromarray(image).resize(new, _LANCZOS))[top : top + size, left : left + size]
-    scale = height / new_height
-    reach = _LANCZOS_REACH * max(scale, 1.0) + 1  # one more for rounding
-    first = max(0, math.floor((top + 0.5) * scale - reach))
-    last = min(height, math.ceil((top + size - 0.5) * scale + reach))
-    rows = Image.fromarray(image[first:last]).resize((new_width, last - first), _LANCZOS)
-    columns = Image.new("RGB", (size, height))  # rows out of reach stay black: nothing reads them
-    columns.paste(rows.crop((left, 0, left + size, last - first)), (0, first))
-    return np.asarray(columns.resize((size, new_height), _LANCZOS))[top : top + size]
+    rows = _needed(height, resized[0], top, size, filter)
+    columns = _needed(width, resized[1], left, size, filter)
+    if max(resized) > _LONG:
+        part = image[rows.start : rows.stop, columns.start : columns.stop]
+        down, across = height / resized[0], width / resized[1]
+        box = (left * across, top * down, (left + size) * across, (top + size) * down)
+        box = tuple(b - c for b, c in zip(box, (columns.start, rows.start) * 2, strict=True))
+        inside = tuple(min(max(b, 0.0), float(n)) for b, n in zip(box, part.shape[1::-1] * 2, strict=True))
+        return np.asarray(Image.fromarray(part).resize((size, size), filter, box=inside))
+    if height > 2 * width and resized[0] < height:  # Pillow 13 filters the columns of such images first
+        whole = Image.fromarray(image).resize((resized[1], resized[0]), filter)
+        return np.asarray(whole)[top : top + size, left : left + size]
+    # Pillow filters rows, then columns: first only the rows that are needed, then only the columns.
+    wide = Image.fromarray(image[rows.start : rows.stop]).resize((resized[1], len(rows)), filter)
+    narrow = Image.new("RGB", (size, height))  # rows that are not needed stay black
+    narrow.paste(wide.crop((left, 0, left + size, len(rows))), (0, rows.start))
+    return np.asarray(narrow.resize((size, resized[0]), filter))[top : top + size]
+
+
+def _needed(length: int, resized: int, start: int, size: int, filter: Image.Resampling) -> range:
+    """Return the rows, or columns, that so many of the resized image are made of."""
+    scale = length / resized
+    reach = _REACH[filter] * max(scale, 1.0) + 1  # one more for rounding
+    first = max(0, math.floor((start + 0.5) * scale - reach))
+    return range(first, min(length, math.ceil((start + size - 0.5) * scale + reach)))

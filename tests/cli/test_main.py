@@ -203,3 +203,20 @@ def test_help_does_not_wait_for_torch() -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, timeout=300)
     assert done.returncode == 0, "ssdd --help imports torch, which takes seconds"
+
+
+@pytest.mark.parametrize("kind", ["png", "tif", "gif", "webp"])
+def test_one_limit_on_pixels(tmp_path: Path, kind: str) -> None:
+    """In the commands and, through the environment, in their worker processes."""
+    Image.new("RGB", (30, 20)).save(tmp_path / f"a.{kind}")
+
+    def check(*limit: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "ssdd", *limit, "data", "check", str(tmp_path), "--workers", "1"]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert check("--max-pixels", "600").returncode == 0, "an image of just the limit is refused"
+    refused = check("--max-pixels", "599")
+    assert refused.returncode == 1, "the limit has no effect"
+    assert "at most 599 pixels, found 30 x 20" in refused.stderr, "the limit is not named"
+    wrong = check("--max-pixels", "many")
+    assert (wrong.returncode, "expected a number of pixels, found 'many'" in wrong.stderr) == (1, True), wrong.stderr

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
+from PIL import Image
 from safetensors import SafetensorError
 
 from ..launcher import follow_launcher
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keep_freed_memory()  # the process is ours alone
     if "RANK" not in os.environ:  # one of several may be waiting for the others, where no handler of Python's runs
         signal.signal(signal.SIGTERM, _terminate)
+    Image.MAX_IMAGE_PIXELS = None  # ours is another, and holds for every format
     # Damaged photographs are named by us, in one line.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
@@ -71,6 +73,10 @@ def run(arguments: list[str]) -> int:
 
         print(f"ssdd {__version__}")
         return 0
+    if arguments[0] == "--max-pixels":
+        # In the environment, for all processes of the command; before the readers of images are imported.
+        os.environ["SSDD_MAX_PIXELS"] = "".join(arguments[1:2])
+        return run(arguments[2:])
     name = arguments[0]
     if name not in COMMANDS:
         print(f"ssdd: error: expected a command, one of {', '.join(COMMANDS)}; found {name!r}", file=sys.stderr)
@@ -107,6 +113,7 @@ def _usage() -> str:
         "usage: ssdd COMMAND [OPTIONS]\n\nImage tokenizer with a single-step diffusion decoder (SSDD).\n\n"
         f"commands:\n{commands}\n\n"
         "ssdd COMMAND --help lists a command's options; ssdd --version prints the version.\n"
+        "ssdd --max-pixels N COMMAND, or SSDD_MAX_PIXELS=N, limits the images that are read; 268435456 by default.\n"
         "SSDD_TRACEBACK=1 shows where an error came from."
     )
 

@@ -28,8 +28,20 @@ from .formats.png import picture_of
 from .formats.tiff import levels_of, open_tiff
 from .pixels import Pixels, check_pixels
 
-MAX_PIXELS = 1 << 28
-"""The default limit on width x height, 16384 x 16384: beyond it a file is taken for a decompression bomb."""
+
+
+def _limit() -> int:
+    text = os.environ.get("SSDD_MAX_PIXELS", str(1 << 28))
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"SSDD_MAX_PIXELS: expected a number of pixels, found {text!r}")
+    return int(text)
+
+
+MAX_PIXELS = _limit()
+"""The limit on width x height of all commands: beyond it a file is taken for a decompression bomb.
+
+It is that of ``ssdd --max-pixels`` or the environment's ``SSDD_MAX_PIXELS``, by default 2^28, 16384 x 16384.
+"""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """What `read_image` decodes: raster formats with a signature. Nothing here runs a program (as EPS does)."""
@@ -96,7 +108,7 @@ def read_image(
         source: A path, or a binary stream, which is read from its start and not closed.
         name: What errors call the image; by default the path, or the stream's own name.
         max_pixels: The limit on width x height, checked before any pixel is decoded. Pillow's own limit,
-            `2 * PIL.Image.MAX_IMAGE_PIXELS`, holds as well for GIF, TIFF and WebP.
+            `2 * PIL.Image.MAX_IMAGE_PIXELS`, holds as well for GIF, TIFF and WebP, outside the commands.
 
     Raises:
         ImageError: No regular readable file; not an image in one of `FORMATS`; damaged or truncated such that

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
-from ssdd.data.images import ImageError, find_images, read_image, save_image
+from ssdd.data.find import find_images
+from ssdd.data.images import ImageError, read_image, save_image
 from ssdd.data.pixels import image_to_tensor
 from ssdd.files import OutputExists
 
@@ -89,14 +91,79 @@ def test_given_files_are_taken_whatever_they_are_called(tmp_path, monkeypatch):
     assert names(".") == ["x.jpg"], "the current folder is not walked"
 
 
-def test_linked_folders_are_not_followed_but_linked_files_are(tmp_path):
-    touch(tmp_path, "data/a.png", "elsewhere/b.png")
-    (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
-    (tmp_path / "data" / "other").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "data" / "link.png").symlink_to(tmp_path / "elsewhere" / "b.png")
-    assert names(tmp_path / "data") == ["a.png", "link.png"], "a link leads out of the folder, or in circles"
-    (tmp_path / "root").symlink_to(tmp_path / "data")
-    assert names(tmp_path / "root") == ["a.png", "link.png"], "a link that was given itself is not walked"
+def test_links_are_followed_and_each_real_folder_is_walked_once(tmp_path):
+    touch(tmp_path, "data/a.png", "data/real/c.png", "elsewhere/b.png", "elsewhere/deep/d.png")
+    data = tmp_path / "data"
+    (data / "loop").symlink_to(data)
+    (data / "real" / "up").symlink_to(tmp_path)
+    (data / "another").symlink_to(data / "real")
+    (data / "other").symlink_to(tmp_path / "elsewhere")
+    (data / "other2").symlink_to(tmp_path / "elsewhere")
+    (data / "link.png").symlink_to(tmp_path / "elsewhere" / "b.png")
+    expected = ["a.png", "link.png", "other/b.png", "other/deep/d.png", "real/c.png"]
+    assert names(data) == expected, "a link is passed over, or a folder walked twice"
+    (tmp_path / "root").symlink_to(data)
+    assert names(tmp_path / "root") == expected, "a link that was given itself is not walked"
+
+
+def left_out(caplog):
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_other_files_are_named(tmp_path, caplog):
+    touch(tmp_path, "a.jpg", "b.JPE", "c.heic", "sub/d.heic", "e.jxl", "f.txt", ".hidden", "i.mp4", "j.weird\nname")
+    (tmp_path / "no_extension").write_bytes(b"\xff\xd8\xff\xe0 and more")
+    (tmp_path / "README").write_text("text")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "class").symlink_to(tmp_path / "gone")
+    assert names(tmp_path) == ["a.jpg", "b.JPE", "no_extension"], "other files are taken, or images left out"
+    (line,) = left_out(caplog)
+    assert line.startswith(f"{tmp_path}: 9 other files left out: "), "miscounted"
+    for part in (".heic 2 (read with the package pillow-heif)", ".jxl 1 (", ".txt 1", "broken link 1", "extension 2"):
+        assert part in line, f"{part!r} is not named: {line}"
+    assert line.isprintable(), "not one line"
+    with pytest.raises(ImageError, match=r"found none; 1 other file left out: \.heic 1") as caught:
+        find_images([tmp_path / "sub"])
+    one_line(caught, tmp_path / "sub")
+
+
+def test_many_kinds_of_other_files_are_one_short_line(tmp_path, caplog):
+    touch(tmp_path, "a.jpg", *(f"b.{i:03d}" for i in range(500)))
+    assert names(tmp_path) == ["a.jpg"]
+    (line,) = left_out(caplog)
+    assert line.endswith("others 488"), "not all of them are counted"
+    assert len(line) < len(str(tmp_path)) + 200, "a line for everyone"
+
+
+def test_a_plugin_of_pillow_makes_its_files_images(tmp_path, monkeypatch, caplog):
+    """As pillow-heif does: it registers a format of the name HEIF."""
+    import sys
+    import types
+
+    from ssdd.data import find, images
+
+    class HeifFile(PngImageFile):
+        format = "HEIF"
+
+        def __init__(self, stream, name):
+            stream.seek(12)
+            super().__init__(io.BytesIO(stream.read()), name)
+
+    def register():
+        Image.register_open("HEIF", HeifFile, lambda prefix: prefix[4:12] == b"ftypheic")
+
+    save_image(tmp_path / "a.png", photo())
+    (tmp_path / "b.heic").write_bytes(bytes(4) + b"ftypheic" + (tmp_path / "a.png").read_bytes())
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pillow_heif", types.SimpleNamespace(register_heif_opener=register))
+        patch.setattr(Image, "OPEN", dict(Image.OPEN))
+        images.readable_formats.cache_clear()
+        find._known_suffixes.cache_clear()
+        assert names(tmp_path) == ["a.png", "b.heic"], "what the plugin reads is left out"
+        assert np.array_equal(read_image(tmp_path / "b.heic"), photo()), "another image"
+        assert not left_out(caplog), "something is left out"
+    images.readable_formats.cache_clear()
+    find._known_suffixes.cache_clear()
 
 
 def test_same_stem_with_several_extensions(tmp_path):

@@ -4,7 +4,9 @@ import io
 import itertools
 import os
 import pickle
+import sys
 import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -346,3 +348,47 @@ def test_index_is_small(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", {f"class/{i:04d}.png": b"" for i in range(2000)})
     size = len(pickle.dumps(TarSource(path)))
     assert size < 2000 * (14 + 24) + 2000, f"expected 24 bytes and the name for each image, found {size / 2000:.0f}"
+
+
+def test_other_members_are_named(tmp_path: Path, picture: Picture) -> None:
+    """Labels and formats that are not read, links too; an image without an extension is one."""
+    contents = {"a.jpe": png(picture(8, 8)), "b": png(picture(8, 8)), "c": b"text", "d.heic": b"", "a.cls": b"1"}
+    contents |= {"e.cls": b"1", ".hidden.heic": b"", "._a.jpe": b""}
+    links = (member("f.png", type=tarfile.SYMTYPE, linkname="a.jpe"),)
+    source = TarSource(write_tar(tmp_path / "a.tar", contents, others=links))
+    assert local(source) == ["a.jpe", "b"], "an image is left out, or another file taken"
+    assert source.left_out == {".cls": 2, ".heic": 1, "link": 1, "without extension": 1}, "not named, or miscounted"
+    outer = TarSource(write_tar(tmp_path / "outer.tar", {"in.tar": (tmp_path / "a.tar").read_bytes()}))
+    assert local(outer) == ["in.tar/a.jpe", "in.tar/b"], "of a tar file inside, others"
+    assert outer.left_out == source.left_out, "of a tar file inside, miscounted"
+
+
+def test_threads_read_their_own_files(tmp_path: Path) -> None:
+    """More tar files than stay open: a file must not be closed, and its number given to another, while it is read."""
+    sources = []
+    for i in range(200):
+        content = bytes([i]) * 200_000
+        sources.append(TarSource(write_tar(tmp_path / f"{i}.tar", {"a.png": content})))
+    wrong = []
+
+    def read(seed: int) -> None:
+        for i in np.random.default_rng(seed).integers(0, len(sources), 1500).tolist():
+            try:
+                content = sources[i].content(0)
+            except ImageError as error:
+                wrong.append(str(error))
+                continue
+            if content.count(i) != 200_000:
+                wrong.append(f"{i}: the bytes of {content[0]}")
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(8)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not wrong, f"{len(wrong)} reads went wrong, the first: {wrong[0]}"

@@ -9,7 +9,8 @@ from PIL import Image
 
 from ssdd.autoencoder import AutoencoderSSDD
 from ssdd.codec import encode_image, save_encoded
-from ssdd.data.images import find_images, read_image
+from ssdd.data.find import find_images
+from ssdd.data.images import read_image
 from tests.reliability.commands import Inputs, write_authors_file
 
 

@@ -13,8 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from ..data.check import THUMBNAIL, Summary, inspect
-from ..data.images import save_image
-from ..data.sources import ImageSource, open_source
+from ..data.find import describe_left_out, images_left_out
+from ..data.images import printable, save_image
+from ..data.sources import ConcatSource, open_source
 from ..files import atomic_path
 from .common import check_outputs, parse_options
 
@@ -33,7 +34,10 @@ _BAR = 40
 
 @dataclass(frozen=True)
 class Check:
-    """Read every image once; name the broken ones, count and measure the others. Exit status 1 if any is broken."""
+    """Read every image once; name the broken ones, count and measure the others.
+
+    Exit status 1 if any is broken, or if images are left out: of formats that are not read, links that lead nowhere.
+    """
 
     paths: tyro.conf.Positional[tuple[str, ...]]
     """Folders, uncompressed tar files, hf:OWNER/NAME[:SPLIT], hf:./folder[:SPLIT]."""
@@ -80,14 +84,16 @@ def run(options: Check) -> int:
                 thumbnails.append((found.thumbnail, source.name(found.index)))
     repeated = summary.duplicates()
     print("\n".join(describe(summary, len(repeated))))
+    if source.left_out:
+        print(f"\n{describe_left_out(source.left_out)}")
     if options.out is not None:
         if thumbnails:
             save_image(options.out / SHEET, contact_sheet(thumbnails), overwrite=options.overwrite)
         content = report(options.paths, source, summary, repeated)
         with atomic_path(options.out / REPORT, options.overwrite) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n")
-        print(f"\n{f'{SHEET} and ' if thumbnails else ''}{REPORT} in {options.out}")
-    return 1 if summary.broken else 0
+        print(f"\n{f'{SHEET} and ' if thumbnails else ''}{REPORT} in {printable(str(options.out))}")
+    return 1 if summary.broken or images_left_out(source.left_out) else 0
 
 
 def describe(summary: Summary, duplicates: int) -> list[str]:
@@ -118,7 +124,7 @@ def describe(summary: Summary, duplicates: int) -> list[str]:
 
 
 def report(
-    paths: Sequence[str], source: ImageSource, summary: Summary, duplicates: Sequence[tuple[int, int]]
+    paths: Sequence[str], source: ConcatSource, summary: Summary, duplicates: Sequence[tuple[int, int]]
 ) -> dict[str, Any]:
     """The same for programs, and the names of what is broken or there twice."""
     sides = summary.shorter_sides()
@@ -133,6 +139,7 @@ def report(
         "smaller_than": {str(limit): count for limit, count in _smaller(sides).items()},
         "formats": dict(summary.kinds.most_common()),
         "broken": summary.broken,
+        "left_out": dict(source.left_out.most_common()),
         "duplicates": len(duplicates),
         "duplicate_of": {source.name(i): source.name(first) for i, first in duplicates[:_LISTED]},
     }

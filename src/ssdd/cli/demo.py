@@ -9,7 +9,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ..codec import EncodedImage, decode_image, encode_image
-from ..data.images import ImageFile, find_images, read_image, save_image
+from ..data.find import ImageFile, find_images
+from ..data.images import read_image, save_image
 from ..evaluation.pairs import ImageComparison, ImageMetrics, bicubic_baseline, mean_metrics
 from ..evaluation.sheet import Panel, difference, sheet
 from .common import EncoderOptions, check_outputs, parse_options, require, tile_if_large

@@ -7,7 +7,8 @@ from pathlib import Path
 import tyro
 
 from ..codec import LATENT_SUFFIX, encode_image, save_encoded
-from ..data.images import ImageFile, find_images, read_image
+from ..data.find import ImageFile, find_images
+from ..data.images import read_image
 from .common import EncoderOptions, check_outputs, for_each, parse_options, require, tile_if_large
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import tyro
 
 from ..codec import decode_image, encode_image
-from ..data.images import ImageFile, find_images, read_image, save_image
+from ..data.find import ImageFile, find_images
+from ..data.images import read_image, save_image
 from ..evaluation.pairs import ImageComparison, ImageMetrics, mean_metrics
 from ..evaluation.sheet import Panel, difference, sheet
 from ..files import atomic_path

@@ -5,17 +5,24 @@ from pathlib import Path
 
 import numpy as np
 
-from .images import ImageError, find_images, printable, read_failure, read_image, reason_of
+from .find import images_in_folder
+from .images import ImageError, printable, read_failure, read_image, reason_of
 from .names import PackedNames
 
 
 class FolderSource:
-    """Image files of a folder, recursively, sorted by name."""
+    """Image files of a folder, recursively, sorted by name.
+
+    ``left_out``: other files, by their extension.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         """Raises ImageError for a folder that is missing or cannot be read."""
         self.folder = Path(folder)
-        self._paths = PackedNames(str(file.path) for file in find_images([folder]))
+        if not self.folder.is_dir():
+            raise ImageError(f"{printable(str(folder))}: expected a folder of images, found none at this path")
+        names, self.left_out = images_in_folder(self.folder)
+        self._paths = PackedNames(str(self.folder / name) for name in names)
 
     def __len__(self) -> int:
         return len(self._paths)

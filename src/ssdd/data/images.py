@@ -5,13 +5,13 @@ Every image enters through `read_image`, which either returns pixels that all co
 """
 
 import errno
+import functools
+import importlib
 import io
 import os
 import stat
-import unicodedata
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,7 +29,6 @@ from .formats.tiff import levels_of, open_tiff
 from .pixels import Pixels, check_pixels
 
 
-
 def _limit() -> int:
     text = os.environ.get("SSDD_MAX_PIXELS", str(1 << 28))
     if not text.isdecimal() or int(text) < 1:
@@ -43,15 +42,14 @@ MAX_PIXELS = _limit()
 It is that of ``ssdd --max-pixels`` or the environment's ``SSDD_MAX_PIXELS``, by default 2^28, 16384 x 16384.
 """
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""What `read_image` decodes: raster formats with a signature. Nothing here runs a program (as EPS does)."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "JXL")
+"""What `read_image` decodes: raster formats with a signature. Nothing here runs a program (as EPS does).
+
+Pillow needs the packages pillow-heif and pillow-jxl-plugin for the last two.
+"""
 
 COLOUR = "RGB, upright by EXIF, transparency on white, colour profiles converted to sRGB"
 """What becomes of the colours of every image, for reports."""
-
-_SUFFIX_NAMES = "jpg jpeg jfif mpo png apng webp gif bmp tif tiff ppm pgm pbm pnm pfm jp2 j2k jpx avif"
-IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIX_NAMES.split())
-"""The extensions, in lower case, by which `find_images` knows an image in a folder."""
 
 # Pillow decodes without complaint a file cut between two tiles. Compressed data cannot hold this mark.
 _END_OF_CODESTREAM = b"\xff\xd9"
@@ -159,98 +157,6 @@ def save_image(path: str | os.PathLike[str], image: Pixels, *, overwrite: bool =
         temporary.write_bytes(encoded.getvalue())
 
 
-@dataclass(frozen=True)
-class ImageFile:
-    """An image to read, with the names by which it and what is made of it are known.
-
-    Attributes:
-        path: Where the file is.
-        name: Its path in the given folder, with `/`, or the file's name; unique among those found together.
-        output_stem: Relative path without suffix for outputs; unique, even where case does not count; no part
-            of it is hidden, `..` or absolute. It may contain dots: append to it, or use `output_path`.
-    """
-
-    path: Path
-    name: str
-    output_stem: str
-
-    def output_path(self, folder: str | os.PathLike[str], suffix: str) -> Path:
-        """The file in `folder` for an output with this `suffix`, for example `.png` or `-error.png`."""
-        return Path(folder) / (self.output_stem + suffix)
-
-
-def find_images(paths: Sequence[str | Path]) -> list[ImageFile]:
-    """List the images that `paths` stand for, in their order, each file once.
-
-    A file is taken whatever its extension. A folder is walked to the bottom, sorted, for `IMAGE_SUFFIXES`;
-    hidden files and folders are skipped and linked folders are not followed. Equal names from several places
-    are told apart by their folder's name, then by a number; images that differ in their extension alone keep
-    it in `output_stem`. Raises `ImageError` for a path that does not exist and a folder that cannot be read.
-    """
-    if isinstance(paths, (str, os.PathLike)):
-        raise TypeError(f"expected a sequence of paths, found the single path {os.fspath(paths)!r}")
-    found: dict[str, tuple[Path, str, str]] = {}  # absolute path: path, name, name after its folder's name
-    for given in map(Path, paths):
-        if not os.path.lexists(given):
-            label = printable(str(given))
-            raise ImageError(f"{label}: expected an image or a folder, found nothing at this path")
-        is_folder = os.path.isdir(given)
-        folder = given if is_folder else given.parent
-        absolute = os.path.abspath(folder)
-        owner = os.path.basename(absolute) or "root"
-        for name in _walk(given) if is_folder else [given.name]:
-            found.setdefault(f"{absolute}/{name}", (folder / name, name, f"{owner}/{name}"))
-    files = list(found.values())
-    count = Counter(name for _, name, _ in files)
-    names = _numbered((long if count[name] > 1 else name for _, name, long in files), key=str)
-    stems = _output_stems(names)
-    return [ImageFile(path, name, stem) for (path, *_), name, stem in zip(files, names, stems, strict=True)]
-
-
-def _walk(folder: Path) -> list[str]:
-    def refuse(error: OSError) -> None:
-        label = printable(str(error.filename or folder))
-        raise ImageError(f"{label}: expected a readable folder, found {reason_of(error)}") from error
-
-    found: list[str] = []
-    for here, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [f for f in folders if not f.startswith(".")]
-        inner = Path(here).relative_to(folder).as_posix()
-        known = [f for f in files if f[0] != "." and os.path.splitext(f)[1].lower() in IMAGE_SUFFIXES]
-        found += known if inner == "." else [f"{inner}/{f}" for f in known]
-    return sorted(found)
-
-
-def _same_file_key(name: str) -> str:
-    """Equal for names that some file system (macOS, Windows) takes for the same file."""
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def _output_stems(names: list[str]) -> list[str]:
-    # Leading dots go: they hide a file, and `.` and `..` are made of nothing else.
-    safe = ["/".join(part.lstrip(".") or "image" for part in name.split("/")) for name in names]
-    split = [os.path.splitext(name) for name in safe]
-    short = [stem if suffix.lower() in IMAGE_SUFFIXES else stem + suffix for stem, suffix in split]
-    count = Counter(map(_same_file_key, short))
-    kept = (long if count[_same_file_key(s)] > 1 else s for s, long in zip(short, safe, strict=True))
-    return _numbered(kept, key=_same_file_key)
-
-
-def _numbered(names: Iterable[str], key: Callable[[str], str]) -> list[str]:
-    taken: set[str] = set()
-    last: Counter[str] = Counter()
-    result = []
-    for name in names:
-        unique = name
-        while key(unique) in taken:
-            last[name] += 1
-            stem, suffix = os.path.splitext(name)
-            unique = f"{stem}-{last[name] + 1}{suffix}"
-        taken.add(key(unique))
-        result.append(unique)
-    return result
-
-
 def _open_file(path: str | os.PathLike[str], label: str) -> BinaryIO:
     try:
         mode = os.stat(path).st_mode
@@ -282,9 +188,9 @@ def _decode(stream: BinaryIO, label: str, max_pixels: int) -> Pixels:
     prefix = stream.read(16)
     if not prefix:
         raise ImageError(f"{label}: expected an image, found an empty file")
-    kind = _identify(prefix)
+    kind = format_of(prefix)
     if kind is None:
-        raise ImageError(f"{label}: expected an image ({', '.join(FORMATS)}), found bytes {prefix!r}")
+        raise ImageError(f"{label}: expected an image ({', '.join(readable_formats())}), found bytes {prefix!r}")
     image = _loaded(stream, kind, label, max_pixels)
     pixels = pil_to_image(image, name=label)
     if profile := image.info.get("icc_profile"):
@@ -322,10 +228,21 @@ def _loaded(stream: BinaryIO, kind: str, label: str, max_pixels: int) -> Image.I
     return levels_of(image) if isinstance(image, TiffImageFile) else image
 
 
-def _identify(prefix: bytes) -> str | None:
+@functools.cache
+def readable_formats() -> tuple[str, ...]:
+    """Return those of `FORMATS` that Pillow reads here, with its plugins."""
     Image.init()
-    for kind in FORMATS:
-        accept = Image.OPEN[kind][1] if kind in Image.OPEN else None
+    with suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    with suppress(ImportError):
+        importlib.import_module("pillow_jxl")
+    return tuple(kind for kind in FORMATS if kind in Image.OPEN)
+
+
+def format_of(prefix: bytes) -> str | None:
+    """Return the one of `FORMATS` that a file with these 16 first bytes is in; None for anything else."""
+    for kind in readable_formats():
+        accept = Image.OPEN[kind][1]
         if accept is not None and accept(prefix) is True:  # a string says why this build cannot decode it
             return kind
     return None

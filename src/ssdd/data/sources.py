@@ -1,12 +1,14 @@
 """Where images come from: folders, tar files and Hugging Face data sets, read by index."""
 
 import fnmatch
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from .find import check_left_out
 from .folder import FolderSource
 from .hugging_face import PREFIX, HuggingFaceSource, is_saved_dataset, streaming_path
 from .images import ImageError, printable
@@ -41,6 +43,12 @@ class ConcatSource:
     def __init__(self, sources: Sequence[ImageSource]) -> None:
         self.sources = list(sources)
         self._ends = np.cumsum([len(s) for s in self.sources])
+
+    @property
+    def left_out(self) -> Counter[str]:
+        """Other files beside the images of folders and tar files, by their extension."""
+        known = [s.left_out for s in self.sources if isinstance(s, (FolderSource, TarSource))]
+        return sum(known, Counter())
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if self.sources else 0
@@ -111,6 +119,7 @@ def open_source(paths: Sequence[str | Path]) -> ConcatSource:
     """Return folders, uncompressed tar files, .npz files and Hugging Face data sets as one source, in this order.
 
     A folder that ``save_to_disk`` of the package ``datasets`` wrote is read as a data set, its split ``train``.
+    A line of the log names the files of folders and tar files that were left out.
     ``hf:OWNER/NAME[:SPLIT]`` and ``hf:./folder[:SPLIT]`` are explained at ``HuggingFaceSource``.
 
     Raises:
@@ -118,6 +127,7 @@ def open_source(paths: Sequence[str | Path]) -> ConcatSource:
         ImportError: a data set, and the package ``datasets`` is not installed.
     """
     source = ConcatSource([_open(path) for path in paths])
+    check_left_out(paths, len(source), source.left_out)
     if not len(source):
         raise ImageError(f"expected images in {', '.join(map(str, paths)) or 'the data paths'}, found none")
     return source

@@ -10,13 +10,15 @@ import io
 import os
 import tarfile
 from array import array
-from collections.abc import Callable, Container, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from .images import IMAGE_SUFFIXES, ImageError, ImageReadError, printable, read_failure, read_image, reason_of
+from .find import LINK, kind_left_out
+from .images import ImageError, ImageReadError, printable, read_failure, read_image, reason_of
 from .names import PackedNames
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -31,6 +33,8 @@ _COMPRESSED = {
 # What of a pax header can move or rename a member; times, owners and comments cannot (webdataset writes a time).
 _PAX_THAT_MATTERS = (b"path=", b"size=", b"GNU.sparse")
 _LONGEST_PAX = 1 << 16
+_TAR = ".tar"
+_NO_CONTENT = -1
 _OPEN_FILES = 128  # a data set may have more shards than a process may have files open (often 1024, or 256)
 
 
@@ -39,7 +43,9 @@ class TarSource:
 
     Members of a tar file inside it (one level) are listed as ``inner.tar/member``. Only the members' positions are
     read when it is opened, 24 bytes and the name for each; nothing is ever extracted to disk, so their names
-    (absolute, with ``..``) do no harm, and links, sparse files and devices are passed over.
+    (absolute, with ``..``) do no harm. Links and sparse files are passed over, devices as well.
+
+    ``left_out``: other members, by their extension.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -47,9 +53,13 @@ class TarSource:
         self.path = Path(path)
         names: list[str] = []
         offsets, sizes = array("q"), array("q")
+        self.left_out: Counter[str] = Counter()
         with self.path.open("rb", buffering=0) as file:
             found = os.fstat(file.fileno())
-            for name, offset, size in _images(file, found.st_size, printable(str(path))):
+            for name, offset, size, kind in tar_members(file, found.st_size, printable(str(path))):
+                if kind is not None:
+                    self.left_out[kind] += 1
+                    continue
                 names.append(name)
                 offsets.append(offset)
                 sizes.append(size)
@@ -72,7 +82,7 @@ class TarSource:
         """The encoded image. Raises ImageError if it cannot be read whole, which is never the image's own fault."""
         name, offset, size = self.name(index), int(self._offsets[index]), int(self._sizes[index])
         try:
-            content = os.pread(opened_file(str(self.path), self._version).descriptor, size, offset)
+            content = opened_file(str(self.path), self._version).read(size, offset)
         except OSError as error:
             message = f"{printable(name)}: expected a readable tar file, found {reason_of(error)}"
             raise read_failure(error, message) from error
@@ -94,6 +104,10 @@ class OpenedFile:
     def __init__(self, path: str) -> None:
         self.descriptor = os.open(path, os.O_RDONLY)
 
+    def read(self, size: int, offset: int) -> bytes:
+        """Read from a place. The file stays open meanwhile, which it may not after a look at ``descriptor`` alone."""
+        return os.pread(self.descriptor, size, offset)
+
     def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at the very end `os` is gone
         if hasattr(self, "descriptor"):
             close(self.descriptor)
@@ -108,42 +122,47 @@ def opened_file(path: str, version: tuple[int, ...]) -> OpenedFile:
     return OpenedFile(path)
 
 
-def tar_members(file: io.FileIO, size: int, label: str) -> Iterator[tuple[str, int, int]]:
-    """Name, position and size of each regular member, and, as ``inner.tar/member``, of those of tar files inside it.
+class TarMember(NamedTuple):
+    """A regular file that is not hidden, or a link. kind: what it is left out as; None for an image."""
+
+    name: str
+    offset: int
+    size: int
+    kind: str | None
+
+
+def tar_members(file: io.FileIO, size: int, label: str) -> Iterator[TarMember]:
+    """Yield the members of a tar file, and in place of a tar file inside it the members of that.
 
     Raises ImageError as ``TarSource``.
     """
-    for name, offset, length in _Headers(file, 0, size, label):
-        if is_visible(name, (".tar",)):
-            inside = f"{label}:{printable(name)}"
-            for inner, inner_offset, inner_length in _Headers(file, offset, offset + length, inside):
-                yield f"{name}/{inner}", inner_offset, inner_length
-        else:
-            yield name, offset, length
+    for member in _visible(file, 0, size, label):
+        if member.kind != _TAR:
+            yield member
+            continue
+        inside = f"{label}:{printable(member.name)}"
+        for inner in _visible(file, member.offset, member.offset + member.size, inside):
+            if inner.kind == _TAR:
+                raise ImageError(
+                    f"{inside}: expected images, found one more tar file, {printable(inner.name)}: tar files inside "
+                    "a tar file are read, but none inside those; unpack the outermost one"
+                )
+            yield inner._replace(name=f"{member.name}/{inner.name}")
 
 
-def _images(file: io.FileIO, size: int, label: str) -> Iterator[tuple[str, int, int]]:
-    """Name, position in ``file`` and size of each image, also of those in tar files inside it."""
-    for name, offset, length in _Headers(file, 0, size, label):
-        if is_visible(name, IMAGE_SUFFIXES):
-            yield name, offset, length
-        elif is_visible(name, (".tar",)):
-            inside = f"{label}:{printable(name)}"
-            for inner, inner_offset, inner_length in _Headers(file, offset, offset + length, inside):
-                if is_visible(inner, IMAGE_SUFFIXES):
-                    yield f"{name}/{inner}", inner_offset, inner_length
-                elif is_visible(inner, (".tar",)):
-                    raise ImageError(
-                        f"{inside}: expected images, found one more tar file, {printable(inner)}: tar files inside "
-                        "a tar file are read, but none inside those; unpack the outermost one"
-                    )
+def _visible(file: io.FileIO, begin: int, end: int, label: str) -> Iterator[TarMember]:
+    """Yield the members that are not hidden: macOS packs a hidden ``._photo.jpg`` with each photo."""
+    for name, offset, length in _Headers(file, begin, end, label):
+        if any(part[:1] == "." and part not in (".", "..") for part in name.split("/")):
+            continue
+        if offset == _NO_CONTENT:
+            yield TarMember(name, 0, 0, LINK)
+            continue
 
+        def first_bytes(offset: int = offset, length: int = length) -> bytes:
+            return os.pread(file.fileno(), min(16, length), offset)
 
-def is_visible(name: str, suffixes: Container[str] | None) -> bool:
-    """Has it one of the suffixes (None: any), and is it not hidden? macOS packs ``._photo.jpg`` with each photo."""
-    if suffixes is not None and os.path.splitext(name)[1].lower() not in suffixes:
-        return False
-    return not any(part[:1] == "." and part not in (".", "..") for part in name.split("/"))
+        yield TarMember(name, offset, length, kind_left_out(name, first_bytes))
 
 
 class _Member(NamedTuple):
@@ -155,6 +174,8 @@ class _Member(NamedTuple):
 
 class _Headers:
     """Name, position and size of each regular member of the tar file at bytes ``begin`` to ``end`` of ``file``.
+
+    Links and sparse files are among them, without a position.
 
     Raises ImageError unless that is a whole tar file: one that ends with a block of zeros. At a damaged or cut header
     ``tarfile`` itself would end without complaint, and nobody would know of the photographs behind it.
@@ -211,7 +232,9 @@ class _Headers:
             found = tarfile.TarInfo.fromtarfile(self._tarfile)
         except (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError, RecursionError) as error:
             raise (self._no_tar(header, error) if at == self._begin else self._damaged(at)) from error
-        name = found.name if found.isreg() and not found.issparse() else None
+        if found.issym() or found.islnk() or found.issparse():
+            return _Member(found.name, _NO_CONTENT, 0, self._tarfile.offset)
+        name = found.name if found.isreg() else None
         return _Member(name, found.offset_data, found.size if name else 0, self._tarfile.offset)
 
     def _no_tar(self, header: bytes, error: Exception) -> ImageError:

@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ssdd.data.hugging_face import HuggingFaceSource, is_saved_dataset
+from ssdd.data.hugging_face import HuggingFaceSource, is_saved_dataset, streaming_path
 from ssdd.data.images import ImageError
 from ssdd.data.loader import CropStream
 from ssdd.data.sources import open_source
+from ssdd.data.streaming import StreamedBatches, StreamedCrops
 
 Picture = Callable[..., np.ndarray]
 COUNT = 5
@@ -173,3 +174,81 @@ def test_workers_read_the_same(tmp_path: Path, make: Callable[..., Any], picture
     expected = [stream[i].numpy().tobytes() for i in range(COUNT)]
     loader = DataLoader(stream, sampler=range(COUNT), batch_size=None, num_workers=2)
     assert [crop.numpy().tobytes() for crop in loader] == expected, "a worker read other pixels"
+
+
+def test_configuration(datasets: Any, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def load_dataset(*arguments: object, **options: object) -> Any:
+        asked.append((*arguments, options))
+        return make()
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    source = HuggingFaceSource("hf:owner/name:val[:9]?config=large%20one")
+    assert source.name(1) == "hf:owner/name:val[:9]?config=large one[1]", "errors name another data set"
+    assert asked == [("owner/name", {"split": "val[:9]", "name": "large one"})], "the hub is asked for something else"
+    assert streaming_path("hf:owner/name?config=a&streaming"), "a stream is read as a whole"
+    assert not streaming_path("hf:owner/streaming?config=streaming"), "a name counts as the option"
+    with pytest.raises(ImageError, match=r"hf:OWNER/NAME:SPLIT\?config=NAME$"):
+        HuggingFaceSource("hf:owner/name:config:train")
+
+
+def test_columns_by_name(tmp_path: Path, datasets: Any, picture: Picture) -> None:
+    """Two columns of images and two of classes, as in CIFAR-100, and what is no image or no class."""
+    photos, small = ([{"bytes": png(picture(16, 24, i)), "path": None} for i in seeds] for seeds in ((0, 1), (7, 8)))
+    features = {
+        "photo": datasets.Image(),
+        "small": datasets.Image(),
+        "fine_label": datasets.ClassLabel(names=["b", "a"]),
+        "coarse": datasets.Value("int64"),
+        "score": datasets.Value("float32"),
+    }
+    columns = {"photo": photos, "small": small, "fine_label": [0, 1], "coarse": [2, 10], "score": [0.5, 1.5]}
+    datasets.Dataset.from_dict(columns, features=datasets.Features(features)).save_to_disk(tmp_path / "set")
+    path = f"hf:{tmp_path}/set"
+    source = HuggingFaceSource(path)
+    assert (source.class_names(), source.classes()) == (["b", "a"], ["b", "a"]), "the only class labels are not found"
+    other = HuggingFaceSource(f"{path}?image=small&label=coarse")
+    assert np.array_equal(other.read(1), picture(16, 24, 8)), "another column of images"
+    assert other.class_names()[:3] == ["0", "1", "2"], "classes are not in the order of their numbers"
+    assert other.classes() == ["2", "10"], "another column of classes"
+    for option, found in (
+        ("image=photos", r"found photos$"),
+        ("image=score", r"expected a column of images, found score"),
+        ("label=labels", r"photo \(Image\), small \(Image\), fine_label \(ClassLabel\).*; found labels$"),
+        ("label=score", r"expected a column of classes, found score"),
+        ("imgae=photo", r"expected streaming, config=NAME, image=NAME, label=NAME behind the \?, found imgae=photo$"),
+        ("image=", r"found image=$"),
+        ("config=large", r"for a data set of the hub alone"),
+    ):
+        with pytest.raises(ImageError, match=found):
+            HuggingFaceSource(f"{path}?{option}")
+
+
+def test_encoded_images_without_the_feature(tmp_path: Path, datasets: Any, picture: Picture) -> None:
+    """As pandas, Spark and Dask write them: a struct, or bytes alone."""
+    contents = [png(picture(16 + i, 24, i)) for i in range(COUNT)]
+    structs = [{"bytes": content, "path": None} for content in contents]
+    tables = {
+        "struct": {"id": list(range(COUNT)), "photo": structs},
+        "no path": {"photo": [{"bytes": content} for content in contents]},
+        "bytes": {"key": ["a"] * COUNT, "jpg": contents, "cls": [10, 9, 2, 1, 0]},
+    }
+    for name, table in tables.items():
+        (tmp_path / name).mkdir()
+        datasets.Dataset.from_dict(table).to_parquet(tmp_path / name / "train.parquet")
+        check(HuggingFaceSource(f"hf:{tmp_path}/{name}"), picture)
+    labelled = HuggingFaceSource(f"hf:{tmp_path}/bytes?label=cls&image=jpg")
+    check(labelled, picture)
+    assert labelled.classes() == ["10", "9", "2", "1", "0"], "another column of classes"
+    stream = StreamedCrops(f"hf:{tmp_path}/bytes?image=jpg&streaming", 16, 1.0, False, 0)
+    assert next(StreamedBatches(stream, 2, 0)).shape == (2, 3, 16, 16), "a stream of bytes alone is not read"
+
+
+def test_words_as_classes_are_in_natural_order(tmp_path: Path, datasets: Any, picture: Picture) -> None:
+    table = {"image": [png(picture(8, 8))] * 4, "label": ["10", "2", "1", "b"]}
+    datasets.Dataset.from_dict(table).save_to_disk(tmp_path / "set")
+    assert HuggingFaceSource(f"hf:{tmp_path}/set").class_names() == ["1", "2", "10", "b"]
+    table["label"] = [1 << 30, 9, 1 << 21, -1]
+    datasets.Dataset.from_dict(table).save_to_disk(tmp_path / "large")
+    assert HuggingFaceSource(f"hf:{tmp_path}/large").class_names() == ["9", str(1 << 21), str(1 << 30)]

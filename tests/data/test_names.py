@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from ssdd.data.names import PackedNames
+from ssdd.data.names import PackedNames, natural_order
 
 NAMES = ["b", "", "日本/é.png", "a" * 300, "caf\udce9", "b"]
 
@@ -17,3 +17,8 @@ def test_names_are_kept() -> None:
         with pytest.raises(IndexError, match=f"expected an index from 0 to 5, found {index}"):
             packed[index]
     assert len(PackedNames([])) == 0, "no names are some"
+
+
+def test_natural_order() -> None:
+    names = ["b10", "10", "b2", "", "2", "a", "b02c", "1"]
+    assert sorted(names, key=natural_order) == ["", "1", "2", "10", "a", "b2", "b02c", "b10"]

@@ -6,14 +6,16 @@ import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 
 from .folder import file_content
 from .images import ImageError, ImageReadError, printable, read_failure, read_image, reason_of
+from .names import natural_order
 
 PREFIX = "hf:"
-_STREAMING = "?streaming"
+_STREAMING, _KEYS = "streaming", ("config", "image", "label")
 _LABEL, _MOST_CLASSES = "label", 1 << 20
 _PATH = re.compile(r"(?P<place>.+?)(:(?P<split>[\w.-]+(\[[\w:%-]*\])?))?")
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
@@ -23,19 +25,26 @@ _SPLIT_WORDS |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation
 
 
 class HuggingFaceSource:
-    """The images of one split, in its order: the first column with the feature ``Image``, not decoded by ``datasets``.
+    """The images of one split, in its order, not decoded by ``datasets``.
 
     ``hf:OWNER/NAME[:SPLIT]`` is downloaded from the hub, or taken from the cache; ``hf:./folder[:SPLIT]`` (or an
     absolute path) is what ``save_to_disk`` wrote, or a folder of parquet files. The split is ``train`` if not given;
     of the hub's data sets and parquet files a part can be taken: ``train[:1000]``. No code of a data set is ever run.
+
+    ``?config=NAME&image=COLUMN&label=COLUMN`` may follow, all of it or a part: the configuration of a data set of the
+    hub, the column of images (by default the first with the feature ``Image``, or else the first of encoded images:
+    structs with ``bytes``, or bytes alone), the column of classes (by default ``label``, or else the first with the
+    feature ``ClassLabel``).
     """
 
     def __init__(self, path: str) -> None:
-        """Raises ImageError if there is no such data set, split or image column; ImportError without ``datasets``."""
+        """Raises ImageError if there is no such data set, split or column; ImportError without ``datasets``."""
         split = load_split(path)
-        self._label, self._column = split.label, split.column
-        self._labels = _label_column(_package(split.label), split.dataset)
-        self._label_names: list[str] = list(getattr(split.dataset.features.get(_LABEL), "names", None) or [])
+        self._label, self._column, self._class_column = split.label, split.column, split.class_column
+        self._labels = _only_classes(_package(split.label), split)
+        self._label_names: list[str] = list(
+            getattr(split.dataset.features.get(split.class_column), "names", None) or []
+        )
         self._dataset = split.images.with_format(None)
 
     def __len__(self) -> int:
@@ -48,25 +57,28 @@ class HuggingFaceSource:
         return str(index)
 
     def class_names(self) -> list[str]:
-        """Names by number, where the column ``label`` holds numbers: of classes, or themselves. Else empty."""
-        values = [v for v in self._label_values() if isinstance(v, int)]
-        if self._label_names or not values or max(values) >= _MOST_CLASSES:
+        """Names by number: those of the data set, or else whole numbers or words in their order, 2 before 10."""
+        if self._label_names:
             return self._label_names
-        return [str(i) for i in range(max(values) + 1)]
+        values = {v for v in self._label_values() if v is not None}
+        numbers = sorted(v for v in values if isinstance(v, int) and v >= 0)
+        if numbers and numbers[-1] < _MOST_CLASSES:
+            return [str(i) for i in range(numbers[-1] + 1)]
+        return [*map(str, numbers), *sorted((v for v in values if isinstance(v, str)), key=natural_order)]
 
     def classes(self) -> list[str | None]:
-        """The class of every row by name, from the column ``label``; None where there is none (-1 too)."""
+        """The class of every row by name; None where there is none (-1 too)."""
         names = self._label_names
         return [_class(value, names) for value in self._label_values()]
 
     def _label_values(self) -> list[Any]:
-        return [None] * len(self) if self._labels is None else self._labels[:][_LABEL]
+        return [None] * len(self) if self._labels is None else self._labels[:][self._class_column]
 
     def content(self, index: int) -> bytes:
         """The encoded image. Raises ImageError."""
         name = self.name(index)
         try:
-            image: Cell = self._dataset[index][self._column]
+            image = as_cell(self._dataset[index][self._column])
         except (OSError, ValueError) as error:  # pyarrow's errors are of these classes
             raise read_failure(error, f"{name}: expected a readable row, found {reason_of(error)}") from error
         return encoded_image(image, name)
@@ -80,12 +92,18 @@ Cell = dict[str, Any] | None
 """An image as ``datasets`` has it, not decoded: its ``bytes``, or the ``path`` or address of its file."""
 
 
+def as_cell(value: Any) -> Cell:
+    """Return what a row has in the column of images: a struct, or bytes alone."""
+    return {"bytes": value} if isinstance(value, bytes) else value
+
+
 def encoded_image(cell: Cell, name: str) -> bytes:
     """Return the encoded image of a cell. Raises ImageError if there is none."""
-    if cell is not None and cell["bytes"] is not None:
-        return cell["bytes"]
-    if cell is not None and cell["path"] is not None:
-        return _remote_content(cell["path"]) if "://" in cell["path"] else file_content(cell["path"])
+    content, path = (cell.get("bytes"), cell.get("path")) if cell is not None else (None, None)
+    if content is not None:
+        return content
+    if path is not None:
+        return _remote_content(path) if "://" in path else file_content(path)
     raise ImageError(f"{name}: expected an image, found an empty cell")
 
 
@@ -103,32 +121,36 @@ def _remote_content(address: str) -> bytes:
 
 def streaming_path(path: str) -> bool:
     """Tell whether a data path asks for streaming: ``hf:OWNER/NAME:SPLIT?streaming``."""
-    return path.startswith(PREFIX) and path.endswith(_STREAMING)
+    return path.startswith(PREFIX) and _STREAMING in path.partition("?")[2].split("&")
 
 
 class LoadedSplit(NamedTuple):
-    """A split: its name in messages, all of it, and its first column of images alone, not decoded."""
+    """A split: its name in messages, all of it, and its column of images alone, not decoded; its column of classes."""
 
     label: str
     dataset: Any
     column: str
     images: Any
+    class_column: str | None
 
 
 def load_split(path: str) -> LoadedSplit:
-    """Load ``hf:PLACE[:SPLIT]`` as a ``datasets.Dataset``, ``hf:PLACE[:SPLIT]?streaming`` as an ``IterableDataset``.
+    """Load ``hf:PLACE[:SPLIT]`` as a ``datasets.Dataset``, with ``?streaming`` as an ``IterableDataset``.
 
     Raises:
-        ImageError: there is no such data set, split or image column.
+        ImageError: there is no such data set, split or column; an option that is none.
         ImportError: the package ``datasets`` is not installed.
     """
-    place, split = _parse(path.removesuffix(_STREAMING))
-    label = printable(f"{PREFIX}{place}:{split}")
+    place, split, options = _parse(path)
+    chosen = "&".join(f"{key}={value}" for key, value in options.items())
+    label = printable(f"{PREFIX}{place}:{split}" + (f"?{chosen}" if chosen else ""))
     datasets = _package(label)
-    dataset = _load(datasets, place, split, label, streaming_path(path))
-    column = _image_column(datasets, dataset, label)
-    images = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    return LoadedSplit(label, dataset, column, images)
+    dataset = _load(datasets, place, split, options.get("config"), label, streaming_path(path))
+    column = _image_column(datasets, dataset, options.get("image"), label)
+    images = dataset.select_columns([column])
+    if isinstance(dataset.features[column], datasets.Image):
+        images = images.cast_column(column, datasets.Image(decode=False))
+    return LoadedSplit(label, dataset, column, images, _class_column(datasets, dataset, options.get("label"), label))
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -137,15 +159,26 @@ def is_saved_dataset(folder: Path) -> bool:
     return one or (folder / "dataset_dict.json").is_file()
 
 
-def _parse(path: str) -> tuple[str, str]:
-    """Place and split of ``hf:PLACE[:SPLIT]``."""
+def _parse(path: str) -> tuple[str, str, dict[str, str]]:
+    """Return place, split and options of ``hf:PLACE[:SPLIT][?KEY=VALUE&...]``."""
     rest = path.removeprefix(PREFIX)
+    if _is_local(rest) and Path(rest).is_dir():  # a folder with a colon or a question mark in its name
+        return rest, "train", {}
+    rest, _, query = rest.partition("?")
+    options = {}
+    for part in query.split("&") if query else []:
+        key, _, value = part.partition("=")
+        if part != _STREAMING and (key not in _KEYS or not value):
+            known = ", ".join(f"{key}=NAME" for key in _KEYS)
+            raise ImageError(f"{printable(path)}: expected {_STREAMING}, {known} behind the ?, found {printable(part)}")
+        if part != _STREAMING:
+            options[key] = unquote(value)
     found = _PATH.fullmatch(rest)
     if found is None:
         raise ImageError(f"{printable(path)}: expected hf:OWNER/NAME[:SPLIT] or hf:./folder[:SPLIT]")
-    if _is_local(rest) and Path(rest).is_dir():  # a folder with a colon in its name
-        return rest, "train"
-    return found["place"], found["split"] or "train"
+    if _is_local(rest) and Path(rest).is_dir():
+        return rest, "train", options
+    return found["place"], found["split"] or "train", options
 
 
 def _is_local(place: str) -> bool:
@@ -159,14 +192,19 @@ def _package(label: str) -> ModuleType:
         raise ImportError(f"{label}: expected the package datasets, found none: pip install 'ssdd[data]'") from error
 
 
-def _load(datasets: ModuleType, place: str, split: str, label: str, streaming: bool) -> Any:
+def _load(datasets: ModuleType, place: str, split: str, config: str | None, label: str, streaming: bool) -> Any:
     """The ``datasets.Dataset`` of a split, or its ``IterableDataset``."""
     folder = Path(place)
     if _is_local(place) and not folder.is_dir():
         raise ImageError(f"{label}: expected a folder, found none at {printable(place)}")
     if not _is_local(place) and not _HUB_ID.fullmatch(place):
-        raise ImageError(f"{label}: expected hf:OWNER/NAME of a data set on the hub, or hf:./folder, found neither")
-    options = {"split": split} | ({"streaming": True} if streaming else {})
+        raise ImageError(
+            f"{label}: expected hf:OWNER/NAME[:SPLIT] of a data set on the hub, or hf:./folder, found neither; "
+            "a configuration is given as hf:OWNER/NAME:SPLIT?config=NAME"
+        )
+    if _is_local(place) and config is not None:
+        raise ImageError(f"{label}: expected config= for a data set of the hub alone, found it for a folder")
+    options = {"split": split} | ({"streaming": True} if streaming else {}) | ({"name": config} if config else {})
     try:
         if not _is_local(place):
             return datasets.load_dataset(place, **options)
@@ -213,13 +251,28 @@ def _parquet_files(folder: Path, split: str, label: str) -> dict[str, list[str]]
     return {split: files[split]}
 
 
-def _label_column(datasets: ModuleType, dataset: Any) -> Any:
-    """The data set with its column ``label`` alone; None if it has none of classes, whole numbers or words."""
-    feature = dataset.features.get(_LABEL)
-    kind = str(getattr(feature, "dtype", ""))
-    if isinstance(feature, (datasets.ClassLabel, datasets.Value)) and kind.startswith(("int", "uint", "string")):
-        return dataset.select_columns([_LABEL]).with_format(None)
+def _class_column(datasets: ModuleType, dataset: Any, name: str | None, label: str) -> str | None:
+    """Return the column of that name; without one ``label``, or else the first of class labels; None for none."""
+    features = dataset.features or {}  # a stream may not know them
+    if name is not None:
+        _check_column(features, name, label)
+        if not _is_class(datasets, features[name]):
+            raise ImageError(f"{label}: expected a column of classes, found {_listed({name: features[name]})}")
+        return name
+    labels = (column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel))
+    return _LABEL if _LABEL in features else next(labels, None)
+
+
+def _only_classes(datasets: ModuleType, split: LoadedSplit) -> Any:
+    """Return the data set with its column of classes alone; None if these are no labels, whole numbers or words."""
+    if _is_class(datasets, split.dataset.features.get(split.class_column)):
+        return split.dataset.select_columns([split.class_column]).with_format(None)
     return None
+
+
+def _is_class(datasets: ModuleType, feature: Any) -> bool:
+    kind = str(getattr(feature, "dtype", ""))
+    return isinstance(feature, (datasets.ClassLabel, datasets.Value)) and kind.startswith(("int", "uint", "string"))
 
 
 def _class(value: Any, names: list[str]) -> str | None:
@@ -228,10 +281,31 @@ def _class(value: Any, names: list[str]) -> str | None:
     return names[value] if names and isinstance(value, int) else str(value)
 
 
-def _image_column(datasets: ModuleType, dataset: Any, label: str) -> str:
+def _image_column(datasets: ModuleType, dataset: Any, name: str | None, label: str) -> str:
     features = dataset.features or {}  # a stream may not know them
-    for name, feature in features.items():
-        if isinstance(feature, datasets.Image):
-            return name
+    if name is not None:
+        _check_column(features, name, label)
+        features = {name: features[name]}
+    for is_image in (
+        lambda feature: isinstance(feature, datasets.Image),
+        lambda feature: isinstance(feature, dict) and _holds_bytes(feature.get("bytes")),
+        _holds_bytes,
+    ):
+        for column, feature in features.items():
+            if is_image(feature):
+                return column
+    raise ImageError(f"{label}: expected a column of images, found {_listed(features)}")
+
+
+def _holds_bytes(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) in ("binary", "large_binary")
+
+
+def _check_column(features: Any, name: str, label: str) -> None:
+    if name not in features:
+        raise ImageError(f"{label}: expected one of the columns that are there, {_listed(features)}; found {name}")
+
+
+def _listed(features: Any) -> str:
     columns = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
-    raise ImageError(f"{label}: expected a column of images, found {printable(columns) if columns else 'no column'}")
+    return printable(columns) if columns else "no column"

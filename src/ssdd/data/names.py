@@ -1,8 +1,14 @@
-"""A long list of names in little memory."""
+"""Names: their natural order, and a long list of them in little memory."""
 
+import re
 from collections.abc import Iterable
 
 import numpy as np
+
+
+def natural_order(name: str) -> list[tuple[str, int]]:
+    """Return the key by which names sort as people sort them: 2 before 10, numbers before words."""
+    return [("", int(part)) if part.isdecimal() else (part, 0) for part in re.findall(r"[0-9]+|[^0-9]+", name)]
 
 
 class PackedNames:

@@ -120,7 +120,7 @@ def open_source(paths: Sequence[str | Path]) -> ConcatSource:
 
     A folder that ``save_to_disk`` of the package ``datasets`` wrote is read as a data set, its split ``train``.
     A line of the log names the files of folders and tar files that were left out.
-    ``hf:OWNER/NAME[:SPLIT]`` and ``hf:./folder[:SPLIT]`` are explained at ``HuggingFaceSource``.
+    ``hf:OWNER/NAME[:SPLIT][?...]`` and ``hf:./folder[:SPLIT][?...]`` are explained at ``HuggingFaceSource``.
 
     Raises:
         ImageError: a missing or damaged path; no image in all of them.

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from .hugging_face import Cell, encoded_image, load_split, streaming_path
+from .hugging_face import Cell, as_cell, encoded_image, load_split, streaming_path
 from .images import ImageError, ImageReadError, read_image, reason_of
 from .loader import (
     MOST_UNREADABLE_IN_A_ROW,
@@ -155,7 +155,7 @@ class StreamedCrops:
                 dataset = split_dataset_by_node(dataset, rank, processes)
                 first, step = rank, processes
             for number, row in zip(itertools.count(first, step), dataset, strict=False):
-                yield _Row(f"{label}[shard {shard}, row {number}]", row[column])
+                yield _Row(f"{label}[shard {shard}, row {number}]", as_cell(row[column]))
         except Exception as error:  # `datasets` raises whatever its storage, its parsers and the network raise
             raise ImageError(
                 f"{label}: expected shard {shard} to be readable, found {type(error).__name__}: {reason_of(error)}"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,12 @@ def photos(tmp_path: Path, picture: Picture) -> Path:
             info.size = buffer.tell()
             tar.addfile(info, io.BytesIO(buffer.getvalue()))
     return folder
+
+
+def png_of(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def broken(result: Any) -> list[str]:
@@ -174,3 +181,45 @@ def test_help_and_wrong_usage(ssdd: Ssdd, tmp_path: Path) -> None:
 )
 def test_histogram(sides: list[int], expected: list[tuple[int, int | None, int]]) -> None:
     assert histogram(np.array(sides, int)) == expected, "an image is in another bin, or in none"
+
+
+def test_what_is_left_out(ssdd: Ssdd, photos: Path, tmp_path: Path) -> None:
+    """Labels do no harm; a photograph in another format is one that training would not see."""
+    (photos / "a.json").write_text("{}")
+    result = ssdd("data", "check", photos, "--out", tmp_path / "out", "--workers", 0)
+    assert result.status == 0, "labels make data unfit"
+    assert "1 other file left out: .json 1" in result.out, "not said"
+    (photos / "b.heic").write_bytes(b"")
+    result = ssdd("data", "check", photos, "--out", tmp_path / "out", "--overwrite", "--workers", 0)
+    assert result.status == 1, "a photograph is left out, and the data are fit"
+    assert "2 other files left out: .json 1, .heic 1 (read with the package pillow-heif)" in result.out, "not said"
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["left_out"] == {".json": 1, ".heic": 1}, "not in the report"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_names_that_are_no_text(ssdd: Ssdd, tmp_path: Path, picture: Picture, packed: bool) -> None:
+    """Bytes that are not UTF-8, in classes, files, extensions and results."""
+    name = os.fsdecode(b"caf\xe9")
+    try:
+        (tmp_path / "photos" / name).mkdir(parents=True)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    image = png_of(picture(80, 90))
+    (tmp_path / "photos" / name / f"{name}.png").write_bytes(image)
+    (tmp_path / "photos" / name / f"copy of {name}.png").write_bytes(image)
+    (tmp_path / "photos" / name / f"broken {name}.png").write_bytes(b"bad")
+    (tmp_path / "photos" / f"a.{name}").touch()
+    data = tmp_path / "photos"
+    if packed:
+        data = tmp_path / f"{name}.tar"
+        with tarfile.open(data, "w") as tar:
+            tar.add(tmp_path / "photos", name)
+    result = ssdd("data", "check", data, "--out", tmp_path / name, "--workers", 0)
+    assert result.status == 1, "a broken image counts as good"
+    assert "3 images, " in result.out, f"not all are read: {result.err}"
+    assert "2 readable, 1 broken, 1 duplicates" in result.out, "not all are read"
+    report = json.loads((tmp_path / name / "report.json").read_text())
+    (copy, first) = next(iter(report["duplicate_of"].items()))
+    assert os.fsencode(copy).endswith(b"/copy of caf\xe9.png"), "the name was changed"
+    assert os.fsencode(first).endswith(b"/caf\xe9.png"), "the name was changed"

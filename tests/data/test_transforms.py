@@ -152,7 +152,7 @@ def test_a_window_is_cut_out_of_the_whole_resized_image(filter: Image.Resampling
         image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
         whole = resize_shorter_side(image, size + int(random.integers(0, 30)), filter)
         top, left = (int(random.integers(0, n - size, endpoint=True)) for n in whole.shape[:2])
-        window = resized_window(image, whole.shape[:2], top, left, size, filter)
+        window = resized_window(image, whole.shape[:2], top, left, (size, size), filter)
         assert np.array_equal(window, whole[top : top + size, left : left + size]), f"{image.shape} to {whole.shape}"
 
 
@@ -165,7 +165,7 @@ def test_a_window_of_a_very_long_image() -> None:
         assert max(whole.shape) > 1 << 14, "the test needs a longer image"
         for place in (0, 1, 12345, max(whole.shape) - 40):
             top, left = (place, 0) if shape[0] > shape[1] else (0, place)
-            window = resized_window(image, whole.shape[:2], top, left, 40, Image.Resampling.LANCZOS)
+            window = resized_window(image, whole.shape[:2], top, left, (40, 40), Image.Resampling.LANCZOS)
             difference = window.astype(int) - whole[top : top + 40, left : left + 40]
             assert np.abs(difference).max() <= 1, f"other pixels at {place} of {shape}"
 

@@ -167,7 +167,7 @@ def test_an_image_that_cannot_be_read_now_is_not_skipped(
 def test_too_little_memory_for_an_image_is_not_its_fault(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cut(self: CropProtocol, pixels: object, numbers: object, name: str) -> None:
+    def cut(self: CropProtocol, pixels: object, numbers: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(CropProtocol, "cut", cut)

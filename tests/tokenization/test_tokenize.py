@@ -100,7 +100,7 @@ def test_random_crops(job: Job, photographs: Path, tmp_path: Path, picture: Call
     assert done.manifest.latents == len(entries) == 6
     assert len({(*e["resized"], *e["crop"]) for e in entries[:3]}) == 3, "crops of one image are the same"
     protocol, image = CropProtocol("random", SIZE, crops=3, scale=1.5), picture(50, 70)
-    first, again, other = (protocol.cut(image, [number], "name") for number in (5, 5, 6))
+    first, again, other = (protocol.cut(image, [number]) for number in (5, 5, 6))
     assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(first, again, strict=True)), "chance beside the seed"
     assert not np.array_equal(first[0].pixels, other[0].pixels)
     for crop in first:

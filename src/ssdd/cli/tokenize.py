@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from ..data.find import describe_left_out
 from ..dtypes import Dtype
 from .common import DEFAULT_MODEL, ModelOptions, parse_options
 
@@ -221,6 +223,8 @@ def _tell(manifest: "Manifest", out: str, made: str) -> None:
         f"{len(manifest.shards)} shards{made}: {out}"
     )
     print(f"{len(manifest.classes):,} classes, {manifest.skipped_images:,} images skipped")
+    if manifest.left_out:
+        print(describe_left_out(Counter(manifest.left_out)), file=sys.stderr)
     statistics = manifest.statistics
     print(f"scaling_factor {statistics.scaling_factor:.5g}, shift_factor {statistics.shift_factor:.5g}")
 

@@ -30,7 +30,7 @@ def training_crop(image: np.ndarray, size: int, scale: float, flip: bool, random
     height, width = resized_sides(image, shorter)
     top = int(random.integers(0, height - size, endpoint=True))
     left = int(random.integers(0, width - size, endpoint=True))
-    crop = resized_window(image, (height, width), top, left, size, _LANCZOS)
+    crop = resized_window(image, (height, width), top, left, (size, size), _LANCZOS)
     if flip and random.random() < 0.5:
         crop = crop[:, ::-1]
     return crop.copy()  # contiguous, and writable, which Pillow's arrays are not
@@ -39,7 +39,7 @@ def training_crop(image: np.ndarray, size: int, scale: float, flip: bool, random
 def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
     """Evaluation crop: shorter side resized to ``size`` (bilinear), then the middle. uint8 (S, S, 3)."""
     height, width = resized_sides(image, size)
-    crop = resized_window(image, (height, width), (height - size) // 2, (width - size) // 2, size, _BILINEAR)
+    crop = resized_window(image, (height, width), (height - size) // 2, (width - size) // 2, (size, size), _BILINEAR)
     return np.ascontiguousarray(crop)
 
 
@@ -59,9 +59,9 @@ def resized_sides(image: np.ndarray, size: int) -> tuple[int, int]:
 
 
 def resized_window(
-    image: np.ndarray, resized: tuple[int, int], top: int, left: int, size: int, filter: Image.Resampling
+    image: np.ndarray, resized: tuple[int, int], top: int, left: int, shape: tuple[int, int], filter: Image.Resampling
 ) -> np.ndarray:
-    """Cut a square out of a resized image, of which only the square is made.
+    """Cut a window out of a resized image, of which only the window is made.
 
     Its pixels are those of the whole resized image: exactly where no side of that is above 16384, and to a rounding
     of the place elsewhere. (Pillow's own ``box`` rounds the place to single precision.)
@@ -71,32 +71,33 @@ def resized_window(
         resized: H' and W' of the resized image.
         top: Of the window, in the resized image.
         left: Of the window, in the resized image.
-        size: S, both sides of the window.
+        shape: h and w of the window.
         filter: Lanczos, bicubic or bilinear.
 
     Returns:
-        uint8 (S, S, 3), perhaps a view of the image.
+        uint8 (h, w, 3), perhaps a view of the image.
     """
     height, width = image.shape[:2]
+    bottom, right = top + shape[0], left + shape[1]
     if resized == (height, width):
-        return image[top : top + size, left : left + size]
-    rows = _needed(height, resized[0], top, size, filter)
-    columns = _needed(width, resized[1], left, size, filter)
+        return image[top:bottom, left:right]
+    rows = _needed(height, resized[0], top, shape[0], filter)
+    columns = _needed(width, resized[1], left, shape[1], filter)
     if max(resized) > _LONG:
         part = image[rows.start : rows.stop, columns.start : columns.stop]
         down, across = height / resized[0], width / resized[1]
-        box = (left * across, top * down, (left + size) * across, (top + size) * down)
+        box = (left * across, top * down, right * across, bottom * down)
         box = tuple(b - c for b, c in zip(box, (columns.start, rows.start) * 2, strict=True))
         inside = tuple(min(max(b, 0.0), float(n)) for b, n in zip(box, part.shape[1::-1] * 2, strict=True))
-        return np.asarray(Image.fromarray(part).resize((size, size), filter, box=inside))
+        return np.asarray(Image.fromarray(part).resize(shape[::-1], filter, box=inside))
     if height > 2 * width and resized[0] < height:  # Pillow 13 filters the columns of such images first
         whole = Image.fromarray(image).resize((resized[1], resized[0]), filter)
-        return np.asarray(whole)[top : top + size, left : left + size]
+        return np.asarray(whole)[top:bottom, left:right]
     # Pillow filters rows, then columns: first only the rows that are needed, then only the columns.
     wide = Image.fromarray(image[rows.start : rows.stop]).resize((resized[1], len(rows)), filter)
-    narrow = Image.new("RGB", (size, height))  # rows that are not needed stay black
-    narrow.paste(wide.crop((left, 0, left + size, len(rows))), (0, rows.start))
-    return np.asarray(narrow.resize((size, resized[0]), filter))[top : top + size]
+    narrow = Image.new("RGB", (shape[1], height))  # rows that are not needed stay black
+    narrow.paste(wide.crop((left, 0, right, len(rows))), (0, rows.start))
+    return np.asarray(narrow.resize((shape[1], resized[0]), filter))[top:bottom]
 
 
 def _needed(length: int, resized: int, start: int, size: int, filter: Image.Resampling) -> range:

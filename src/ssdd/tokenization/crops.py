@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..data.images import MAX_PIXELS, ImageError, printable
-from ..data.transforms import resize_shorter_side
+from ..data.images import COLOUR
+from ..data.transforms import resized_sides, resized_window
 
 CropRule = Literal["centre", "random"]
 
@@ -75,8 +75,7 @@ class CropProtocol:
         resize = "shorter side to size" if self.scale == 1 else "shorter side uniform from size to scale * size"
         if self.bucket_step is not None:
             resize = "smallest that covers the bucket"
-        colour = "RGB of the file, upright by EXIF, transparency on white, colour profiles ignored"
-        return {**asdict(self), "resize": f"{resize} (Pillow, bilinear, antialiased)", "place": words, "colour": colour}
+        return {**asdict(self), "resize": f"{resize} (Pillow, bilinear, antialiased)", "place": words, "colour": COLOUR}
 
     @cached_property
     def shapes(self) -> list[tuple[int, int]]:
@@ -93,47 +92,28 @@ class CropProtocol:
         ratio = math.log(height / width)
         return min(range(len(self.shapes)), key=lambda i: abs(math.log(self.shapes[i][0] / self.shapes[i][1]) - ratio))
 
-    def cut(self, image: np.ndarray, numbers: Sequence[int], name: str) -> tuple[Crop, ...]:
-        """Return the crops of a photograph, uint8 (H, W, 3), that has these numbers in its set.
-
-        Raises ImageError, with its name, where the resized one would be out of bounds.
-        """
-        if self.bucket_step is not None:
-            shape = self.shapes[self.shape_of(image.shape[0], image.shape[1])]
-            return (self._centre(image, shape, name),)
+    def cut(self, image: np.ndarray, numbers: Sequence[int]) -> tuple[Crop, ...]:
+        """Return the crops of a photograph, uint8 (H, W, 3), that has these numbers in its set."""
         if self.rule == "centre":
-            return (self._centre(image, (self.size, self.size), name),)
-        return tuple(
-            self._random(image, np.random.default_rng([self.seed, *numbers, k]), name) for k in range(self.crops)
-        )
+            return (self._centre(image, self.shapes[self.shape_of(image.shape[0], image.shape[1])]),)
+        return tuple(self._random(image, np.random.default_rng([self.seed, *numbers, k])) for k in range(self.crops))
 
-    def _centre(self, image: np.ndarray, shape: tuple[int, int], name: str) -> Crop:
+    def _centre(self, image: np.ndarray, shape: tuple[int, int]) -> Crop:
         height, width = image.shape[:2]
         # The shorter side after the resize for which both sides of the crop are covered.
         side = max(math.ceil(min(height, width) * max(shape[0] / height, shape[1] / width) - 1e-9), min(shape))
-        resized = self._resized(image, side, name)
-        top, left = (resized.shape[0] - shape[0]) // 2, (resized.shape[1] - shape[1]) // 2
-        return _window(resized, top, left, shape)
+        resized = resized_sides(image, side)
+        return _window(image, resized, (resized[0] - shape[0]) // 2, (resized[1] - shape[1]) // 2, shape)
 
-    def _random(self, image: np.ndarray, random: np.random.Generator, name: str) -> Crop:
+    def _random(self, image: np.ndarray, random: np.random.Generator) -> Crop:
         side = self.size
         if self.scale > 1:
             side = int(random.integers(self.size, int(self.scale * self.size), endpoint=True))
-        resized = self._resized(image, side, name)
-        top, left = (int(random.integers(0, n - self.size, endpoint=True)) for n in resized.shape[:2])
-        return _window(resized, top, left, (self.size, self.size))
-
-    @staticmethod
-    def _resized(image: np.ndarray, side: int, name: str) -> np.ndarray:
-        height, width = image.shape[:2]
-        if side * math.ceil(max(height, width) * side / min(height, width)) > MAX_PIXELS:
-            raise ImageError(
-                f"{printable(name)}: expected at most {MAX_PIXELS} pixels after the resize to {side}, found sides "
-                f"{height} x {width}"
-            )
-        return resize_shorter_side(image, side, Image.Resampling.BILINEAR)
+        resized = resized_sides(image, side)
+        top, left = (int(random.integers(0, n - self.size, endpoint=True)) for n in resized)
+        return _window(image, resized, top, left, (self.size, self.size))
 
 
-def _window(resized: np.ndarray, top: int, left: int, shape: tuple[int, int]) -> Crop:
-    pixels = resized[top : top + shape[0], left : left + shape[1]]
-    return Crop(np.ascontiguousarray(pixels), (resized.shape[0], resized.shape[1]), top, left)
+def _window(image: np.ndarray, resized: tuple[int, int], top: int, left: int, shape: tuple[int, int]) -> Crop:
+    pixels = resized_window(image, resized, top, left, shape, Image.Resampling.BILINEAR)
+    return Crop(np.ascontiguousarray(pixels), resized, top, left)

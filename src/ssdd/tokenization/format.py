@@ -145,6 +145,7 @@ class ShardIndex(Struct, frozen=True, kw_only=True):
         offsets, member_bytes: where each latent is in a tar file, and how long; none and 0 for other containers.
         labels: of each latent.
         statistics: of the stored means; None for a shard without latents.
+        left_out: other files of an input shard, by their kind.
         shape: of the latents; None for the plan's.
         made_by: what its last digits depend on.
     """
@@ -160,6 +161,7 @@ class ShardIndex(Struct, frozen=True, kw_only=True):
     offsets: list[Count]
     labels: list[Label]
     skipped: list[SkippedImage]
+    left_out: dict[str, Count]
     statistics: Moments | None
     shape: Shape | None
     made_by: MadeBy
@@ -241,12 +243,14 @@ class Manifest(Plan, frozen=True, kw_only=True):
     """A finished set: its plan, with all classes, and what its shards come to.
 
     skipped: the first ``MOST_SKIPPED`` images without latents; all are in the indices. skipped_images: their number.
+    left_out: other files of input shards, by their kind.
     """
 
     images: Positive
     latents: Positive
     skipped: list[SkippedImage]
     skipped_images: Count
+    left_out: dict[str, Count]
     statistics: SetStatistics
     shards: list[ShardEntry]
 

@@ -9,6 +9,7 @@ import io
 import json
 import os
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from ..data.folder import FolderSource, file_content
-from ..data.hugging_face import HuggingFaceSource
+from ..data.find import check_left_out, images_in_folder
+from ..data.folder import file_content
+from ..data.hugging_face import HuggingFaceSource, is_saved_dataset
 from ..data.images import ImageError, printable, read_image
 from ..data.sources import ImageSource, open_source
 from .crops import CropProtocol
@@ -116,9 +118,10 @@ def make_list(
     members = {name: array("q") for name in ("extension", "offset", "size")}
     extensions: dict[str, int] = {}
     sources, shapes, first_name = list[ListedSource](), array("i"), None
+    left_out: Counter[str] = Counter()
     buckets = protocol is not None and protocol.bucket_step is not None
     for number, path in enumerate(paths):
-        source, images, known, content = _open(path)
+        source, images, known, content = _open(path, left_out)
         sources.append(source)
         fixed.append(known)
         for image in images:
@@ -138,6 +141,7 @@ def make_list(
                     column.append(value)
             if buckets and protocol is not None:
                 shapes.append(_shape(protocol, content, image))
+    check_left_out(paths, len(names.ends) - 1, left_out)
     if not len(names.ends) - 1:
         if first_name is None:
             raise ImageError(f"expected images in {', '.join(map(printable, paths))}, found none")
@@ -185,22 +189,28 @@ def _digest(names: Texts, labels: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _open(path: str) -> tuple[ListedSource, Iterable[Listed], list[str], Callable[[Listed], bytes]]:
-    """A path's source, its images, the classes that it fixes, and what reads the file of an image."""
+def _open(
+    path: str, left_out: Counter[str]
+) -> tuple[ListedSource, Iterable[Listed], list[str], Callable[[Listed], bytes]]:
+    """A path's source, its images, the classes that it fixes, and what reads the file of an image.
+
+    ``left_out`` counts other files.
+    """
     if is_remote(path):
         name = "/".join(path.split("://", 1)[1].split("/")[-2:])  # with the folder that may name its class
         return ListedSource("remote", path), [Listed(name, folder_of(name) or None)], [], lambda _: remote_content(path)
     if Path(path).is_file() and not path.endswith(".npz"):
         tar, version = Path(path), file_version(Path(path))
-        images = sorted(tar_images(tar, printable(path)), key=lambda image: image.name)
+        images = sorted(tar_images(tar, printable(path), left_out), key=lambda image: image.name)
         listed = (Listed(i.name, i.label, i.place, tuple(i.members.items())) for i in images)
         return ListedSource("tar", path), listed, [], lambda i: read_place(tar, version, i.place, f"{path}:{i.name}")
-    source = open_source([path]).sources[0]
-    if isinstance(source, FolderSource):
+    if Path(path).is_dir() and not is_saved_dataset(Path(path)):
+        names, others = images_in_folder(Path(path))
+        left_out.update(others)
         prefix, top = _prefix(path), Path(path).resolve().name
-        inside = (source.name(i).removeprefix(prefix) for i in range(len(source)))
-        listed = (Listed(name, folder_of(name) or top or None) for name in inside)
+        listed = (Listed(name, folder_of(name) or top or None) for name in names)
         return ListedSource("folder", path), listed, [], lambda image: file_content(prefix + image.name)
+    source = open_source([path]).sources[0]
     return (
         ListedSource("dataset", path),
         _rows(source),
@@ -284,6 +294,7 @@ class ListedImages:
     """See ``ShardImages``: a part [first, last) of a list."""
 
     def __init__(self, images: ImageList, first: int, last: int) -> None:
+        self.left_out: Counter[str] = Counter()  # named when the list was made
         self._list, self._first, self._last = images, first, last
 
     def __len__(self) -> int:

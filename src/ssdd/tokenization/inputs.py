@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..data.find import IMAGE_SUFFIXES
 from ..data.hugging_face import PREFIX
 from ..data.images import ImageError, ImageReadError, printable, reason_of
 
@@ -78,8 +79,6 @@ def _inside(path: str) -> list[str]:
 
 
 def _may_be_data(path: Path) -> bool:
-    from ..data.images import IMAGE_SUFFIXES
-
     return path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES or path.name in ("dataset_info.json", "state.json")
 
 
@@ -109,8 +108,6 @@ def file_system(address: str) -> tuple[Any, str]:
 
 def _remote_files(address: str) -> list[str]:
     """The shards of a remote folder or pattern; without any, its images."""
-    from ..data.images import IMAGE_SUFFIXES
-
     system, path = file_system(address)
     names = retried(address, lambda: system.glob(path) if "*" in path else system.find(path))
     found = sorted(system.unstrip_protocol(name) for name in names)

@@ -1,6 +1,7 @@
 """The manifest: what a finished set is, by the plan and the indices of its shards. It is written last."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -31,11 +32,12 @@ def make_manifest(plan: Plan, shards: Iterable[ShardIndex]) -> Manifest:
     """
     statistics, entries, labels = LatentStatistics(), list[ShardEntry](), set[Label]()
     skipped: list[SkippedImage] = []
-    skipped_images = 0
+    skipped_images, left_out = 0, Counter[str]()
     for shard in shards:
         merge(statistics, shard)
         skipped += shard.skipped[: MOST_SKIPPED - len(skipped)]
         skipped_images += len(shard.skipped)
+        left_out.update(shard.left_out)
         labels.update(shard.labels)
         entries.append(
             ShardEntry(
@@ -60,6 +62,7 @@ def make_manifest(plan: Plan, shards: Iterable[ShardIndex]) -> Manifest:
         latents=sum(entry.latents for entry in entries),
         skipped=skipped,
         skipped_images=skipped_images,
+        left_out=dict(left_out),
         statistics=SetStatistics.of(statistics),
         shards=entries,
     )

@@ -162,7 +162,7 @@ class _Reader:
         try:
             with self._notes.reading(i):
                 pixels = images.read(i)
-                crops = self._protocol.cut(pixels, numbers, images.place(i))
+                crops = self._protocol.cut(pixels, numbers)
                 members = images.members(i)
         except ImageError as error:
             if images.is_gone(i):
@@ -234,6 +234,7 @@ def _write(
         offsets=content.offsets,
         labels=content.labels,
         skipped=content.skipped,
+        left_out=dict(reader.images.left_out),
         statistics=Moments(**statistics.state()) if statistics.count else None,
         shape=content.shape,
         made_by=job.made_by,

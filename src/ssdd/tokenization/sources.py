@@ -7,6 +7,7 @@ In a tar file the members of one webdataset sample share their name up to its fi
 import io
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -15,8 +16,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from ..data.images import IMAGE_SUFFIXES, ImageError, ImageReadError, printable, read_failure, read_image, reason_of
-from ..data.tar import is_visible, opened_file, tar_members
+from ..data.find import LINK
+from ..data.images import ImageError, ImageReadError, printable, read_failure, read_image, reason_of
+from ..data.tar import opened_file, tar_members
 from .format import Label
 
 LabelRule = Literal["auto", "folder", "none"]
@@ -28,7 +30,12 @@ _LONGEST_EXTENSION = 24
 
 
 class ShardImages(Protocol):
-    """The images of a shard, by their numbers from 0; several threads may read them."""
+    """The images of a shard, by their numbers from 0; several threads may read them.
+
+    left_out: other files of an input shard, by their kind.
+    """
+
+    left_out: Counter[str]
 
     def __len__(self) -> int: ...
 
@@ -87,19 +94,30 @@ class TarImage:
     members: dict[str, Place] = field(default_factory=dict)
 
 
-def tar_images(path: Path, label: str) -> Iterator[TarImage]:
-    """Return the images of an uncompressed tar file in its order. Raises ImageError as ``TarSource``."""
+def tar_images(path: Path, label: str, left_out: Counter[str] | None = None) -> Iterator[TarImage]:
+    """Return the images of an uncompressed tar file in its order.
+
+    Args:
+        left_out: counts members that are neither images nor beside one, by their kind.
+
+    Raises:
+        ImageError: as ``TarSource``.
+    """
     with path.open("rb", buffering=0) as file:
         members = tar_members(file, os.fstat(file.fileno()).st_size, label)
-        for key, sample in groupby(members, lambda member: _split(member[0])[0]):
+        for key, sample in groupby(members, lambda member: _split(member.name)[0]):
             images: list[tuple[str, Place]] = []
             others: dict[str, Place] = {}
-            for name, offset, size in sample:
-                extension = _split(name)[1]
-                if is_visible(name, IMAGE_SUFFIXES):
+            kinds: dict[str, str] = {}
+            for name, offset, size, kind in sample:
+                extension = _split(name)[1].lower()
+                if kind is None:
                     images.append((name, Place(offset, size)))
-                elif is_visible(name, None) and 0 < len(extension) <= _LONGEST_EXTENSION and size <= MOST_MEMBER_BYTES:
-                    others[extension.lower()] = Place(offset, size)
+                elif kind != LINK and 0 < len(extension) <= _LONGEST_EXTENSION and size <= MOST_MEMBER_BYTES:
+                    others[extension] = Place(offset, size)
+                    kinds[extension] = kind
+                elif left_out is not None:
+                    left_out[kind] += 1
             found = others.pop(CLASS, None)
             value: Label = folder_of(key) or None
             if found is not None and images:
@@ -108,6 +126,8 @@ def tar_images(path: Path, label: str) -> Iterator[TarImage]:
                 )
             for name, place in images:
                 yield TarImage(name, place, value, others)
+            if not images and left_out is not None:
+                left_out.update(kinds.values())
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -149,7 +169,8 @@ class TarShard:
         self, path: Path, name: str, rule: LabelRule, notes: Annotations | None, keeps: Callable[[str], bool]
     ) -> None:
         self._path, self._label, self._rule, self._notes = path, name, rule, notes
-        self._images = [image for image in tar_images(path, printable(name)) if keeps(image.name)]
+        self.left_out: Counter[str] = Counter()
+        self._images = [image for image in tar_images(path, printable(name), self.left_out) if keeps(image.name)]
         self._version = file_version(path)
 
     def __len__(self) -> int:
@@ -226,6 +247,7 @@ class ParquetShard:
             ImageError: no Parquet file, or no such column.
         """
         pyarrow, parquet = pyarrow_and_parquet()
+        self.left_out: Counter[str] = Counter()
         self._label, self._path, self._rule, self._notes = name, path, rule, notes
         try:
             self._file = parquet.ParquetFile(path)

@@ -54,7 +54,7 @@ def test_killed_processes_go_on(latents: Path, tmp_path: Path) -> None:
     for out, deaths in (("whole", (0,)), ("cut", (8, 0))):
         for kill_at in deaths:
             arguments = ["generate", "train", str(latents), "--out", str(tmp_path / out), *OPTIONS]
-            ended = in_processes(arguments, 2, {"DRIVER_KILL_AT": kill_at})
+            ended = in_processes(arguments, 2, kill_at=kill_at)
             assert ended.statuses == ([-9, -9] if kill_at else [0, 0]), ended.output
     names = "diffusion_pytorch_model.safetensors", "generation.json"
     for name in names:

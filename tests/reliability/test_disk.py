@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from ssdd.autoencoder import AutoencoderSSDD
+from tests.process import ssdd, start
 from tests.reliability.commands import COMMANDS, Inputs, arguments, visible
 from tests.reliability.interventions import small_disk
-from tests.reliability.process import ssdd, start
 
 Tree = Callable[[Path], dict[str, bytes]]
 

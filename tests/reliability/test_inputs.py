@@ -26,9 +26,9 @@ from ssdd.autoencoder import AutoencoderSSDD
 from ssdd.checkpoints.layout import CheckpointError
 from ssdd.codec import encode_image
 from ssdd.tokenization.model import LatentEncoder
+from tests.process import ssdd
 from tests.reliability.commands import Inputs, arguments
 from tests.reliability.interventions import show_warnings_of_diffusers
-from tests.reliability.process import ssdd
 from tests.training.runs import SMALL
 
 Tree = Callable[[Path], dict[str, bytes]]

@@ -13,9 +13,9 @@ from safetensors.torch import load
 
 from ssdd.autoencoder import AutoencoderSSDD
 from ssdd.training.checkpoint import list_checkpoints, newest_checkpoint, read_checkpoint
+from tests.process import Ended, ssdd
 from tests.reliability.commands import Inputs, arguments, visible
 from tests.reliability.interventions import killed_at
-from tests.reliability.process import Ended, ssdd
 from tests.training.runs import exported, newest
 
 Tree = Callable[[Path], dict[str, bytes]]

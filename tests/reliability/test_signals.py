@@ -14,9 +14,9 @@ import pytest
 from ssdd.generation.model import build_dit
 from ssdd.generation.result import Generator, LatentFacts, save_generator
 from ssdd.training.checkpoint import list_checkpoints, read_checkpoint
+from tests.process import ssdd, start
 from tests.reliability.commands import Inputs, arguments, visible
 from tests.reliability.interventions import lose, lose_in_training, sigterm_while_files_are_listed
-from tests.reliability.process import ssdd, start
 from tests.training.runs import SMALL
 
 Tree = Callable[[Path], dict[str, bytes]]

@@ -126,12 +126,7 @@ def command(photographs: Path) -> Callable[..., Ended]:
         terminate_at: int = 0,
         full_disk: bool = False,
     ) -> Ended:
-        environment = {
-            "DRIVER_KILL_AT": kill_at,
-            "DRIVER_TERMINATE_AT": (terminate_at, 0),
-            "DRIVER_FULL_DISK": int(full_disk),
-        }
         arguments = ["train", recipe, "--out", str(run), "--data.paths", str(photographs), *SMALL, *options]
-        return in_processes(arguments, processes, environment)
+        return in_processes(arguments, processes, kill_at, terminate_at, full_disk)
 
     return start

@@ -1,18 +1,23 @@
 """What the tests of training share: options of a small run, and reading what a run left."""
 
+import itertools
 import json
 import os
+import resource
+import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from ssdd.training.optimizers import Update
+from tests.process import start
 
 SMALL = [
     *("--data.resolution", "16", "--data.workers", "0", "--loss.lpips", "0", "--validation.count", "0"),
@@ -25,9 +30,6 @@ SMALL = [
 of four images."""
 
 
-DRIVER = Path(__file__).parent / "driver.py"
-
-
 @dataclass(frozen=True)
 class Ended:
     """Exit statuses and output of the processes of a command."""
@@ -36,32 +38,43 @@ class Ended:
     output: str
 
 
-def in_processes(arguments: list[str], count: int, environment: Mapping[str, int | tuple[int, int]] = {}) -> Ended:
-    """``ssdd ARGUMENTS`` by the driver in ``count`` processes that know of one another, one thread each.
+def in_processes(
+    arguments: list[str], count: int, kill_at: int = 0, terminate_at: int = 0, full_disk: bool = False
+) -> Ended:
+    """``ssdd ARGUMENTS`` in ``count`` processes that know of one another, one thread each.
 
-    environment: more variables; of a pair the first is for the first process, the second for the others.
+    kill_at: each process kills itself (SIGKILL) in that update. terminate_at: the first sends itself SIGTERM.
+    full_disk: no file can be larger than a megabyte.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    children = []
+    running = []
     for rank in range(count):
-        variables: dict[str, object] = {"OMP_NUM_THREADS": 1, "CUDA_VISIBLE_DEVICES": ""}
-        variables |= {k: v[min(rank, 1)] if isinstance(v, tuple) else v for k, v in environment.items()}
+        environment = {"CUDA_VISIBLE_DEVICES": ""}
         if count > 1:
-            variables |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
-            variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        children.append(
-            subprocess.Popen(
-                [sys.executable, str(DRIVER), *arguments],
-                env={**os.environ, **{k: str(v) for k, v in variables.items()}},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    outputs = [child.communicate(timeout=300)[0] for child in children]
-    return Ended([child.returncode for child in children], "\n".join(outputs))
+            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        signals = {kill_at: signal.SIGKILL, terminate_at if rank == 0 else 0: signal.SIGTERM}
+        prepare = partial(_disturb, signals, full_disk)
+        running.append(start(*arguments, prepare=prepare, environment=environment))
+    ended = [process.wait(300) for process in running]
+    return Ended([e.status for e in ended], "\n".join(e.out + e.err for e in ended))
+
+
+def _disturb(signals: Mapping[int, signal.Signals], full_disk: bool) -> None:
+    """Make this process send itself a signal in the given updates, counted from 1."""
+    if full_disk:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
+    updates = itertools.count(1)
+    step = Update.step
+
+    def counted(self: Update, rate: float, watch: Any = None) -> Any:
+        if number := signals.get(next(updates)):
+            os.kill(os.getpid(), number)
+        return step(self, rate, watch)
+
+    Update.step = counted  # type: ignore[method-assign]
 
 
 def stats(run: Path) -> list[dict[str, Any]]:

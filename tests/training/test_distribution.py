@@ -62,10 +62,10 @@ def test_sharded_model_is_the_same_model(
     start: tuple[str, ...], small: Small, command: Command, tmp_path: Path, optimizer: str
 ) -> None:
     """FSDP2 trains something else, or its checkpoint is not whole: it resumes as an ordinary run."""
-    ten = (*start, *TEN, "--optimizer.name", optimizer)
-    train(small(*ten), tmp_path / "one")
-    options = (*ten, "--parallel", "fsdp", "--microbatch", "1")
-    stopped = command(tmp_path / "two", *options, processes=2, terminate_at=5)
+    six = (*start, *TEN, "--total-images", "24", "--optimizer.name", optimizer)
+    train(small(*six), tmp_path / "one")
+    options = (*six, "--parallel", "fsdp", "--microbatch", "1")
+    stopped = command(tmp_path / "two", *options, processes=2, terminate_at=3)
     assert stopped.statuses == [143, 143], stopped.output
     resumed = command(tmp_path / "two", *options, "--recompute", processes=2)
     assert resumed.statuses == [0, 0], resumed.output

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -25,8 +25,9 @@ import pytest
 import torch
 
 from ssdd import AutoencoderSSDD  # noqa: F401  (imported here once, not in every child)
-from ssdd.cli import convert, data, decode, encode, evaluate, reconstruct, train  # noqa: F401
+from ssdd.cli import convert, data, decode, encode, evaluate, generate, reconstruct, train  # noqa: F401
 from ssdd.cli.main import main
+from ssdd.training import loop, tokenizer  # `train` imports them when it runs
 
 TIMEOUT = 120.0
 """Seconds after which a command counts as one that hangs."""
@@ -112,15 +113,19 @@ class Running:
         return tuple(content.decode(errors="replace") for content in self.streams.values())
 
 
-def start(*arguments: object, prepare: Prepare | None = None) -> Running:
-    """``ssdd ARGUMENTS`` in a process with one thread, with the environment and folder of this one."""
+def start(*arguments: object, prepare: Prepare | None = None, environment: Mapping[str, str] | None = None) -> Running:
+    """``ssdd ARGUMENTS`` in a process with one thread, with the environment and folder of this one.
+
+    environment: variables besides.
+    """
     context = _server()
     typed = [os.fspath(a) if isinstance(a, Path) else str(a) for a in arguments]
     pipes = [context.Pipe(duplex=False) for _ in range(3)]  # not files: their size may be limited
     (out, _), (err, _), (peak, _) = pipes
     writing = [write for _, write in pipes]
+    variables = {**os.environ, **(environment or {})}
     process = context.Process(
-        target=_be_the_command, args=(writing, typed, prepare, os.getcwd(), dict(os.environ)), daemon=False
+        target=_be_the_command, args=(writing, typed, prepare, os.getcwd(), variables), daemon=False
     )
     process.start()
     for write in writing:
@@ -134,7 +139,7 @@ def _server() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["preload"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         forkserver.ensure_running()
     return context
 
@@ -174,8 +179,6 @@ def _be_the_command(
 
 def _be_quick() -> None:
     """A handful of crops for the latent statistics, and no measurement of the machine's peak."""
-    from ssdd.training import loop, tokenizer
-
     tokenizer.STATISTICS_IMAGES = 16
     tokenizer.LATENT_CROPS = 32
     loop.peak_flops = lambda *_, **__: 1e12  # type: ignore[assignment]

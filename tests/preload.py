@@ -7,6 +7,6 @@ from types import ModuleType
 
 # There is a package of this name in the site-packages of some installations, which would be found first.
 tests = ModuleType("tests")
-tests.__path__ = [str(Path(__file__).parents[1])]
+tests.__path__ = [str(Path(__file__).parent)]
 sys.modules["tests"] = tests
-importlib.import_module("tests.reliability.process")
+importlib.import_module("tests.process")

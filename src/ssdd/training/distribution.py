@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..dtypes import DTYPES
@@ -77,6 +77,18 @@ def accumulating(network: nn.Module, last: bool) -> AbstractContextManager[Any]:
 def full_tensor(value: Tensor) -> Tensor:
     """Return a tensor in one piece, also where it is sharded (then all processes must ask for it)."""
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def local_part(value: Tensor) -> Tensor:
+    """Return the part of a tensor that this process keeps: all of it where it is not sharded."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def sum_of_parts(value: Tensor, sharded: Tensor) -> Tensor:
+    """Return the sum of ``value`` over the processes that keep the parts of ``sharded``; itself if there are none."""
+    if not isinstance(sharded, DTensor):
+        return value
+    return DTensor.from_local(value, sharded.device_mesh, [Partial()]).full_tensor()
 
 
 def write_back(kept: Sequence[Tensor], whole: Sequence[Tensor]) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..text import aligned
-from .distribution import full_tensor
+from .distribution import local_part, sum_of_parts
 
 DEAD = 1e-5
 """A part whose gradient is below this share of the largest part's hardly learns."""
@@ -92,4 +92,5 @@ def _squares(tensors: Sequence[Tensor]) -> Tensor:
     """Return the sum of squares over all tensors, whole ones."""
     if not tensors:
         return torch.zeros(())
-    return torch.stack([full_tensor(t.detach().float().square().sum()) for t in tensors]).sum()
+    sums = torch.stack([local_part(t).detach().float().square().sum() for t in tensors])
+    return sum_of_parts(sums.sum(), tensors[0])

@@ -17,8 +17,8 @@ help: ## list the targets
 demo: $(VENV)/.demo ## reconstruct photographs with the embedded model, into outputs/demo
 	$(BIN)/ssdd demo --out outputs/demo --overwrite $(ARGS)
 
-test: $(VENV)/.dev ## run the tests; ARGS goes to pytest
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.dev ## run the tests in two processes; ARGS goes to pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: $(VENV)/.dev ## ruff check, ruff format --check, mypy
 	$(BIN)/python -m ruff check .

@@ -9,9 +9,16 @@ from pathlib import Path
 # Read when huggingface_hub is imported: no test asks the network for a model.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# A shell starts its background jobs with Ctrl-C ignored, and a process hands that on to those that it starts.
+# Read when torch is imported, here and in processes that tests start: tests that run side by side share the cores.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell starts its background jobs with Ctrl-C ignored, nohup its command with SIGHUP, and a process hands that on to
+# those that it starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import numpy as np
 import pytest

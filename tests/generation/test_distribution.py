@@ -40,23 +40,31 @@ def by_one(latents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_are_one(latents: Path, by_one: Path, tmp_path: Path, parallel: str) -> None:
+@pytest.fixture(scope="module")
+def by_two(latents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that two processes make, each with all of the network."""
+    run = tmp_path_factory.mktemp("two") / "run"
+    ended = in_processes(["generate", "train", str(latents), "--out", str(run), *OPTIONS], 2)
+    assert ended.statuses == [0, 0], ended.output
+    return run
+
+
+def test_two_processes_are_one(by_one: Path, by_two: Path) -> None:
     """They see other latents, noise or hidden labels, or do not average their gradients."""
-    arguments = ["generate", "train", str(latents), "--out", str(tmp_path / "run"), *OPTIONS, "--parallel", parallel]
+    compare(by_one, by_two, 1e-5)
+
+
+def test_sharded_model_is_the_same_model(latents: Path, by_one: Path, tmp_path: Path) -> None:
+    arguments = ["generate", "train", str(latents), "--out", str(tmp_path / "run"), *OPTIONS, "--parallel", "fsdp"]
     ended = in_processes(arguments, 2)
     assert ended.statuses == [0, 0], ended.output
     compare(by_one, tmp_path / "run", 1e-5)
 
 
-def test_killed_processes_go_on(latents: Path, tmp_path: Path) -> None:
+def test_killed_processes_go_on(latents: Path, by_two: Path, tmp_path: Path) -> None:
     """Both killed in the eighth update: the command, run again, ends with the model of a run without that."""
-    for out, deaths in (("whole", (0,)), ("cut", (8, 0))):
-        for kill_at in deaths:
-            arguments = ["generate", "train", str(latents), "--out", str(tmp_path / out), *OPTIONS]
-            ended = in_processes(arguments, 2, kill_at=kill_at)
-            assert ended.statuses == ([-9, -9] if kill_at else [0, 0]), ended.output
-    names = "diffusion_pytorch_model.safetensors", "generation.json"
-    for name in names:
-        whole, cut = ((tmp_path / out / "model" / name).read_bytes() for out in ("whole", "cut"))
-        assert whole == cut, name
+    for kill_at in (8, 0):
+        ended = in_processes(["generate", "train", str(latents), "--out", str(tmp_path), *OPTIONS], 2, kill_at=kill_at)
+        assert ended.statuses == ([-9, -9] if kill_at else [0, 0]), ended.output
+    for name in ("diffusion_pytorch_model.safetensors", "generation.json"):
+        assert (tmp_path / "model" / name).read_bytes() == (by_two / "model" / name).read_bytes(), name

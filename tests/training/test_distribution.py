@@ -33,16 +33,31 @@ TOLERANCES = {"adamw": 1e-5, "muon": 1e-3, "schedule-free-radam": 1e-5}
 ADVERSARIAL = ("--data.resolution", "32", "--loss.adversarial", "0.5", "--loss.adversarial-from-images", "4")
 
 
+@pytest.fixture(scope="module")
+def folder_of_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("one")
+
+
+@pytest.fixture
+def one(folder_of_one: Path, start: tuple[str, ...], small: Small) -> Callable[..., Path]:
+    """``one("muon")``: run of ten updates by one process in one batch, made when first asked for."""
+
+    def run(optimizer: str = "adamw") -> Path:
+        if not (folder_of_one / optimizer).exists():
+            train(small(*start, *TEN, "--optimizer.name", optimizer), folder_of_one / optimizer)
+        return folder_of_one / optimizer
+
+    return run
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "schedule-free-radam"])
 def test_two_processes_are_one(
-    start: tuple[str, ...], small: Small, command: Command, tmp_path: Path, optimizer: str
+    start: tuple[str, ...], one: Callable[..., Path], command: Command, tmp_path: Path, optimizer: str
 ) -> None:
     """Gradients are not averaged over processes, or a process sees other crops, noise or times."""
-    options = (*start, *TEN, "--optimizer.name", optimizer)
-    train(small(*options), tmp_path / "one")
-    two = command(tmp_path / "two", *options, processes=2)
+    two = command(tmp_path / "two", *start, *TEN, "--optimizer.name", optimizer, processes=2)
     assert two.statuses == [0, 0], two.output
-    compare(tmp_path / "one", tmp_path / "two", TOLERANCES[optimizer])
+    compare(one(optimizer), tmp_path / "two", TOLERANCES[optimizer])
 
 
 def test_two_processes_are_one_with_a_discriminator(small: Small, command: Command, tmp_path: Path) -> None:
@@ -72,21 +87,21 @@ def test_sharded_model_is_the_same_model(
     compare(tmp_path / "one", tmp_path / "two", TOLERANCES[optimizer])
 
 
-def test_microbatches_are_one_batch(start: tuple[str, ...], small: Small, tmp_path: Path) -> None:
+def test_microbatches_are_one_batch(
+    start: tuple[str, ...], one: Callable[..., Path], small: Small, tmp_path: Path
+) -> None:
     """Accumulated gradients are summed instead of averaged, or their noise is not that of the batch."""
-    train(small(*start, *TEN), tmp_path / "one")
     train(small(*start, *TEN, "--microbatch", "1"), tmp_path / "four")
-    compare(tmp_path / "one", tmp_path / "four", 1e-5)
+    compare(one(), tmp_path / "four", 1e-5)
 
 
 def test_microbatches_with_several_processes(
-    start: tuple[str, ...], small: Small, command: Command, tmp_path: Path
+    start: tuple[str, ...], one: Callable[..., Path], command: Command, tmp_path: Path
 ) -> None:
     """Gradients meet at the wrong pass, or a microbatch takes another process' part of the noise."""
-    train(small(*start, *TEN), tmp_path / "one")
     two = command(tmp_path / "two", *start, *TEN, "--microbatch", "1", processes=2)
     assert two.statuses == [0, 0], two.output
-    compare(tmp_path / "one", tmp_path / "two", 1e-5)
+    compare(one(), tmp_path / "two", 1e-5)
 
 
 def test_batch_that_cannot_be_cut(small: Small, command: Command, tmp_path: Path) -> None:

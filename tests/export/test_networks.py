@@ -33,11 +33,12 @@ def test_attention_is_linear_in_the_grid() -> None:
 
 @pytest.mark.parametrize("factor", [2, 4, 8, 16, 32])
 def test_decoder_is_the_models(factor: int) -> None:
-    """In float64, where rounding hides nothing."""
+    """In float64, where rounding hides nothing; on grids of less and of more than one block of attention."""
     model = random_model(factor).double()
     network = ExportDecoder(model.decoder, factor)
     generator = torch.Generator().manual_seed(0)
-    for batch, h, w in ((1, 1, 1), (2, 5, 3), (1, 9, 14)):
+    sizes = ((1, 1, 1), (2, 5, 3), (1, 9, 14))
+    for batch, h, w in sizes if factor < 16 else sizes[:2]:
         z = torch.randn(batch, 4, h, w, generator=generator, dtype=torch.float64)
         noise = torch.randn(batch, 3, h * factor, w * factor, generator=generator, dtype=torch.float64)
         with torch.inference_mode():

@@ -157,12 +157,12 @@ def test_a_plugin_of_pillow_makes_its_files_images(tmp_path, monkeypatch, caplog
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "pillow_heif", types.SimpleNamespace(register_heif_opener=register))
         patch.setattr(Image, "OPEN", dict(Image.OPEN))
-        images.readable_formats.cache_clear()
+        images._load_plugins.cache_clear()
         find._known_suffixes.cache_clear()
         assert names(tmp_path) == ["a.png", "b.heic"], "what the plugin reads is left out"
         assert np.array_equal(read_image(tmp_path / "b.heic"), photo()), "another image"
         assert not left_out(caplog), "something is left out"
-    images.readable_formats.cache_clear()
+    images._load_plugins.cache_clear()
     find._known_suffixes.cache_clear()
 
 

@@ -11,6 +11,7 @@ from .pixels import Pixels
 
 _MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 _ABOUT_EQUAL = 2  # levels
+_STEPS = np.arange(0, 256, 15, dtype=np.uint8)
 _LOG = logging.getLogger(__name__)
 
 
@@ -39,7 +40,6 @@ def to_srgb(pixels: Pixels, image: Image.Image, profile: bytes) -> Pixels:
 @functools.lru_cache(maxsize=16)
 def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
     """Return the mode of Pillow that the profile is for and the way to sRGB; None where pixels shall stay."""
-    mode = ""
     try:
         opened = ImageCms.getOpenProfile(io.BytesIO(profile))
         mode = _MODES[opened.profile.xcolor_space]
@@ -51,27 +51,26 @@ def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
             ImageCms.Intent.RELATIVE_COLORIMETRIC,
             ImageCms.Flags.BLACKPOINTCOMPENSATION | (ImageCms.Flags.NOOPTIMIZE if mode == "L" else 0),
         )
+        grays = np.asarray(ImageCms.applyTransform(_grays(mode), transform))[0].sum(axis=1, dtype=int)
     except (ImageCms.PyCMSError, KeyError, OSError, ValueError, TypeError) as error:
         _LOG.warning("a colour profile of %d bytes is ignored: it cannot be used (%s)", len(profile), error)
-        return mode, None
-    grays = np.asarray(ImageCms.applyTransform(_grays(mode), transform)).astype(int)[0].sum(axis=1)
+        return "", None
     if grays[-1] - grays[0] < 3 * 128 or (np.diff(grays) < -3 * _ABOUT_EQUAL).any():
-        _LOG.warning("a colour profile of %d bytes is ignored: black to white come out as others", len(profile))
+        _LOG.warning("a colour profile of %d bytes is ignored: it turns black to white into others", len(profile))
         return mode, None
-    if mode == "RGB":
-        steps = np.arange(0, 256, 15, dtype=np.uint8)
-        colours = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(1, -1, 3)
-        shown = np.asarray(ImageCms.applyTransform(Image.fromarray(colours), transform))
-        if np.abs(shown.astype(int) - colours).max() <= _ABOUT_EQUAL:
-            return mode, None
-    return mode, transform
+    return mode, None if mode == "RGB" and _is_srgb(transform) else transform
+
+
+def _is_srgb(transform: ImageCms.ImageCmsTransform) -> bool:
+    colours = np.stack(np.meshgrid(_STEPS, _STEPS, _STEPS), axis=-1).reshape(1, -1, 3)
+    shown = np.asarray(ImageCms.applyTransform(Image.fromarray(colours), transform))
+    return bool(np.abs(shown.astype(int) - colours).max() <= _ABOUT_EQUAL)
 
 
 def _grays(mode: str) -> Image.Image:
     """Return one row, from black to white."""
-    levels = np.arange(0, 256, 15, dtype=np.uint8)[None]
-    ramp = Image.fromarray(levels)
+    ramp = Image.fromarray(_STEPS[None])
     if mode == "CMYK":  # black ink alone
         none = Image.new("L", ramp.size)
-        return Image.merge("CMYK", (none, none, none, Image.fromarray(255 - levels)))
+        return Image.merge("CMYK", (none, none, none, Image.fromarray(255 - _STEPS[None])))
     return ramp.convert(mode)

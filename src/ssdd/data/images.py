@@ -48,7 +48,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF
 Pillow needs the packages pillow-heif and pillow-jxl-plugin for the last two.
 """
 
-COLOUR = "RGB, upright by EXIF, transparency on white, colour profiles converted to sRGB"
+COLOUR = "RGB, upright by EXIF, transparency on white, colour profiles converted to sRGB (torchvision ignores them)"
 """What becomes of the colours of every image, for reports."""
 
 # Pillow decodes without complaint a file cut between two tiles. Compressed data cannot hold this mark.
@@ -228,15 +228,19 @@ def _loaded(stream: BinaryIO, kind: str, label: str, max_pixels: int) -> Image.I
     return levels_of(image) if isinstance(image, TiffImageFile) else image
 
 
-@functools.cache
 def readable_formats() -> tuple[str, ...]:
     """Return those of `FORMATS` that Pillow reads here, with its plugins."""
+    _load_plugins()
+    return tuple(kind for kind in FORMATS if kind in Image.OPEN)
+
+
+@functools.cache
+def _load_plugins() -> None:
     Image.init()
     with suppress(ImportError):
         importlib.import_module("pillow_heif").register_heif_opener()
     with suppress(ImportError):
         importlib.import_module("pillow_jxl")
-    return tuple(kind for kind in FORMATS if kind in Image.OPEN)
 
 
 def format_of(prefix: bytes) -> str | None:

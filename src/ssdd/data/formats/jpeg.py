@@ -16,6 +16,7 @@ _FRAMES = set(range(0xC0, 0xD0)) - {_DHT, _JPG, _DAC}
 _MARKER = re.compile(rb"\xff([^\x00\xff])")
 _MARKER_BEHIND_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
+_SHORT = 1024  # bytes between two restart markers: so little is hardly lost without them
 _HARMLESS = 8  # bytes behind the last pixel of a scan
 # What the decoder may look ahead at: one bits, of which fewer than four blocks of pixels can be made, and two zeros.
 _LOOK_AHEAD = b"\xff\x00" * 16 + b"\0\0"
@@ -27,9 +28,10 @@ def load_jpeg(image: PilFile.ImageFile, content: bytes) -> None:
     if scans is None:
         image.load()
         return
-    decoder = _Decoder(image, content)
+    decoder = _Decoder(image, content, only_scan=len(scans) == 1)
     for start, end in scans:
-        decoder.feed(start)
+        if len(scans) > 1:
+            decoder.feed(start)  # so that it is between scans nowhere else than behind their last pixels
         zeros = start + len(content[start:end].rstrip(b"\0"))  # some cameras fill up with them
         too_early = decoder.is_through(zeros - _HARMLESS)
         if not too_early and end - zeros > 2 * _HARMLESS and decoder.is_through(zeros + _HARMLESS):
@@ -53,12 +55,12 @@ def _damaged(what: str) -> UnfitFileError:
 class _Decoder:
     """Pillow's own decoder."""
 
-    def __init__(self, image: PilFile.ImageFile, content: bytes) -> None:
+    def __init__(self, image: PilFile.ImageFile, content: bytes, only_scan: bool) -> None:
         _, extents, _, arguments = image.tile[0]
         image.load_prepare()
         self._decoder = Image._getdecoder(image.mode, "jpeg", arguments, image.decoderconfig)
         self._decoder.setimage(image.im, extents)
-        self._content = content
+        self._content, self._only_scan = content, only_scan
         self._unused = b""
         self.position = 0
         """Up to where the decoder was given the content."""
@@ -79,11 +81,14 @@ class _Decoder:
     def is_through(self, until: int, more: bytes = b"") -> bool:
         """Feed, and tell whether the decoder has the last pixel of the scan.
 
-        Then it looks for the next marker, and passes over other bytes one by one. Within a scan it waits until it has
-        several, so that of two that come one by one at least one is left.
+        After the only scan it has finished. Between scans it looks for the next marker, and passes over other bytes one
+        by one. Within a scan it waits until it has several, so that of two that come one by one at least one is left.
         """
         if until + len(more) < self.position + 2:
             return False
+        if self._only_scan:
+            self.feed(until, more)
+            return self.finished
         if more:
             self.feed(until, more[:-2])
             last = (until, more[-2:-1]), (until, more[-1:])
@@ -100,6 +105,7 @@ class _Decoder:
 def _scans(content: bytes) -> list[tuple[int, int]] | None:
     """Return begin and end of the data of each scan of the file's first image; None if they are no Huffman codes.
 
+    A scan with restart markers is several, one from each marker to the next, unless these are short.
     Raises UnfitFileError if a part of the image is in no scan.
     """
     at, interval, frame, scans = 2, 0, None, []
@@ -119,16 +125,19 @@ def _scans(content: bytes) -> list[tuple[int, int]] | None:
         elif kind == _SOS and frame is not None:
             behind = _MARKER_BEHIND_SCAN.search(content, at)
             end = behind.start() if behind else len(content)
-            scans.append((at, end))
             frame.add_scan(segment)
+            restarts = list(_RESTART.finditer(content, at, end)) if interval else []
             if interval:
-                _check_restarts(content[at:end], -(-frame.units(segment) // interval) - 1)
+                _check_restarts(restarts, -(-frame.units(segment) // interval) - 1)
+            if len(restarts) * _SHORT > end - at:
+                restarts = []
+            scans += zip([at, *(r.end() for r in restarts)], [*(r.start() for r in restarts), end], strict=True)
             at = end
     raise _damaged("without its end")
 
 
-def _check_restarts(scan: bytes, count: int) -> None:
-    numbers = [marker[0] & 7 for marker in _RESTART.findall(scan)]
+def _check_restarts(markers: list[re.Match[bytes]], count: int) -> None:
+    numbers = [marker[1][0] & 7 for marker in markers]
     if numbers[:count] != [i & 7 for i in range(count)]:
         raise _damaged(f"with {len(numbers)} of {count} restart markers, or some out of order")
 

@@ -11,7 +11,7 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -121,10 +121,10 @@ def make_list(
     left_out: Counter[str] = Counter()
     buckets = protocol is not None and protocol.bucket_step is not None
     for number, path in enumerate(paths):
-        source, images, known, content = _open(path, left_out)
-        sources.append(source)
-        fixed.append(known)
-        for image in images:
+        opened = _open(path, left_out)
+        sources.append(opened.source)
+        fixed.append(opened.classes)
+        for image in opened.images:
             first_name = first_name or image.name
             if only is not None and not fnmatch.fnmatchcase(image.name, only):
                 continue
@@ -140,7 +140,7 @@ def make_list(
                 for column, value in zip(members.values(), member, strict=True):
                     column.append(value)
             if buckets and protocol is not None:
-                shapes.append(_shape(protocol, content, image))
+                shapes.append(_shape(protocol, opened.read, image))
     check_left_out(paths, len(names.ends) - 1, left_out)
     if not len(names.ends) - 1:
         if first_name is None:
@@ -189,34 +189,36 @@ def _digest(names: Texts, labels: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _open(
-    path: str, left_out: Counter[str]
-) -> tuple[ListedSource, Iterable[Listed], list[str], Callable[[Listed], bytes]]:
-    """A path's source, its images, the classes that it fixes, and what reads the file of an image.
+@dataclass(frozen=True)
+class _Opened:
+    """A path while its images are listed: them, the classes that it fixes, and what reads the file of one of them."""
 
-    ``left_out`` counts other files.
-    """
+    source: ListedSource
+    images: Iterable[Listed]
+    read: Callable[[Listed], bytes]
+    classes: list[str] = field(default_factory=list)
+
+
+def _open(path: str, left_out: Counter[str]) -> _Opened:
+    """Open a path; ``left_out`` counts files that are no images."""
     if is_remote(path):
         name = "/".join(path.split("://", 1)[1].split("/")[-2:])  # with the folder that may name its class
-        return ListedSource("remote", path), [Listed(name, folder_of(name) or None)], [], lambda _: remote_content(path)
+        image = Listed(name, folder_of(name) or None)
+        return _Opened(ListedSource("remote", path), [image], lambda _: remote_content(path))
     if Path(path).is_file() and not path.endswith(".npz"):
         tar, version = Path(path), file_version(Path(path))
         images = sorted(tar_images(tar, printable(path), left_out), key=lambda image: image.name)
         listed = (Listed(i.name, i.label, i.place, tuple(i.members.items())) for i in images)
-        return ListedSource("tar", path), listed, [], lambda i: read_place(tar, version, i.place, f"{path}:{i.name}")
+        return _Opened(ListedSource("tar", path), listed, lambda i: read_place(tar, version, i.place, i.name))
     if Path(path).is_dir() and not is_saved_dataset(Path(path)):
         names, others = images_in_folder(Path(path))
         left_out.update(others)
         prefix, top = _prefix(path), Path(path).resolve().name
         listed = (Listed(name, folder_of(name) or top or None) for name in names)
-        return ListedSource("folder", path), listed, [], lambda image: file_content(prefix + image.name)
-    source = open_source([path]).sources[0]
-    return (
-        ListedSource("dataset", path),
-        _rows(source),
-        _fixed(source),
-        lambda image: source.content(image.place.offset),
-    )
+        return _Opened(ListedSource("folder", path), listed, lambda image: file_content(prefix + image.name))
+    data = open_source([path]).sources[0]
+    source = ListedSource("dataset", path)
+    return _Opened(source, _rows(data), lambda image: data.content(image.place.offset), _fixed(data))
 
 
 def _prefix(path: str) -> str:

@@ -262,7 +262,7 @@ def test_two_ranks_share_the_work(
     ]
     words = ["-m", "ssdd", "tokenize", str(photographs), *options, "--device", "cpu", "--out", str(out)]
     if launcher == "torchrun":
-        run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29533", *words]
+        run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
         subprocess.run(run, check=True, capture_output=True)
     else:
         slurm = {"SLURM_STEP_ID": "0", "SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODELIST": "localhost"}

@@ -84,14 +84,20 @@ class Texts:
         self.bytes += text.encode("utf-8", "surrogateescape")
         self.ends.append(len(self.bytes))
 
-    def save(self, folder: Path, name: str, order: np.ndarray | None) -> None:
-        content, ends = np.frombuffer(self.bytes, np.uint8), np.asarray(self.ends)
-        if order is not None:
-            pieces = [content[ends[i] : ends[i + 1]] for i in order]
-            ends = np.cumsum([0, *map(len, pieces)])
-            content = np.concatenate(pieces) if pieces else content
-        np.save(folder / f"{name}.npy", content)
-        np.save(folder / f"{name}-ends.npy", ends)
+    def __getitem__(self, i: int) -> bytes:
+        return bytes(self.bytes[self.ends[i] : self.ends[i + 1]])
+
+    def taken(self, order: np.ndarray) -> "Texts":
+        """Return the strings in another order."""
+        found = Texts()
+        for i in order.tolist():
+            found.bytes += self[i]
+            found.ends.append(len(found.bytes))
+        return found
+
+    def save(self, folder: Path, name: str) -> None:
+        np.save(folder / f"{name}.npy", np.frombuffer(self.bytes, np.uint8))
+        np.save(folder / f"{name}-ends.npy", np.asarray(self.ends))
 
 
 def make_list(
@@ -117,7 +123,7 @@ def make_list(
     columns = {name: array("q") for name in ("source", "offset", "size", "member", "members")}
     members = {name: array("q") for name in ("extension", "offset", "size")}
     extensions: dict[str, int] = {}
-    sources, shapes, first_name = list[ListedSource](), array("i"), None
+    sources, shapes, first_name, order = list[ListedSource](), array("i"), None, array("q")
     left_out: Counter[str] = Counter()
     buckets = protocol is not None and protocol.bucket_step is not None
     for number, path in enumerate(paths):
@@ -141,6 +147,8 @@ def make_list(
                     column.append(value)
             if buckets and protocol is not None:
                 shapes.append(_shape(protocol, opened.read, image))
+        added = range(len(order), len(columns["size"]))
+        order.extend(sorted(added, key=names.__getitem__) if opened.source.kind == "tar" else added)
     check_left_out(paths, len(names.ends) - 1, left_out)
     if not len(names.ends) - 1:
         if first_name is None:
@@ -158,34 +166,38 @@ def make_list(
     for name, column in columns.items():
         table[name] = column
     table["label"] = numbers
-    order = np.argsort(np.asarray(shapes), kind="stable") if buckets else None
-    counts = np.bincount(np.asarray(shapes), minlength=len(protocol.shapes)) if buckets and protocol else [len(table)]
+    new_order, counts = np.asarray(order), [len(table)]
+    if buckets and protocol is not None:
+        of_each = np.asarray(shapes)[new_order]
+        new_order = new_order[np.argsort(of_each, kind="stable")]
+        counts = np.bincount(of_each, minlength=len(protocol.shapes)).tolist()
+    table, names, captions = table[new_order], names.taken(new_order), captions.taken(new_order)
     info = ListInfo(
         images=len(table),
         classes=names_of_classes,
-        names_sha256=_digest(names, numbers),
+        names_sha256=_digest(names, table["label"]),
         extensions=list(extensions),
-        shapes=[int(n) for n in counts],
+        shapes=counts,
         captions=labels is not None and labels.has_captions,
     )
     folder.mkdir(parents=True)
-    np.save(folder / "images.npy", table if order is None else table[order])
+    np.save(folder / "images.npy", table)
     extra = np.zeros(len(members["size"]), _MEMBER)
     for name, column in members.items():
         extra[name] = column
     np.save(folder / "members.npy", extra)
-    names.save(folder, "names", order)
+    names.save(folder, "names")
     if info.captions:
-        captions.save(folder, "captions", order)
+        captions.save(folder, "captions")
     written = {**asdict(info), "sources": [source.kind for source in sources]}
     (folder / "list.json").write_text(json.dumps(written, indent=1) + "\n")
     return info
 
 
 def _digest(names: Texts, labels: np.ndarray) -> str:
-    digest, content = hashlib.sha256(), bytes(names.bytes)
+    digest = hashlib.sha256()
     for i, label in enumerate(labels.tolist()):
-        digest.update(b"%s\0%d\0" % (content[names.ends[i] : names.ends[i + 1]], label))
+        digest.update(b"%s\0%d\0" % (names[i], label))
     return digest.hexdigest()
 
 
@@ -207,7 +219,7 @@ def _open(path: str, left_out: Counter[str]) -> _Opened:
         return _Opened(ListedSource("remote", path), [image], lambda _: remote_content(path))
     if Path(path).is_file() and not path.endswith(".npz"):
         tar, version = Path(path), file_version(Path(path))
-        images = sorted(tar_images(tar, printable(path), left_out), key=lambda image: image.name)
+        images = tar_images(tar, printable(path), left_out)
         listed = (Listed(i.name, i.label, i.place, tuple(i.members.items())) for i in images)
         return _Opened(ListedSource("tar", path), listed, lambda i: read_place(tar, version, i.place, i.name))
     if Path(path).is_dir() and not is_saved_dataset(Path(path)):

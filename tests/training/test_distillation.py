@@ -16,8 +16,8 @@ from ssdd.training.stages.distillation import DistillationStage
 
 Small = Callable[..., TrainConfig]
 
-LENGTH = ("--total-images", "480", "--batch-size", "4", "--average.halflife-images", "40", "--log.stats-images", "240")
-"""A hundred and twenty updates of four images."""
+LENGTH = ("--total-images", "160", "--batch-size", "4", "--average.halflife-images", "40", "--log.stats-images", "80")
+"""Forty updates of four images."""
 
 
 @pytest.fixture(scope="module")

@@ -160,6 +160,7 @@ SCALES = {
         average=AverageConfig(halflife_images=1500),
         log=LogConfig(sample_images=6400, checkpoint_images=3200),
         batch_size=32,
+        optimizer=OptimizerConfig("muon", weight_decay=0.3),  # or the coarse levels are outgrown, see docs/LOG.md
         validation=ValidationConfig(images=6400, count=128),
     ),
     "tiny": Scale(

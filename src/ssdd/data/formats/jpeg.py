@@ -108,7 +108,8 @@ def _scans(content: bytes) -> list[tuple[int, int]] | None:
     A scan with restart markers is several, one from each marker to the next, unless these are short.
     Raises UnfitFileError if a part of the image is in no scan.
     """
-    at, interval, frame, scans = 2, 0, None, []
+    at, interval, frame = 2, 0, None
+    scans: list[tuple[int, int]] = []
     while found := _MARKER.search(content, at):
         kind, at = found[1][0], found.end()
         if kind == _EOI and frame is not None:

@@ -7,12 +7,13 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import functional as transforms
 
 from ..data.images import MAX_PIXELS, ImageError, printable
 from ..data.loader import Skipped, start_worker
@@ -34,12 +35,8 @@ def silent(items: Iterable[Any], total: int) -> Iterable[Any]:
 
 def torchvision_crop(image: np.ndarray, size: int) -> np.ndarray:
     """Return what torchvision's ``Resize(S)`` (bilinear, antialiased) and ``CenterCrop(S)`` make of a PIL image."""
-    height, width = image.shape[:2]
-    longer = int(size * max(height, width) / min(height, width))
-    new = (size, longer) if width <= height else (longer, size)
-    resized = np.asarray(Image.fromarray(image).resize(new, Image.Resampling.BILINEAR))
-    top, left = (round((side - size) / 2) for side in resized.shape[:2])
-    return resized[top : top + size, left : left + size]
+    resized = transforms.resize(Image.fromarray(image), [size])
+    return np.asarray(transforms.center_crop(resized, [size]))
 
 
 def adm_crop(image: np.ndarray, size: int) -> np.ndarray:
@@ -49,16 +46,18 @@ def adm_crop(image: np.ndarray, size: int) -> np.ndarray:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
     scale = size / min(picture.size)
     picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
-    resized = np.asarray(picture)
-    top, left = ((side - size) // 2 for side in resized.shape[:2])
-    return resized[top : top + size, left : left + size]
+    left, top = (picture.width - size) // 2, (picture.height - size) // 2
+    return np.asarray(picture.crop((left, top, left + size, top + size)))
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How crops are made. words: of the crop, and of what becomes of images smaller than it.
+    """How crops are made.
 
-    square: a function of image and S, where the rule resizes to one square.
+    Attributes:
+        crop: the rule in words.
+        small: what becomes of images that are smaller than the crop, in words.
+        square: function of an image and S, where the rule resizes to one square.
     """
 
     crop: str
@@ -99,18 +98,15 @@ RULES = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way to evaluate, under a name that stands for all of its choices. ``describe`` spells them out.
+    """One way to evaluate; ``describe`` spells out its choices.
 
     Attributes:
         name: stands for every choice: a change of any is a new name.
         rule: one of ``RULES``.
         size: S, side of the crops in pixels; for ``native`` the number that both sides are cut to a multiple of.
         crops: crops an image; more than one for ``random`` alone.
-        seed: of all that is random: the places of crops, the noise of decoders.
-        compares_with: whose numbers, published or yours, are of the same pixels.
-
-    Raises:
-        ValueError: numbers below 1, or several crops of an image by a rule that has only one.
+        seed: seed of the places of crops and of the noise of decoders.
+        compares_with: whose numbers are of the same pixels.
     """
 
     name: str
@@ -119,10 +115,6 @@ class Protocol:
     crops: int = 1
     seed: int = 0
     compares_with: str = ""
-
-    def __post_init__(self) -> None:
-        if min(self.size, self.crops) < 1 or (self.crops > 1 and self.rule != "random"):
-            raise ValueError(f"expected sizes and numbers from 1, several crops for random ones alone, found {self}")
 
     @property
     def square(self) -> bool:
@@ -153,36 +145,24 @@ class Protocol:
         }
 
 
-PROTOCOLS: dict[str, Protocol] = {
-    p.name: p
-    for p in (
-        Protocol("paper-128-v1", "centre", 128, compares_with="the SSDD paper's rule, as it describes it"),
-        Protocol("paper-256-v1", "centre", 256, compares_with="the SSDD paper's rule, as it describes it"),
-        Protocol("paper-512-v1", "centre", 512, compares_with="the SSDD paper's rule, as it describes it"),
-        Protocol(
-            "torchvision-256",
-            "torchvision",
-            256,
-            compares_with="evaluations by torchvision's transforms, among them most of AutoencoderKL on ImageNet",
-        ),
-        Protocol(
-            "adm-256",
-            "adm",
-            256,
-            compares_with="guided-diffusion, DiT, SiT, LightningDiT, REPA: their reference batches and training crops",
-        ),
+_PAPER = "the SSDD paper's rule, as it describes it"
+_TORCHVISION = "evaluations by torchvision's transforms, among them most of AutoencoderKL on ImageNet"
+_ADM = "guided-diffusion, DiT, SiT, LightningDiT, REPA: their reference batches and training crops"
+_OMNIDOC = (
+    "OmniDoc-TokenBench, 3,042 images; published FLUX.1-dev: PSNR 26.2377, SSIM 0.9364, LPIPS-VGG 0.0247, FID 0.5543"
+)
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        *(Protocol(f"paper-{side}-v1", "centre", side, compares_with=_PAPER) for side in (128, 256, 512)),
+        Protocol("torchvision-256", "torchvision", 256, compares_with=_TORCHVISION),
+        Protocol("adm-256", "adm", 256, compares_with=_ADM),
         Protocol("dcae-in512", "adm", 512, compares_with="DC-AE's tables on ImageNet at 512 pixels (DMCrop)"),
-        Protocol(
-            "omnidoc-256",
-            "exact",
-            256,
-            compares_with="OmniDoc-TokenBench, 3,042 images; published FLUX.1-dev: PSNR 26.2377, SSIM 0.9364, "
-            "LPIPS-VGG 0.0247, FID 0.5543",
-        ),
+        Protocol("omnidoc-256", "exact", 256, compares_with=_OMNIDOC),
         # 32: every autoencoder up to f32 gets the same pixels, and pads none.
         Protocol("native-v1", "native", 32),
-        Protocol("crops-128-v1", "random", 128, crops=8),
-        Protocol("crops-256-v1", "random", 256, crops=8),
+        *(Protocol(f"crops-{side}-v1", "random", side, crops=8) for side in (128, 256)),
         Protocol("as-is", "whole", 1),
     )
 }
@@ -243,22 +223,26 @@ class EvaluationSet(Dataset[EvaluationItem | Skipped]):
             return Skipped(name, str(error))
         if reason := self.refusal(image):
             return Skipped(name, f"{printable(name)}: {reason}")
-        rule = RULES[self.protocol.rule]
-        enlarged = rule.square is not None and min(image.shape[:2]) < self.protocol.size
-        found = enumerate(crop.copy() for crop in self.crops(image, index))  # contiguous, writable
-        return EvaluationItem(tuple(EvaluationCrop(CropKey(index, k, name), c, _digest(c)) for k, c in found), enlarged)
+        crops = []
+        for k, view in enumerate(self.crops(image, index)):
+            pixels = view.copy()  # contiguous, and writable
+            crops.append(EvaluationCrop(CropKey(index, k, name), pixels, _digest(pixels)))
+        resized = RULES[self.protocol.rule].square is not None
+        return EvaluationItem(tuple(crops), enlarged=resized and min(image.shape[:2]) < self.protocol.size)
 
     def refusal(self, image: np.ndarray) -> str | None:
         """Return why the rule has no crop of the image uint8 (H, W, 3); None if it has."""
-        size, (height, width) = self.protocol.size, image.shape[:2]
-        shorter, longer = min(height, width), max(height, width)
-        if RULES[self.protocol.rule].square is None:
-            if self.protocol.rule == "exact" and (height, width) != (size, size):
-                return f"expected {size} x {size} pixels for {self.protocol.name}, found {height} x {width}"
-            expected = f"expected sides of at least {size} pixels, as {self.protocol.name} enlarges nothing"
-            return f"{expected}, found {height} x {width}" if shorter < size else None
-        if size * math.ceil(longer * size / shorter) > MAX_PIXELS:
+        protocol, (height, width) = self.protocol, image.shape[:2]
+        size, shorter, longer = protocol.size, min(height, width), max(height, width)
+        if RULES[protocol.rule].square is not None:
+            if size * math.ceil(longer * size / shorter) <= MAX_PIXELS:
+                return None
             return f"expected at most {MAX_PIXELS} pixels after the resize to {size}, found sides {height} x {width}"
+        if protocol.rule == "exact" and (height, width) != (size, size):
+            return f"expected {size} x {size} pixels for {protocol.name}, found {height} x {width}"
+        if shorter < size:
+            expected = f"sides of at least {size} pixels, as {protocol.name} enlarges nothing"
+            return f"expected {expected}, found {height} x {width}"
         return None
 
     def crops(self, image: np.ndarray, index: int) -> Iterator[np.ndarray]:
@@ -284,16 +268,25 @@ def _digest(pixels: np.ndarray) -> bytes:
 
 
 def read_items(
-    evaluation_set: EvaluationSet, workers: int = 0, indices: Iterable[int] | None = None
+    evaluation_set: EvaluationSet, workers: int = 0, indices: Sequence[int] | None = None
 ) -> Iterator[tuple[int, EvaluationItem | Skipped]]:
-    """Yield index and item of the whole set in its order, or of the given indices (a process' share) in theirs.
+    """Yield index and item of the whole set in its order, or of the given indices in theirs.
 
-    workers: processes that read and crop, no more than cores; 0 does it in this one.
+    Args:
+        evaluation_set: where they come from.
+        workers: processes that read and crop, no more than cores; 0 does it in this one.
+        indices: indices of the images, by default all.
     """
-    workers = min(workers, usable_cores())
-    order = list(range(len(evaluation_set)) if indices is None else indices)
-    options: dict[str, Any] = {"batch_size": None, "collate_fn": _as_it_is, "worker_init_fn": start_worker}
-    yield from zip(order, DataLoader(evaluation_set, sampler=order, num_workers=workers, **options), strict=True)
+    order = range(len(evaluation_set)) if indices is None else indices
+    loader = DataLoader(
+        evaluation_set,
+        sampler=order,
+        num_workers=min(workers, usable_cores()),
+        batch_size=None,
+        collate_fn=_as_it_is,
+        worker_init_fn=start_worker,
+    )
+    yield from zip(order, loader, strict=True)
 
 
 def _as_it_is(item: Any) -> Any:
@@ -316,24 +309,18 @@ def crop_batches(
         batch_size: B at most.
         workers: processes that read and crop; 0 does it in this one.
         progress: goes round the images.
-        indices: of the images; all by default.
+        indices: indices of the images; all by default.
     """
-    total = len(evaluation_set) if indices is None else len(indices)
 
     def crops() -> Iterator[EvaluationCrop]:
+        total = len(evaluation_set) if indices is None else len(indices)
         for index, item in progress(read_items(evaluation_set, workers, indices), total):
             census.add(index, item)
             if not isinstance(item, Skipped):
                 yield from item.crops
 
     for _, group in groupby(crops(), key=lambda crop: crop.pixels.shape):
-        batch: list[EvaluationCrop] = []
-        for crop in group:
-            batch.append(crop)
-            if len(batch) == batch_size:
-                yield batch
-                batch = []
-        if batch:
+        while batch := list(islice(group, batch_size)):
             yield batch
 
 
@@ -377,10 +364,7 @@ class Census:
         return tuple(self._skipped[i] for i in sorted(self._skipped))
 
     def fingerprint(self) -> str:
-        """Return the sha256, in hexadecimal, of the crops' digests in order: equal if and only if all pixels are.
-
-        The digests stand for the pixels so that processes that saw a part each can put it together.
-        """
+        """Return the sha256 of the crops' digests in order, so that processes that saw a part each can join theirs."""
         return hashlib.sha256(b"".join(d for i in sorted(self._digests) for d in self._digests[i])).hexdigest()
 
     def check_used(self) -> None:

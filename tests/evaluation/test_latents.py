@@ -14,7 +14,6 @@ from torch import Tensor
 from ssdd.data.sources import open_source
 from ssdd.evaluation.autoencoders import load_autoencoder
 from ssdd.evaluation.latents import (
-    Change,
     MeasuredLatents,
     as_dict,
     as_text,
@@ -165,7 +164,7 @@ def test_report(photographs: Path, tiny_model: Path) -> None:
     text = as_text(measured)
     for part in (*found["config"], "all", "10 crops of 5 images", "2 skipped", measured.census.fingerprint()):
         assert part in text, f"{part} is not said"
-    saved = {"scaling_factor": Change(0.18215, 0.5), "latents_mean": Change(None, [1.0, 2.0])}
+    saved = {"scaling_factor": (0.18215, 0.5), "latents_mean": (None, [1.0, 2.0])}
     text = as_text(measured, saved)
     assert "scaling_factor      0.18215  ->  0.5" in text
     assert "latents_mean        none  ->  [1, 2]" in text
@@ -187,7 +186,7 @@ def test_save_keeps_everything_else(tmp_path: Path) -> None:
     before = {"zebra": 1, "scaling_factor": 0.18215, "act_fn": "silu", "shift_factor": None}
     folder = config_folder(tmp_path / "ours", "AutoencoderSSDD", **before)
     changes = save_statistics(saved_folder(str(folder)), ENTRIES)
-    assert {name: change.before for name, change in changes.items()} == {
+    assert {name: before for name, (before, _) in changes.items()} == {
         "scaling_factor": 0.18215,
         "shift_factor": None,
         "latents_mean": None,
@@ -208,7 +207,7 @@ def test_what_is_saved_is_what_its_readers_make_of_it(tmp_path: Path) -> None:
     found = json.loads((folder / "config.json").read_text())
     assert (found["scaling_factor"], found["shift_factor"]) == (0.5, 0.25)
     assert (found["latents_mean"], found["latents_std"]) == (None, None)
-    assert changes["latents_std"] == Change([1.0, 1.0], None)
+    assert changes["latents_std"] == ([1.0, 1.0], None)
     folder = config_folder(tmp_path / "ours", "AutoencoderSSDD", latents_convention="pipeline")
     save_statistics(folder, ENTRIES)
     assert json.loads((folder / "config.json").read_text())["latents_convention"] == "measured"

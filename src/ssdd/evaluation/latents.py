@@ -5,7 +5,7 @@ Shapes: B crops of one size, c latent channels, h x w latent grid.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from .. import __version__
 from ..checkpoints.kl_vae import read_config
 from ..checkpoints.places import find_model
 from ..data.pixels import images_to_tensor
-from ..files import atomic_path
+from ..files import write_json
 from ..statistics import LatentStatistics
 from .autoencoders import Autoencoder
 from .protocols import Census, EvaluationSet, Progress, Protocol, crop_batches, draw_images, silent
@@ -73,64 +73,62 @@ def latent_statistics(
         device: where the autoencoder's networks are.
         progress: goes round the images.
 
-    Raises ValueError if no image is usable, a crop does not fit the model, the latent is no tensor, or not finite.
+    Raises:
+        ValueError: no image is usable, a crop does not fit the model, the latent is no tensor, or not finite.
     """
-    census, statistics, moments = Census(), LatentStatistics(), _Moments()
-    indices = draw_images(len(evaluation_set), limit, evaluation_set.protocol.seed)
+    census, statistics, protocol = Census(), LatentStatistics(), evaluation_set.protocol
+    images: list[int] = []
+    counts: list[int] = []
+    means: list[np.ndarray] = []
+    variances: list[np.ndarray] = []
+    indices = draw_images(len(evaluation_set), limit, protocol.seed)
     for crops in crop_batches(evaluation_set, census, batch_size, workers, progress, indices):
         pixels = torch.from_numpy(np.stack([crop.pixels for crop in crops])).to(device)
         z = autoencoder.encode(images_to_tensor(pixels))
         if not isinstance(z, Tensor):
             raise ValueError(f"{autoencoder.name}: expected a model with a latent tensor, found none to measure")
         statistics.update(z, [f"{autoencoder.name}, {crop.key}" for crop in crops])
-        moments.add([crop.key.image for crop in crops], z)
+        values = z.cpu().double().flatten(2)  # (B, c, h * w)
+        images += [crop.key.image for crop in crops]
+        counts += [values.shape[2]] * len(crops)
+        means += [*values.mean(2).numpy()]
+        variances += [*values.var(2, correction=0).numpy()]
     census.check_used()
-    return MeasuredLatents(
-        autoencoder, evaluation_set.protocol, census, statistics, moments.standard_errors(statistics), limit
-    )
+    errors = _standard_errors(statistics, np.array(images), np.array(counts), np.stack(means), np.stack(variances))
+    return MeasuredLatents(autoencoder, protocol, census, statistics, errors, limit)
 
 
-class _Moments:
-    """Mean and variance of each single crop, for the standard errors."""
+def _standard_errors(
+    whole: LatentStatistics, images: np.ndarray, counts: np.ndarray, means: np.ndarray, variances: np.ndarray
+) -> StandardErrors:
+    """Return the standard errors by linearisation, all crops of an image together.
 
-    def __init__(self) -> None:
-        self._images: list[int] = []
-        self._counts: list[int] = []
-        self._means: list[np.ndarray] = []
-        self._variances: list[np.ndarray] = []
+    The error of a mean m over N positions is sqrt(sum over images of (their sum of x - m)²) / N, that of a variance v
+    the same of (x - m)² - v.
 
-    def add(self, images: Sequence[int], z: Tensor) -> None:
-        """Add latents (B, c, h, w) of crops of these B images."""
-        values = z.cpu().double().flatten(2)
-        self._images += images
-        self._counts += [values.shape[2]] * len(values)
-        self._means += [*values.mean(2).numpy()]
-        self._variances += [*values.var(2, correction=0).numpy()]
+    Args:
+        whole: statistics of all crops.
+        images, counts: (n,) of each crop, its image and its number of positions.
+        means, variances: (n, c) of each crop.
+    """
 
-    def standard_errors(self, whole: LatentStatistics) -> StandardErrors:
-        """Return them by linearisation, all crops of an image together: the error of a mean m over N positions is
-        sqrt(sum over images of (their sum of x - m)²) / N, that of a variance v the same of (x - m)² - v.
-        """
-        _, group = np.unique(self._images, return_inverse=True)
-        counts = np.array(self._counts)[:, None]
-        means, variances = np.stack(self._means), np.stack(self._variances)
+    def errors(mean: Any, std: Any, pooled: bool) -> tuple[np.ndarray, np.ndarray]:
+        first = counts[:, None] * (means - mean)
+        second = counts[:, None] * (variances + (means - mean) ** 2 - std**2)
+        if pooled:
+            first, second = first.sum(1, keepdims=True), second.sum(1, keepdims=True)
+        positions = whole.count * (whole.channels if pooled else 1)
+        with np.errstate(divide="ignore", invalid="ignore"):  # one image; a channel that never changes
+            return _spread(first, images) / positions, _spread(second, images) / positions / (2 * std)
 
-        def errors(mean: Any, std: Any, pooled: bool) -> tuple[np.ndarray, np.ndarray]:
-            first = counts * (means - mean)
-            second = counts * (variances + (means - mean) ** 2 - std**2)
-            if pooled:
-                first, second = first.sum(1, keepdims=True), second.sum(1, keepdims=True)
-            positions = whole.count * (whole.channels if pooled else 1)
-            with np.errstate(divide="ignore", invalid="ignore"):  # one image; a channel that never changes
-                return _spread(first, group) / positions, _spread(second, group) / positions / (2 * std)
-
-        mean, std = errors(whole.mean.numpy(), whole.std.numpy(), pooled=False)
-        global_mean, global_std = errors(whole.global_mean, np.float64(whole.global_std), pooled=True)
-        return StandardErrors(mean, std, float(global_mean[0]), float(global_std[0]))
+    mean, std = errors(whole.mean.numpy(), whole.std.numpy(), pooled=False)
+    global_mean, global_std = errors(whole.global_mean, np.float64(whole.global_std), pooled=True)
+    return StandardErrors(mean, std, float(global_mean[0]), float(global_std[0]))
 
 
-def _spread(values: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Return the standard error of the sum over rows (n, k) that come in groups: (k,)."""
+def _spread(values: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Return the standard error of the sum over crops (n, k), those of an image together: (k,)."""
+    _, group = np.unique(images, return_inverse=True)
     groups = int(group.max()) + 1
     sums = np.zeros((groups, values.shape[1]))
     np.add.at(sums, group, values)
@@ -158,22 +156,15 @@ def saved_folder(name: str) -> Path:
     return folder
 
 
-@dataclass(frozen=True)
-class Change:
-    """Of one entry of a config.json; None for what was not there, or has no value."""
-
-    before: Any
-    after: Any
-
-
-def save_statistics(folder: Path, entries: dict[str, Any]) -> dict[str, Change]:
+def save_statistics(folder: Path, entries: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Put measured statistics into the folder's config.json, all at once; everything else stays, in its order.
 
     Those of an AutoencoderKL are a map that pipelines undo, SDXL's by ``latents_std`` and ``scaling_factor`` one after
     the other: it gets ``scaling_factor`` and ``shift_factor`` alone, and no entries by channel. An AutoencoderSSDD
     gets all four, as measured ones.
 
-    Returns the changes by entry. Raises OSError.
+    Returns:
+        By entry the value before and after; None for what was not there, or has no value.
     """
     path = folder / "config.json"
     config = json.loads(path.read_text())
@@ -181,9 +172,8 @@ def save_statistics(folder: Path, entries: dict[str, Any]) -> dict[str, Change]:
         entries = entries | {"latents_mean": None, "latents_std": None}
     elif "latents_convention" in config:
         entries = entries | {"latents_convention": "measured"}
-    with atomic_path(path, overwrite=True) as temporary:
-        temporary.write_text(json.dumps(config | entries, indent=2) + "\n")
-    return {name: Change(config.get(name), value) for name, value in entries.items()}
+    write_json(path, config | entries)
+    return {name: (config.get(name), value) for name, value in entries.items()}
 
 
 # ---- for people and for programs -------------------------------------------------------------------------------------
@@ -198,17 +188,17 @@ def as_dict(measured: MeasuredLatents) -> dict[str, Any]:
         "config": statistics.config(),
         "channels": {
             "mean": statistics.mean.tolist(),
-            "mean_standard_error": _plain(errors.mean),
+            "mean_standard_error": _defined(errors.mean),
             "std": statistics.std.tolist(),
-            "std_standard_error": _plain(errors.std),
+            "std_standard_error": _defined(errors.std),
             "minimum": statistics.minimum.tolist(),
             "maximum": statistics.maximum.tolist(),
         },
         "global": {
             "mean": statistics.global_mean,
-            "mean_standard_error": _plain([errors.global_mean])[0],
+            "mean_standard_error": _defined([errors.global_mean])[0],
             "std": statistics.global_std,
-            "std_standard_error": _plain([errors.global_std])[0],
+            "std_standard_error": _defined([errors.global_std])[0],
         },
         "positions": statistics.count,
         "limit": measured.limit,
@@ -218,39 +208,36 @@ def as_dict(measured: MeasuredLatents) -> dict[str, Any]:
     }
 
 
-def _plain(values: Any) -> list[float | None]:
-    return [float(v) if np.isfinite(v) else None for v in values]
+def _defined(values: Iterable[float]) -> list[float | None]:
+    return [float(value) if np.isfinite(value) else None for value in values]
 
 
-def as_text(measured: MeasuredLatents, saved: dict[str, Change] | None = None) -> str:
+def as_text(measured: MeasuredLatents, saved: dict[str, tuple[Any, Any]] | None = None) -> str:
     """Return a table of channels, the config entries (what became of them if saved) and the protocol."""
     statistics, errors = measured.statistics, measured.errors
     columns = (statistics.mean, errors.mean, statistics.std, errors.std, statistics.minimum, statistics.maximum)
-    lines = [f"{'channel':8}{'mean':>12}{'± s.e.':>10}{'std':>12}{'± s.e.':>10}{'min':>12}{'max':>12}"]
-    for channel, row in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
-        lines.append(_line(str(channel), *row))
+    rows = {str(i): row for i, row in enumerate(zip(*(column.tolist() for column in columns), strict=True))}
     extremes = float(statistics.minimum.min()), float(statistics.maximum.max())
-    overall = statistics.global_mean, errors.global_mean, statistics.global_std, errors.global_std
-    lines += [_line("all", *overall, *extremes), ""]
+    rows["all"] = (statistics.global_mean, errors.global_mean, statistics.global_std, errors.global_std, *extremes)
+    lines = [f"{'channel':8}{'mean':>12}{'± s.e.':>10}{'std':>12}{'± s.e.':>10}{'min':>12}{'max':>12}"]
+    for name, (mean, mean_error, std, std_error, low, high) in rows.items():
+        first, second = ("-" if np.isnan(error) else f"±{error:.4f}" for error in (mean_error, std_error))
+        lines.append(f"{name:8}{mean:12.4f}{first:>10}{std:12.4f}{second:>10}{low:12.3f}{high:12.3f}")
+    lines.append("")
     if saved is None:
         lines += [f"{name:20}{_short(value)}" for name, value in statistics.config().items()]
     else:
-        lines += [f"{name:20}{_short(change.before)}  ->  {_short(change.after)}" for name, change in saved.items()]
-    found = measured.census.describe()
+        lines += [f"{name:20}{_short(before)}  ->  {_short(after)}" for name, (before, after) in saved.items()]
+    data = measured.census.describe()
     lines += [
         "",
-        f"{measured.protocol.name}: {statistics.count:,} positions of {found['crops']:,} crops of {found['images']:,} "
-        f"images, {found['skipped_images']} skipped, {found['enlarged_images']} enlarged",
+        f"{measured.protocol.name}: {statistics.count:,} positions of {data['crops']:,} crops of {data['images']:,} "
+        f"images, {data['skipped_images']} skipped, {data['enlarged_images']} enlarged",
         "s.e.: standard error, by the differences between images",
         f"crop: {measured.protocol.describe()['crop']}",
-        f"fingerprint of the crops: {found['fingerprint']}",
+        f"fingerprint of the crops: {data['fingerprint']}",
     ]
     return "\n".join(lines)
-
-
-def _line(name: str, mean: float, mean_error: float, std: float, std_error: float, low: float, high: float) -> str:
-    errors = ("-" if np.isnan(e) else f"±{e:.4f}" for e in (mean_error, std_error))
-    return f"{name:8}{mean:12.4f}{next(errors):>10}{std:12.4f}{next(errors):>10}{low:12.3f}{high:12.3f}"
 
 
 def _short(value: Any) -> str:

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 
-from ..objectives.repa import DinoFeatures, _quiet
+from ..objectives.repa import DinoFeatures, quiet_transformers
 from .weights import MissingWeights, cached_checkpoint, checkpoint_folder, first_line, hub_file, hub_path, sha256
 
 INCEPTION, MOBILENET, CLIP = "inception-torch-fidelity", "mobilenet_v2-imagenet", "clip-vit-large-patch14-336"
@@ -53,13 +53,13 @@ _OPENAI = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577
 
 
 class Extractor(ABC):
-    """Calls a frozen network on images, in float32 and without randomness.
+    """A frozen network that is called on images, in float32 and without randomness.
 
     Attributes:
         name: name for ``load_extractor``.
         title: display name.
         width: D.
-        sha256: SHA-256 of the file of weights in hexadecimal; of several one after the other in order of their names.
+        sha256: SHA-256 of the weights in hexadecimal.
         preprocessing: one line for reports.
     """
 
@@ -176,7 +176,7 @@ class ClipEmbedding(Extractor):
         from transformers import CLIPVisionModelWithProjection
 
         try:
-            with _quiet():  # about the text model in the same file
+            with quiet_transformers():  # about the text model in the same file
                 loaded: Any = CLIPVisionModelWithProjection.from_pretrained(
                     folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
                 )

@@ -149,7 +149,7 @@ def _load(folder: Path, name: str) -> Any:
     if kind not in ARCHITECTURES:
         raise ValueError(f"{name}: expected the architecture {' or '.join(ARCHITECTURES)}, found {kind}")
     try:
-        with _quiet():
+        with quiet_transformers():
             net, report = AutoModel.from_pretrained(
                 folder,
                 use_safetensors=True,
@@ -168,7 +168,7 @@ def _load(folder: Path, name: str) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Switch transformers' progress bars and load reports off."""
     from transformers.utils import logging
 

@@ -24,7 +24,7 @@ from ssdd.data.sources import open_source
 from ssdd.evaluation.autoencoders import Autoencoder, Bicubic, PretrainedAutoencoder, load_autoencoder
 from ssdd.evaluation.metrics import BatchMetrics
 from ssdd.evaluation.protocols import EvaluationSet, get_protocol, read_items
-from ssdd.evaluation.run import Entry, Run, Settings
+from ssdd.evaluation.run import Entry, Run
 from ssdd.nn.presets import DECODERS
 
 
@@ -91,12 +91,12 @@ def overhead(options: argparse.Namespace, device: torch.device) -> None:
     evaluation_set = EvaluationSet(source, get_protocol(options.protocol))
     crops = np.stack([crop.pixels for _, item in read_items(evaluation_set) for crop in item.crops])
     metrics = BatchMetrics(["squeeze"], device)
-    settings = Settings(metrics, batch_size=options.batch_size, workers=options.workers, device=device)
+    settings = {"batch_size": options.batch_size, "workers": options.workers}
     bare, full = [], []
     loop(autoencoder, crops[: options.batch_size], options.batch_size, device)
     for _ in range(options.repeats):
         bare.append(timed(lambda: loop(autoencoder, crops, options.batch_size, device)))
-        full.append(timed(lambda: Run(evaluation_set, settings).add([Entry(autoencoder)])))
+        full.append(timed(lambda: Run(evaluation_set, metrics, **settings).add([Entry(autoencoder)])))
     ratios = [b / a for a, b in zip(bare, full, strict=True)]
     print(f"{autoencoder.name}, {len(crops)} crops by {options.protocol}, batches of {options.batch_size}, {device}")
     print(f"bare encode and decode {statistics.median(bare):7.2f} s")
@@ -140,8 +140,8 @@ def growth(count: int, device: torch.device) -> None:
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
                 print(f"{i:9,} crops  peak memory {peak:8,.0f} MiB", flush=True)
 
-    settings = Settings(BatchMetrics(device=device), workers=1, device=device, progress=watched)
-    Run(EvaluationSet(Noise(count), protocol), settings).add([Entry(Bicubic(8, device))])
+    run = Run(EvaluationSet(Noise(count), protocol), BatchMetrics(device=device), workers=1, progress=watched)
+    run.add([Entry(Bicubic(8))])
 
 
 if __name__ == "__main__":

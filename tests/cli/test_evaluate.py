@@ -1,6 +1,9 @@
 """``ssdd evaluate``: a table, a file, and one line where something cannot be."""
 
+import contextlib
+import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,59 +15,132 @@ from PIL import Image
 
 Ssdd = Callable[..., Any]
 
+OWN = """
+import os
+
+import torch
+
+def brightness(a, b):
+    return (b.float() - a.float()).mean((1, 2, 3))
+
+brightness.better, brightness.heading = "zero", "Brightness"
+
+class Pixels:
+    spatial_factor, latent_channels = 8, 4
+
+    def encode(self, x):
+        pixels = x[:, :, :: self.spatial_factor, :: self.spatial_factor]
+        return torch.cat([pixels, pixels.new_zeros(len(x), self.latent_channels - 3, *pixels.shape[2:])], 1)
+
+    def decode(self, z):
+        return z[:, :3].repeat_interleave(self.spatial_factor, 2).repeat_interleave(self.spatial_factor, 3)
+
+class Pixels16(Pixels):
+    spatial_factor, latent_channels = 16, 16
+
+class Pixels32(Pixels):
+    spatial_factor, latent_channels = 32, 64
+
+class Interrupted(Pixels):
+    def decode(self, z):
+        if z.shape[-1] == 16 and not os.path.exists("fine"):
+            raise KeyboardInterrupt
+        return super().decode(z)
+"""
+
+
+def save_photos(folder: Path, picture: Callable[..., np.ndarray]) -> Path:
+    folder.mkdir()
+    for i in range(3):
+        Image.fromarray(picture(40, 48, i)).save(folder / f"{i}.png")
+    return folder
+
 
 @pytest.fixture
 def photos(tmp_path: Path, picture: Callable[..., np.ndarray]) -> Path:
-    (tmp_path / "photos").mkdir()
-    for i in range(3):
-        Image.fromarray(picture(40, 48, i)).save(tmp_path / "photos" / f"{i}.png")
-    return tmp_path / "photos"
+    (tmp_path / "own.py").write_text(OWN)
+    return save_photos(tmp_path / "photos", picture)
 
 
-def test_models_side_by_side(ssdd: Ssdd, photos: Path, tiny_model: Path, tmp_path: Path) -> None:
-    options = ("--protocol", "paper-128-v1", "--steps", "1,2", "--workers", "0", "--out", "out", "--data", photos)
-    result = ssdd("evaluate", tiny_model, "jpeg:auto", "bicubic:8", *options)
-    assert result.status == 0, result.err
-    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+@pytest.fixture(scope="module")
+def compared(
+    tmp_path_factory: pytest.TempPathFactory, picture: Callable[..., np.ndarray], tiny_model: Path
+) -> tuple[Path, str, str]:
+    """One evaluation with rows of every kind, which tests of its results share: its folder, and what it printed."""
+    from ssdd.cli import main
+
+    folder = tmp_path_factory.mktemp("compared")
+    (folder / "own.py").write_text(OWN)
+    save_photos(folder / "photos", picture)
+    options = ["--protocol", "paper-128-v1", "--steps", "1,2", "--dtype", "fp32,bf16", "--workers", "0"]
+    options += ["--metrics", "own.py:brightness", "--out", "out", "--data", str(folder / "photos")]
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.chdir(folder)
+        patch.setenv("TORCH_HOME", os.fspath(folder / "no-torch-home"))
+        status = main.run(["evaluate", os.fspath(tiny_model), "jpeg:auto", "bicubic:8", *options])
+    assert status == 0, err.getvalue()
+    return folder, out.getvalue(), err.getvalue()
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def test_models_side_by_side(ssdd: Ssdd, compared: tuple[Path, str, str], tiny_model: Path) -> None:
+    folder, out, err = compared
+    found, name = read_result(folder / "out"), tiny_model.name
     names = [row["label"] for row in found["rows"]]
-    assert names == [f"{tiny_model.name}, 1 step", f"{tiny_model.name}, 2 steps", "jpeg@2048B", "bicubic:8"]
-    assert [row["group"] for row in found["rows"]] == [0, 0, 1, 2]
+    steps = [f"{name}, 1 step", f"{name}, 2 steps"]
+    assert names == [*steps, *(f"{label}, bfloat16" for label in steps), "jpeg@2048B", "bicubic:8"]
     assert found["protocol"]["protocol"] == "paper-128-v1"
     assert found["data"]["crops"] == 3
-    assert all(name in result.out for name in names)
-    assert "left out: LPIPS-squeeze" in result.err, "nobody is told that a metric is missing"
-    again = ssdd("evaluate", tiny_model, *options)
+    assert all(name in out for name in names)
+    assert "left out: LPIPS-squeeze" in err, "nobody is told that a metric is missing"
+    again = ssdd("evaluate", "bicubic:4", "--data", folder / "photos", "--out", folder / "out")
     assert "exists already; pass --overwrite to replace it, or --add-to for more rows" in again.error_line()
 
 
-def test_report_of_a_saved_result(ssdd: Ssdd, photos: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_several_precisions(compared: tuple[Path, str, str], tiny_model: Path) -> None:
+    folder, out, _ = compared
+    rows, steps = read_result(folder / "out")["rows"], [f"{tiny_model.name}, {n}" for n in ("1 step", "2 steps")]
+    assert [row["group"] for row in rows] == [0, 0, 0, 0, 1, 2]
+    assert [row["precision_of"] for row in rows[:4]] == [None, None, *steps]
+    assert "bfloat16 minus" in out
+
+
+def test_a_metric_of_ones_own(compared: tuple[Path, str, str]) -> None:
+    folder, out, _ = compared
+    assert "Brightness" in out
+    assert read_result(folder / "out")["metrics"]["brightness"]["better"] == "zero"
+    assert "Brightness" in (folder / "out" / "report.html").read_text()
+
+
+def test_report_of_a_saved_result(ssdd: Ssdd, compared: tuple[Path, str, str], tmp_path: Path) -> None:
     """Without the data and without the model."""
-    options = ("--protocol", "paper-128-v1", "--workers", "0", "--extractors", "--out", "out", "--data", photos)
-    first = ssdd("evaluate", tiny_model, "bicubic:8", *options)
-    assert first.status == 0, first.err
-    page = (tmp_path / "out" / "report.html").read_text()
-    (tmp_path / "out" / "report.html").unlink()
-    photos.rename(tmp_path / "elsewhere")
-    again = ssdd("evaluate", "report", "out")
+    folder, out, _ = compared
+    copied = Path(shutil.copytree(folder / "out", tmp_path / "copied"))
+    page = (copied / "report.html").read_text()
+    (copied / "report.html").unlink()
+    again = ssdd("evaluate", "report", "copied")
     assert again.status == 0, again.err
-    assert again.out == first.out
-    assert len((tmp_path / "out" / "report.html").read_text()) == pytest.approx(len(page), rel=0.05)
+    assert again.out == out
+    assert len((copied / "report.html").read_text()) == pytest.approx(len(page), rel=0.05)
+    (tmp_path / "elsewhere").mkdir()
     assert "found no evaluation.json in it" in ssdd("evaluate", "report", "elsewhere").error_line()
 
 
-def test_rows_are_added(ssdd: Ssdd, photos: Path, tiny_model: Path, tmp_path: Path) -> None:
-    options = ("--workers", "0", "--extractors")
-    first = ssdd("evaluate", "bicubic:8", "--protocol", "paper-128-v1", *options, "--out", "out", "--data", photos)
-    assert first.status == 0, first.err
-    before = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    added = ssdd("evaluate", tiny_model, "bicubic:8", "--add-to", "out", *options)
+def test_rows_are_added(ssdd: Ssdd, compared: tuple[Path, str, str], tmp_path: Path) -> None:
+    folder, _, _ = compared
+    out, before = Path(shutil.copytree(folder / "out", tmp_path / "out")), read_result(folder / "out")
+    options = ("--add-to", "out", "--workers", "0", "--extractors")
+    added = ssdd("evaluate", "bicubic:4", "bicubic:8", *options)
     assert added.status == 0, added.err
     assert "bicubic:8: this row is there already" in added.err
-    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert [row["label"] for row in found["rows"]] == ["bicubic:8", tiny_model.name]
-    assert found["rows"][0] == before["rows"][0], "a row that is there was measured again"
-    assert found["protocol"]["protocol"] == "paper-128-v1"
-    other = ssdd("evaluate", tiny_model, "--add-to", "out", "--protocol", "paper-256-v1", *options)
+    found = read_result(out)
+    assert [row["label"] for row in found["rows"][6:]] == ["bicubic:4"]
+    assert found["rows"][:6] == before["rows"], "a row that is there was measured again"
+    other = ssdd("evaluate", "bicubic:4", *options, "--protocol", "paper-256-v1")
     assert "expected the protocol of the rows that are there, paper-128-v1" in other.error_line()
 
 
@@ -84,13 +160,12 @@ def test_rows_that_are_there_are_of_the_same_data(ssdd: Ssdd, photos: Path, tmp_
     assert "expected the --limit of the rows that are there, 2" in wrong.error_line()
 
 
-def test_what_a_row_lacks_is_said(ssdd: Ssdd, photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "own.py").write_text("def zero(a, b):\n    return [0.0] * len(a)\nzero.better = 'zero'\n")
+def test_what_a_row_lacks_is_said(ssdd: Ssdd, photos: Path) -> None:
     options = ("bicubic:8", "--workers", "0", "--lpips", "--extractors")
     first = ssdd("evaluate", *options, "--protocol", "paper-128-v1", "--out", "out", "--data", photos)
     assert first.status == 0, first.err
-    again = ssdd("evaluate", *options, "--metrics", "own.py:zero", "--add-to", "out")
-    assert "this row is there already; it was measured without zero: take another --out" in again.err
+    again = ssdd("evaluate", *options, "--metrics", "own.py:brightness", "--add-to", "out")
+    assert "this row is there already; it was measured without brightness: take another --out" in again.err
 
 
 def test_reconstructions_are_not_written_over_images(ssdd: Ssdd, photos: Path, tmp_path: Path) -> None:
@@ -103,26 +178,19 @@ def test_reconstructions_are_not_written_over_images(ssdd: Ssdd, photos: Path, t
     assert {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()} == before
 
 
-def test_an_interrupted_run_goes_on(ssdd: Ssdd, photos: Path, tiny_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "own.py").write_text(
-        "import os\nclass Own:\n    spatial_factor, latent_channels = 8, 3\n"
-        "    def encode(self, x):\n        return x[:, :, ::8, ::8]\n"
-        "    def decode(self, z):\n"
-        "        if z.shape[-1] == 16 and not os.path.exists('fine'):\n            raise KeyboardInterrupt\n"
-        "        return z.repeat_interleave(8, 2).repeat_interleave(8, 3)\n"
-    )
+def test_an_interrupted_run_goes_on(ssdd: Ssdd, photos: Path, tmp_path: Path) -> None:
     options = ("--protocol", "paper-128-v1", "--workers", "0", "--extractors", "--out", "out", "--data", photos)
-    stopped = ssdd("evaluate", tiny_model, "own.py:Own", *options)
+    stopped = ssdd("evaluate", "bicubic:8", "own.py:Interrupted", *options)
     assert stopped.status != 0
-    left = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert (left["finished"], [row["label"] for row in left["rows"]]) == (False, [tiny_model.name])
+    left = read_result(tmp_path / "out")
+    assert (left["finished"], [row["label"] for row in left["rows"]]) == (False, ["bicubic:8"])
     (tmp_path / "fine").touch()
-    again = ssdd("evaluate", tiny_model, "own.py:Own", *options)
+    again = ssdd("evaluate", "bicubic:8", "own.py:Interrupted", *options)
     assert again.status == 0, again.err
     assert "out: goes on after 1 rows" in again.err
-    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    found = read_result(tmp_path / "out")
     assert (found["finished"], found["rows"][0]["costs"]) == (True, left["rows"][0]["costs"]), "measured again"
-    assert [row["label"] for row in found["rows"]] == [tiny_model.name, "own.py:Own"]
+    assert [row["label"] for row in found["rows"]] == ["bicubic:8", "own.py:Interrupted"]
 
 
 def test_two_folders_without_a_model(ssdd: Ssdd, photos: Path, tmp_path: Path) -> None:
@@ -155,20 +223,6 @@ def test_what_was_asked_for_is_there_or_an_error(ssdd: Ssdd, photos: Path, monke
         assert "left out: " in allowed.err
 
 
-def test_a_metric_of_ones_own(ssdd: Ssdd, photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "own.py").write_text(
-        "def brightness(a, b):\n    return (b.float() - a.float()).mean((1, 2, 3))\n"
-        "brightness.better, brightness.heading = 'zero', 'Brightness'\n"
-    )
-    options = ("--protocol", "paper-128-v1", "--workers", "0", "--extractors", "--out", "out", "--data", photos)
-    result = ssdd("evaluate", "bicubic:8", "--metrics", "own.py:brightness", *options)
-    assert result.status == 0, result.err
-    assert "Brightness" in result.out
-    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert found["metrics"]["brightness"]["better"] == "zero"
-    assert "Brightness" in (tmp_path / "out" / "report.html").read_text()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -181,6 +235,7 @@ def test_a_metric_of_ones_own(ssdd: Ssdd, photos: Path, tmp_path: Path) -> None:
         (("ssdd-f8c4-demo", "--data", "photos", "--latent-noise", "-1"), "expected --latent-noise like 0.1,0.2"),
         (("bicubic:8", "--data", "photos", "--limit", "0"), "at least 1 image, found 0"),
         (("bicubic:8", "--add-to", "out", "--out", "out"), "--add-to has no effect beside"),
+        (("ssdd-f8c4-demo", "--data", "photos", "--dtype", "fp32,fp8"), "found 'fp8'"),
     ],
 )
 def test_what_cannot_be_evaluated(ssdd: Ssdd, photos: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -192,29 +247,12 @@ def test_what_cannot_be_evaluated(ssdd: Ssdd, photos: Path, arguments: tuple[str
 
 def test_compression_study(ssdd: Ssdd, photos: Path, tmp_path: Path) -> None:
     """More downsampling at constant compression, in one command, with what each latent costs."""
-    from ssdd import AutoencoderSSDD
-
-    names = ("f8c4", "f16c16", "f32c64")
-    for name in names:
-        AutoencoderSSDD.from_preset(name, "XXS", encoder_width=32).save_pretrained(tmp_path / name)
     options = ("--protocol", "paper-128-v1", "--workers", "0", "--extractors", "--out", "out", "--data", photos)
-    result = ssdd("evaluate", *names, *options)
+    result = ssdd("evaluate", "own.py:Pixels", "own.py:Pixels16", "own.py:Pixels32", *options)
     assert result.status == 0, result.err
-    rows = json.loads((tmp_path / "out" / "evaluation.json").read_text())["rows"]
+    rows = read_result(tmp_path / "out")["rows"]
     assert [row["latent_shape"] for row in rows] == [[4, 16, 16], [16, 8, 8], [64, 4, 4]]
     assert len({row["costs"]["latent_bytes"] for row in rows}) == 1, "not the same compression"
     assert all(name in result.out for name in ("4x16x16", "16x8x8", "64x4x4"))
     pytest.importorskip("matplotlib", reason="the report needs it")
     assert 'id="figure-compression"' in (tmp_path / "out" / "report.html").read_text()
-
-
-def test_several_precisions(ssdd: Ssdd, photos: Path, tiny_model: Path, tmp_path: Path) -> None:
-    options = ("--protocol", "paper-128-v1", "--workers", "0", "--extractors", "--out", "out", "--data", photos)
-    result = ssdd("evaluate", tiny_model, "bicubic:8", "--dtype", "fp32,bf16", *options)
-    assert result.status == 0, result.err
-    rows = json.loads((tmp_path / "out" / "evaluation.json").read_text())["rows"]
-    assert [row["label"] for row in rows] == [tiny_model.name, f"{tiny_model.name}, bfloat16", "bicubic:8"]
-    assert [row["precision_of"] for row in rows[:2]] == [None, tiny_model.name]
-    assert "bfloat16 minus" in result.out
-    wrong = ssdd("evaluate", tiny_model, "--dtype", "fp32,fp8", "--data", photos)
-    assert "found 'fp8'" in wrong.error_line()

@@ -17,12 +17,16 @@ def features(count: int, width: int = 24, seed: int = 0, shift: float = 0.0) -> 
     return torch.randn(count, width, generator=random) @ mixing + 5 + shift
 
 
+def extractor_of(width: int, identity: str = "sha256 0, none") -> Any:
+    """What a set of features needs to know of its extractor."""
+    return SimpleNamespace(width=width, device=torch.device("cpu"), identity=identity)
+
+
 def feature_set(
     x: Tensor, numbers: Sequence[int] | None = None, batch: int = 16, identity: str = "sha256 0, none"
 ) -> FeatureSet:
     """A set of given features, by default of crops 0, 1, ..."""
-    extractor: Any = SimpleNamespace(width=x.shape[1], device=torch.device("cpu"), identity=identity)
-    result, numbers = FeatureSet(extractor), range(len(x)) if numbers is None else numbers
+    result, numbers = FeatureSet(extractor_of(x.shape[1], identity)), range(len(x)) if numbers is None else numbers
     for start in range(0, len(x), batch):
         result.add(x[start : start + batch], numbers[start : start + batch])
     return result

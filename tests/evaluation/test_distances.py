@@ -21,8 +21,7 @@ from ssdd.evaluation.distances import (
     squared_mmd,
 )
 from ssdd.evaluation.features import CLIP_FEATURES
-from ssdd.files import OutputExists
-from tests.evaluation.random_features import feature_set, features
+from tests.evaluation.random_features import extractor_of, feature_set, features
 
 
 def doubles(count: int, width: int = 24, seed: int = 0, shift: float = 0.0) -> Tensor:
@@ -166,8 +165,8 @@ def test_the_hash_is_splitmix64() -> None:
 
 
 def by_hand(count: int, most: int) -> list[int]:
-    """Numbers of the subset of crops 0 to count - 1."""
-    return sorted(np.argsort(distances._hash(np.arange(count)))[:most].tolist())
+    """Numbers of the subset of crops 0 to count - 1, in the order of their hashes."""
+    return np.argsort(distances._hash(np.arange(count)))[:most].tolist()
 
 
 @pytest.mark.parametrize("order", ["forward", "backward", "shuffled"])
@@ -185,7 +184,7 @@ def test_the_subset_depends_on_numbers_alone(monkeypatch: pytest.MonkeyPatch, or
     assert found.statistics.count == 2000
     assert torch.equal(found.subset, x[by_hand(2000, 100)])
     assert sum(len(kept) for kept, _ in found._kept) <= 200, "memory grows with the set"
-    assert torch.equal(feature_set(x[:50], range(50)).subset, x[:50]), "few features are all of the subset"
+    assert torch.equal(feature_set(x[:50], range(50)).subset, x[by_hand(50, 50)]), "few features are all of the subset"
 
 
 def test_sets_sorted_by_class_and_shuffled_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +247,7 @@ def test_saved_features_come_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     saved, fake = feature_set(features(300)), feature_set(features(300, seed=1))
     saved.extra = {"protocol": "crops", "count": "300"}
     saved.save(path)
-    loaded = FeatureSet.load(path)
+    loaded = FeatureSet.load(path, extractor_of(24))
     assert loaded.extra == saved.extra
     assert set_distances(loaded, fake) == set_distances(saved, fake)
     assert loaded.statistics.extractor == saved.statistics.extractor
@@ -257,31 +256,22 @@ def test_saved_features_come_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert torch.equal(loaded.subset, saved.subset), "it cannot be added to"
     (tmp_path / "ordinary").touch()
     assert path.stat().st_mode == (tmp_path / "ordinary").stat().st_mode, "colleagues cannot read it"
-    with pytest.raises(OutputExists):
-        saved.save(path)
-    saved.save(path, overwrite=True)
-    with pytest.raises(FileNotFoundError):
-        FeatureSet.load(tmp_path / "none.safetensors")
-    path.write_bytes(b"something else")
-    with pytest.raises(ValueError, match="has no features of a set") as error:
-        FeatureSet.load(path)
-    assert "\n" not in str(error.value)
+    saved.save(path)
 
 
 _WORKER = """
 import sys, torch
 from ssdd.evaluation import distances
-from ssdd.processes import join_processes
+from ssdd.processes import Processes, join_processes
 from random_features import feature_set, features
 distances.SUBSET = 50
 with join_processes(torch.device("cpu")) as processes:
     for shares in ([0, 300, 700], [1000, 0, 0], [1, 1, 998]):
         numbers = torch.arange(1000).split(shares)[processes.rank].tolist()
         whole = feature_set(features(1000)[numbers], numbers).reduce(processes)
-        assert (whole is None) == (processes.rank > 0)
-        if whole is not None:
+        if processes.main:
             one = feature_set(features(1000), range(1000))
-            assert one.reduce(None) is one
+            assert one.reduce(Processes(0, 1, torch.device("cpu"))) is one
             assert torch.equal(whole.subset, one.subset), "another subset"
             a, b = whole.statistics, one.statistics
             assert a.count == b.count == 1000

@@ -78,6 +78,6 @@ def test_a_metric_that_fails_says_where(
 
 def test_every_entry_can_be_saved() -> None:
     for metric in (*IMAGE_METRICS.values(), *SET_METRICS.values(), *COSTS.values()):
-        again = Metric.of(metric.name, metric.describe())
+        again = Metric(metric.name, **metric.describe())
         assert again.describe() == metric.describe()
         assert metric.description, f"{metric.name}: nobody is told how it is computed"

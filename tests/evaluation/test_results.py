@@ -130,10 +130,9 @@ def test_differences_are_of_the_same_crops() -> None:
         ("colour_shift_red", [-3, 0, 4, 1], [2, 0, 3, 1]),
     ],
 )
-def test_worst_first(name: str, values: list[float], order: list[int], tmp_path: Path) -> None:
+def test_worst_first(name: str, values: list[float], order: list[int]) -> None:
     """Low similarity is bad, so is a high distance, and a shift or a change of detail to either side."""
-    evaluation = make_evaluation(tmp_path)
-    found = ranked(evaluation, row_of(mse=[0.1] * 4, **{name: values}), METRICS[name])
+    found = ranked(row_of(mse=[0.1] * 4, **{name: values}), METRICS[name])
     assert found == order, f"{name}: a good image among the worst"
 
 
@@ -187,17 +186,13 @@ def test_pictures_of_other_folders_are_not_read(tmp_path: Path, place: object) -
         Evaluation.load(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["cut", "shorter", "text", "no mask"])
+@pytest.mark.parametrize("damage", ["cut", "no mask"])
 def test_damaged_numbers_are_refused_in_one_line(tmp_path: Path, damage: str) -> None:
     make_evaluation(tmp_path).save(tmp_path)
     path = next(tmp_path.glob("crops-*.npz"))
     with np.load(path) as stored:
         arrays = dict(stored)
-    if damage == "shorter":
-        arrays["row/0/psnr"] = arrays["row/0/psnr"][:3]
-    elif damage == "text":
-        arrays["row/0/psnr"] = arrays["row/0/psnr"].astype(str)
-    elif damage == "no mask":
+    if damage == "no mask":
         del arrays["valid/0"]
     np.savez_compressed(path, **arrays)
     if damage == "cut":

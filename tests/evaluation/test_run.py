@@ -18,7 +18,7 @@ from ssdd.evaluation.distances import read_statistics
 from ssdd.evaluation.metrics import BatchMetrics
 from ssdd.evaluation.protocols import EvaluationSet, Protocol
 from ssdd.evaluation.results import Evaluation, Row, as_text
-from ssdd.evaluation.run import Entry, Run, Settings, reconstruction_name
+from ssdd.evaluation.run import Entry, Run, reconstruction_name
 from ssdd.evaluation.saved_images import SavedImages
 
 PROTOCOL = Protocol("test-v1", "random", 32, crops=2)
@@ -51,12 +51,12 @@ def evaluation_set(photographs: Path, protocol: Protocol = PROTOCOL) -> Evaluati
     return EvaluationSet(open_source([photographs]), protocol)
 
 
-def settings(**options: Any) -> Settings:
-    return Settings(**{"metrics": BatchMetrics(), "workers": 0, **options})
+def new_run(photographs: Path, protocol: Protocol = PROTOCOL, **options: Any) -> Run:
+    return Run(evaluation_set(photographs, protocol), BatchMetrics(), workers=0, **options)
 
 
-def run(*groups: list[Entry], photographs: Path, out: Path | None = None, **options: Any) -> Evaluation:
-    work = Run(evaluation_set(photographs), settings(**options), out=out)
+def run(*groups: list[Entry], photographs: Path, workers: int = 0, **options: Any) -> Evaluation:
+    work = Run(evaluation_set(photographs), BatchMetrics(), workers=workers, **options)
     for entries in groups:
         work.add(entries)
     assert work.evaluation is not None
@@ -132,6 +132,14 @@ def test_cost_is_that_of_the_rows_steps(tiny_model: Path, photographs: Path) -> 
     assert one.latent_shape == [4, 4, 4]
     assert (one.costs["latent_bytes"], one.costs["bits_per_pixel"]) == (128, 1.0)
     assert all((row.costs[name] or 0) > 0 for row in (one, five) for name in ("encode_rate", "decode_rate"))
+
+
+def test_a_row_is_known_by_its_steps(tiny_model: Path, photographs: Path) -> None:
+    """Typed or the model's own: the same row would be measured twice."""
+    model = load_autoencoder(str(tiny_model))
+    model.steps = 1
+    (row,) = run([Entry(model, 1)], photographs=photographs).rows
+    assert [entry.same_as(row) for entry in (Entry(model, 1), Entry(model), Entry(model, 2))] == [True, True, False]
 
 
 def test_what_cannot_be_used_is_counted(photographs: Path) -> None:
@@ -233,9 +241,7 @@ def test_rows_are_added_without_measuring_the_others(tiny_model: Path, photograp
     model = load_autoencoder(str(tiny_model))
     whole = run([Entry(Bicubic(8))], [Entry(model, 1)], photographs=photographs, extractors=[Means()])
     run([Entry(Bicubic(8))], photographs=photographs, out=tmp_path, extractors=[Means()])
-    work = Run(
-        evaluation_set(photographs), settings(extractors=[Means()]), out=tmp_path, evaluation=Evaluation.load(tmp_path)
-    )
+    work = new_run(photographs, extractors=[Means()], out=tmp_path, evaluation=Evaluation.load(tmp_path))
     assert work.reals is not None, "the originals' features are computed again"
     work.add([Entry(model, 1)])
     assert work.evaluation is not None
@@ -251,7 +257,7 @@ def test_rows_of_other_crops_are_refused(photographs: Path, tmp_path: Path) -> N
     run([Entry(Bicubic(8))], photographs=photographs, out=tmp_path)
     folder = Path(shutil.copytree(photographs, tmp_path / "photographs"))
     (folder / "0.png").unlink()
-    work = Run(evaluation_set(folder), settings(), out=tmp_path, evaluation=Evaluation.load(tmp_path))
+    work = new_run(folder, out=tmp_path, evaluation=Evaluation.load(tmp_path))
     with pytest.raises(ValueError, match="expected the crops of the rows that are there"):
         work.add([Entry(Bicubic(4))])
 
@@ -261,7 +267,7 @@ def test_kept_features_of_changed_files_are_not_used(photographs: Path, tmp_path
     folder = Path(shutil.copytree(photographs, tmp_path / "photographs"))
 
     def distance(cache: Path | None) -> float:
-        work = Run(evaluation_set(folder), settings(extractors=[Means()]), cache=cache, sources=[str(folder)])
+        work = new_run(folder, extractors=[Means()], cache=cache, sources=[str(folder)])
         work.add([Entry(Bicubic(8))])
         assert work.evaluation is not None
         return work.evaluation.rows[0].distances["means"]["frechet"]
@@ -282,7 +288,7 @@ def test_distances_are_made_up_for_after_an_interruption(
             run([Entry(Bicubic(8))], photographs=photographs, out=tmp_path, extractors=[Means()])
     left = Evaluation.load(tmp_path)
     assert (left.finished, len(left.rows), left.rows[0].distances) == (False, 1, {})
-    work = Run(evaluation_set(photographs), settings(extractors=[Means()]), out=tmp_path, evaluation=left)
+    work = new_run(photographs, extractors=[Means()], out=tmp_path, evaluation=left)
     work.finish_distances()
     whole = run([Entry(Bicubic(8))], photographs=photographs, extractors=[Means()])
     assert Evaluation.load(tmp_path).rows[0].distances == whole.rows[0].distances
@@ -297,8 +303,8 @@ def test_published_statistics_stand_for_the_originals(photographs: Path, tmp_pat
     pixels = [c.pixels for i in range(4) for c in evaluation_set(photographs)[i].crops]  # type: ignore[union-attr]
     features = Means()(torch.from_numpy(np.stack(pixels))).double()
     np.savez(tmp_path / "reference.npz", mu=features.mean(0), sigma=torch.cov(features.T))
-    reference = [read_statistics(tmp_path / "reference.npz", Means())]  # type: ignore[arg-type]
-    work = Run(evaluation_set(photographs), settings(extractors=[Means()]), reference=reference)
+    reference = read_statistics(tmp_path / "reference.npz", Means())  # type: ignore[arg-type]
+    work = new_run(photographs, extractors=[Means()], reference=reference)
     work.add([Entry(Bicubic(8))])
     assert work.evaluation is not None
     found = work.evaluation.rows[0].distances["means"]
@@ -324,7 +330,7 @@ def test_saved_reconstructions_are_a_row(tiny_model: Path, photographs: Path, tm
     protocol = Protocol("test-v2", "centre", 32)
 
     def rows(entries: Sequence[Entry], **options: Any) -> list[Row]:
-        work = Run(evaluation_set(photographs, protocol), settings(extractors=[Means()], **options))
+        work = new_run(photographs, protocol, extractors=[Means()], **options)
         work.add(entries)
         assert work.evaluation is not None
         return work.evaluation.rows

@@ -3,10 +3,10 @@
 import math
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 import tyro
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..evaluation.metrics import Metric
     from ..evaluation.protocols import EvaluationSet, Protocol
     from ..evaluation.results import Evaluation, Row
-    from ..evaluation.run import Entry, Settings
+    from ..evaluation.run import Entry, Run
     from ..processes import Processes
 
 T = TypeVar("T")
@@ -106,25 +106,13 @@ def parse(arguments: Sequence[str]) -> Evaluate | Report:
 
 
 def run(options: Evaluate | Report) -> int:
-    from ..evaluation.results import Evaluation, as_text
-    from ..evaluation.weights import first_line
-
-    if isinstance(options, Report):
-        from ..evaluation.report import check_report, write_report
-
-        check_report()
-        evaluation = Evaluation.load(options.out)
-        try:
-            print(as_text(evaluation))
-            write_report(evaluation, options.out)
-        except Exception as error:  # whatever a damaged or hostile result leads to
-            raise ValueError(
-                f"{options.out}: expected a result as ssdd evaluate wrote it, found {first_line(error)}"
-            ) from error
-        return 0
     from ..processes import join_processes
 
+    if isinstance(options, Report):
+        return _report(options.out)
     device = None if options.device == "auto" else ModelOptions(device=options.device).torch_device()
+    if options.add_to is not None and (options.out is not None or options.overwrite):
+        raise ValueError("--add-to has no effect beside --out and --overwrite: give one of them")
     out = options.add_to or options.out
     for folder in (out, options.save_reconstructions, options.cache):
         if folder is not None:
@@ -136,126 +124,130 @@ def run(options: Evaluate | Report) -> int:
         return _evaluate(options, processes, out)
 
 
+def _report(folder: Path) -> int:
+    from ..evaluation.report import check_report, write_report
+    from ..evaluation.results import Evaluation, as_text
+    from ..evaluation.weights import first_line
+
+    check_report()
+    evaluation = Evaluation.load(folder)
+    try:
+        print(as_text(evaluation))
+        write_report(evaluation, folder)
+    except Exception as error:  # whatever a damaged or hostile result leads to
+        raise ValueError(f"{folder}: expected a result as ssdd evaluate wrote it, found {first_line(error)}") from error
+    return 0
+
+
 def _evaluate(options: Evaluate, processes: "Processes", out: Path | None) -> int:
     from ..evaluation.distances import read_statistics
     from ..evaluation.metrics import BatchMetrics
-    from ..evaluation.protocols import draw_images
-    from ..evaluation.results import as_text, file_name
-    from ..evaluation.run import Run, Settings
+    from ..evaluation.report import check_report
+    from ..evaluation.results import file_name
+    from ..evaluation.run import Run
     from ..processes import broadcast
 
-    if options.batch_size < 1:
-        raise ValueError(f"expected a batch size of at least 1, found {options.batch_size}")
-    evaluation = _earlier(options, processes)
-    models, evaluation_set, sources = _data(options, broadcast(evaluation and (evaluation.protocol, evaluation.data)))
-    protocol, device = evaluation_set.protocol, processes.device
-    limit = _limit(options, broadcast(evaluation and evaluation.data["limit"]))
+    earlier = _earlier(options) if processes.main else None
+    models, evaluation_set, sources = _data(options, broadcast(earlier and (earlier.protocol, earlier.data)))
+    limit = broadcast(earlier and earlier.data["limit"])
+    if options.limit is not None and limit is not None and options.limit != limit:
+        raise ValueError(f"expected the --limit of the rows that are there, {limit}, found {options.limit}")
+    device = processes.device
     groups = _groups(options, models, evaluation_set, device)
     left_out = LeftOut(options.allow_missing)
     if out is not None:
-        left_out.try_for(_check_report, asked=True)
-    settings = Settings(
-        BatchMetrics([], device, _metrics(options, device, left_out)),
-        load_extractors(options.extractors, device, left_out),
-        options.batch_size,
-        options.workers,
-        device,
-        draw_images(len(evaluation_set), limit, protocol.seed),
-        limit,
-        options.save_reconstructions,
-        lambda items, total: tqdm(items, total=total, unit="img", disable=not processes.main),
-    )
-    reference = None
+        left_out.try_for(check_report, asked=True)
+    metrics = BatchMetrics([], device, _metrics(options, device, left_out))
+    extractors, reference = load_extractors(options.extractors, device, left_out), None
     if options.reference is not None:
-        if len(settings.extractors) != 1:
+        if len(extractors) != 1:
             raise ValueError(f"{options.reference}: expected one extractor in --extractors, whose features it is of")
-        reference = [read_statistics(options.reference, settings.extractors[0])]
+        reference = read_statistics(options.reference, extractors[0])
+    work = Run(
+        evaluation_set,
+        metrics,
+        extractors,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        processes=processes,
+        limit=options.limit if limit is None else limit,
+        save_to=options.save_reconstructions,
+        progress=lambda items, total: tqdm(items, total=total, unit="img", disable=not processes.main),
+        out=out,
+        evaluation=earlier,
+        cache=options.cache,
+        sources=sources,
+        reference=reference,
+    )
     if processes.main:
         left_out.say()
-    work = Run(evaluation_set, settings, processes, out, evaluation, options.cache, sources, reference)
     work.finish_distances()
-    missing = _missing(groups, broadcast(evaluation.rows if evaluation is not None else []), settings, processes.main)
+    missing = _missing(groups, broadcast(earlier.rows if earlier is not None else []), work)
     if options.save_reconstructions is not None and not options.overwrite:
         labels = [file_name(entry.label) for entries in missing for entry in entries]
         check_outputs(options.save_reconstructions, labels, labels)
-    for entries in missing:
+    for entries in missing or [[]]:  # without any, the crops are compared with those of the rows that are there
         work.add(entries)
-    if not missing:
-        work.verify()
     if not processes.main or work.evaluation is None:
         return 0
-    return _show(work.evaluation, out, as_text(work.evaluation))
+    return _show(work.evaluation, out)
 
 
-def _missing(groups: "list[list[Entry]]", rows: "list[Row]", settings: "Settings", main: bool) -> "list[list[Entry]]":
+def _missing(groups: "list[list[Entry]]", rows: "list[Row]", work: "Run") -> "list[list[Entry]]":
     """Return the rows that an earlier result does not have; say which it has, and what those lack of this run."""
-    there = {row.label: row for row in rows}
     missing = []
     for entries in groups:
-        found = [e for e in entries if e.label in there and there[e.label].model == e.autoencoder.describe()]
-        for row in (there[entry.label] for entry in found):
-            lacks = [m for m in settings.metrics.metrics if m not in row.image_metrics and m != "pooled_psnr"]
-            lacks += [e.name for e in settings.extractors if e.name not in row.distances]
-            without = f"; it was measured without {', '.join(lacks)}: take another --out for these" if lacks else ""
-            if main:
-                print(f"{row.label}: this row is there already{without}", file=sys.stderr)
-        if len(found) < len(entries):
-            missing.append([entry for entry in entries if entry not in found])
-    return missing
+        for entry in entries:
+            for row in filter(entry.same_as, rows):
+                lacks = [m for m in work.metrics.metrics if m not in row.image_metrics and m != "pooled_psnr"]
+                lacks += [extractor.name for extractor in work.extractors if extractor.name not in row.distances]
+                without = f"; it was measured without {', '.join(lacks)}: take another --out for these" if lacks else ""
+                if work.processes.main:
+                    print(f"{row.label}: this row is there already{without}", file=sys.stderr)
+        missing.append([entry for entry in entries if not any(map(entry.same_as, rows))])
+    return [entries for entries in missing if entries]
 
 
-def _limit(options: Evaluate, earlier: int | None) -> int | None:
-    """Return the number of images that are drawn; an earlier result's stays. Raises ValueError for another."""
-    if options.limit is not None and earlier is not None and options.limit != earlier:
-        raise ValueError(f"expected the --limit of the rows that are there, {earlier}, found {options.limit}")
-    return earlier if options.limit is None else options.limit
-
-
-def _show(evaluation: "Evaluation", out: Path | None, text: str) -> int:
+def _show(evaluation: "Evaluation", out: Path | None) -> int:
     """Print the table and write the page. Return the exit status: 1 if images were skipped."""
+    from ..evaluation.report import write_report
+    from ..evaluation.results import as_text
+
     skipped = [*evaluation.data["skipped"], *(b for row in evaluation.rows for b in row.model.get("broken", []))]
     for reason in skipped:
         print(f"skipped {reason}", file=sys.stderr)
-    print(text)
+    print(as_text(evaluation))
     if out is not None:
         evaluation.finished = True
         evaluation.save(out)
-        try:
-            from ..evaluation.report import write_report
-
+        with suppress(ImportError):  # it is left out, as was said
             write_report(evaluation, out)
-        except ImportError as error:
-            print(f"left out: report.html: {error}", file=sys.stderr)
     return 1 if skipped else 0
 
 
-def _earlier(options: Evaluate, processes: "Processes") -> "Evaluation | None":
-    """Return the result to add to, in the main process: of --add-to, or of an interrupted run in --out."""
+def _earlier(options: Evaluate) -> "Evaluation | None":
+    """Return the result to add to: of --add-to, or of an interrupted run in --out."""
     from ..evaluation.results import REPORT, RESULTS, Evaluation
 
-    if options.add_to is not None and (options.out is not None or options.overwrite):
-        raise ValueError("--add-to has no effect beside --out and --overwrite: give one of them")
-    if not processes.main:
-        return None
     if options.add_to is not None:
         return Evaluation.load(options.add_to)
     if options.out is None:
         return None
-    if not options.overwrite and (options.out / RESULTS).is_file():
-        evaluation = Evaluation.load(options.out)
-        if evaluation.finished:
-            raise OutputExists(
-                f"{options.out / RESULTS} exists already; pass --overwrite to replace it, or --add-to for more rows"
-            )
-        print(f"{options.out}: goes on after {len(evaluation.rows)} rows", file=sys.stderr)
-        return evaluation
-    names = [RESULTS, REPORT]
-    check_outputs(options.out, names, [] if options.overwrite else names)
-    return None
+    if options.overwrite or not (options.out / RESULTS).is_file():
+        names = [RESULTS, REPORT]
+        check_outputs(options.out, names, [] if options.overwrite else names)
+        return None
+    evaluation = Evaluation.load(options.out)
+    if evaluation.finished:
+        raise OutputExists(
+            f"{options.out / RESULTS} exists already; pass --overwrite to replace it, or --add-to for more rows"
+        )
+    print(f"{options.out}: goes on after {len(evaluation.rows)} rows", file=sys.stderr)
+    return evaluation
 
 
 def _data(
-    options: Evaluate, earlier: tuple[dict[str, object], dict[str, object]] | None
+    options: Evaluate, earlier: tuple[dict[str, Any], dict[str, Any]] | None
 ) -> tuple[list[str], "EvaluationSet", list[str]]:
     """Return the models, the crops that they are evaluated on, and the paths of these.
 
@@ -268,8 +260,8 @@ def _data(
     models, data, name = list(options.models or (DEFAULT_MODEL,)), list(options.data), options.protocol
     if earlier is not None:
         protocol, facts = earlier
-        data = data or [str(source) for source in facts["sources"]]  # type: ignore[attr-defined]
-        name = name or str(protocol["protocol"])
+        data = data or list(facts["sources"])
+        name = name or protocol["protocol"]
         if name != protocol["protocol"]:
             raise ValueError(f"expected the protocol of the rows that are there, {protocol['protocol']}, found {name}")
     elif not data:
@@ -283,14 +275,14 @@ def _data(
 
 
 class LeftOut:
-    """Leaves out what cannot be had, and says so in ``say``; or ends the command, where it was asked for."""
+    """What cannot be had: left out with a line, or an error where it was asked for and ``allow`` is False."""
 
     def __init__(self, allow: bool = False) -> None:
         self.allow = allow
         self.reasons: list[str] = []
 
     def try_for(self, load: Callable[[], T], asked: bool) -> T | None:
-        """Return what ``load`` gives, or None. Raises ValueError for what was asked for."""
+        """Return what ``load`` gives, or None if that is left out."""
         from ..evaluation.weights import MissingWeights
 
         try:
@@ -302,61 +294,52 @@ class LeftOut:
             return None
 
     def say(self) -> None:
-        """Print a line for each thing that is left out."""
+        """Print what is left out."""
         for reason in self.reasons:
             print(f"left out: {reason}", file=sys.stderr)
-
-
-def _check_report() -> None:
-    from ..evaluation.report import check_report
-
-    check_report()
 
 
 def _groups(
     options: Evaluate, models: Sequence[str], evaluation_set: "EvaluationSet", device: torch.device
 ) -> "list[list[Entry]]":
     """Return the rows of each model: one for each precision, number of steps and level of noise."""
-    from ..evaluation.autoencoders import JPEG_AUTO, Jpeg, check_encoder_attached, load_autoencoder
+    from ..evaluation.autoencoders import JPEG_AUTO, Autoencoder, check_encoder_attached, load_autoencoder
     from ..evaluation.run import Entry
     from ..evaluation.saved_images import SavedImages, images_path
 
-    protocol = evaluation_set.protocol
-    dtypes, steps, noises = _dtypes(options), _numbers("steps", options.steps, int), _levels(options)
+    protocol, dtypes = evaluation_set.protocol, _dtypes(options)
+    steps = _numbers("steps", options.steps, int)
+    noises = list(dict.fromkeys([0.0, *_numbers("latent-noise", options.latent_noise, float)]))
     groups: list[list[Entry]] = []
     for name in models:
         if (path := images_path(name)) is not None:
             groups.append([Entry(SavedImages(path, evaluation_set.source, protocol))])
             continue
         if name == JPEG_AUTO:
-            groups.append([Entry(Jpeg(_bytes_of_first(groups, protocol), device))])
-            continue
-        autoencoders = [load_autoencoder(model_of_run(name), device, dtype, options.encoder) for dtype in dtypes]
-        first = autoencoders[0]
-        if first.describe()["dtype"] == "uint8":  # no network: nothing to choose
+            name = f"jpeg:{_bytes_of_first(groups, protocol)}"
+        name = model_of_run(name)
+        first = load_autoencoder(name, device, dtypes[0], options.encoder)
+        if first.dtype == torch.uint8:  # no network: nothing to choose
             groups.append([Entry(first)])
             continue
+        others = [load_autoencoder(name, device, dtype, options.encoder) for dtype in dtypes[1:]]
         choices = (steps if first.steps is not None else ()) or (None,)
-        entries = []
-        for noise in noises:
-            for autoencoder in autoencoders:
-                for number in choices:
-                    autoencoder.check_steps(number)
-                    entries.append(Entry(autoencoder, number, None if autoencoder is first else first, noise))
-        groups.append(entries)
-    if options.encoder is not None:
-        taken = (entry.autoencoder for entries in groups for entry in entries)
-        check_encoder_attached([a for a in taken if not isinstance(a, SavedImages)], options.encoder)
+        for number in choices:
+            first.check_steps(number)
+        precisions = [(first, None), *((other, first) for other in others)]
+        groups.append([Entry(a, n, encoder, noise) for noise in noises for a, encoder in precisions for n in choices])
+    networks = (entry.autoencoder for entries in groups for entry in entries)
+    check_encoder_attached([a for a in networks if isinstance(a, Autoencoder)], options.encoder)
     return groups
 
 
 def _bytes_of_first(groups: "list[list[Entry]]", protocol: "Protocol") -> int:
-    from ..evaluation.autoencoders import JPEG_AUTO
-    from ..evaluation.saved_images import SavedImages
+    """Return how many bytes the first model's latent of a crop has."""
+    from ..evaluation.autoencoders import Autoencoder
 
     first = groups[0][0].autoencoder if groups else None
-    if first is None or isinstance(first, SavedImages) or not protocol.square:
-        raise ValueError(f"{JPEG_AUTO} takes the bytes of the model before it, on square crops: give jpeg:BYTES")
+    if not isinstance(first, Autoencoder) or not protocol.square:
+        raise ValueError("jpeg:auto takes the bytes of the model before it, on square crops: give jpeg:BYTES")
     return first.latent_bytes(first.encode(torch.zeros(1, 3, protocol.size, protocol.size)))[0]
 
 
@@ -365,10 +348,6 @@ def _dtypes(options: Evaluate) -> list[torch.dtype]:
     if unknown := [part for part in parts if part not in DTYPES]:
         raise ValueError(f"expected --dtype of {', '.join(DTYPES)}, or several like fp32,bf16, found {unknown[0]!r}")
     return [DTYPES[part] for part in dict.fromkeys(parts)]
-
-
-def _levels(options: Evaluate) -> list[float]:
-    return list(dict.fromkeys([0.0, *_numbers("latent-noise", options.latent_noise, float)]))
 
 
 def _numbers(option: str, text: str, kind: Callable[[str], T]) -> list[T]:
@@ -384,23 +363,25 @@ def _numbers(option: str, text: str, kind: Callable[[str], T]) -> list[T]:
 
 
 def _metrics(options: Evaluate, device: torch.device, left_out: LeftOut) -> "list[Metric]":
-    from ..evaluation.metrics import dreamsim_metric, lpips_metric, own_metric
+    from ..evaluation.dreamsim import dreamsim_metric
+    from ..evaluation.metrics import lpips_metric, own_metric
 
-    found = [
-        left_out.try_for(lambda network=network: lpips_metric(network, device), asked=options.lpips is not None)  # type: ignore[misc]
+    asked = options.lpips is not None
+    metrics = [
+        left_out.try_for(lambda network=network: lpips_metric(network, device), asked)  # type: ignore[misc]
         for network in (_LPIPS if options.lpips is None else options.lpips)
     ]
     if options.dreamsim:
-        found.append(left_out.try_for(lambda: dreamsim_metric(device), asked=True))
-    return [metric for metric in found if metric is not None] + [own_metric(spec, device) for spec in options.metrics]
+        metrics.append(left_out.try_for(lambda: dreamsim_metric(device), asked=True))
+    return [metric for metric in metrics if metric is not None] + [own_metric(spec, device) for spec in options.metrics]
 
 
 def load_extractors(names: Sequence[str] | None, device: torch.device, left_out: LeftOut) -> "list[Extractor]":
     """Return the extractors of these names, or those of the default whose weights can be had."""
     from ..evaluation.features import load_extractor
 
-    found = [
+    extractors = [
         left_out.try_for(lambda name=name: load_extractor(name, device), asked=names is not None)  # type: ignore[misc]
         for name in (_EXTRACTORS if names is None else names)
     ]
-    return [extractor for extractor in found if extractor is not None]
+    return [extractor for extractor in extractors if extractor is not None]

@@ -8,6 +8,7 @@ import itertools
 import math
 import re
 from abc import ABC, abstractmethod
+from bisect import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,7 +46,6 @@ class Autoencoder(ABC):
     kind: str  # class or format
     source: str  # where it came from
     sha256: dict[str, str] = {}  # digest of each file of weights, by file name
-    device: torch.device
     dtype: torch.dtype = torch.uint8  # of the networks; uint8 without any
     spatial_factor: int  # f; H and W of images are multiples of it
     latent_rule: str  # shape or size of the latent of an image H x W, in words
@@ -57,14 +57,15 @@ class Autoencoder(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Return the attributes that identify the autoencoder, as JSON types."""
-        return {
+        described = {
             "kind": self.kind,
             "source": self.source,
             "dtype": str(self.dtype).removeprefix("torch."),
             "steps": self.steps,
             "sha256": self.sha256,
             "latent": self.latent_rule,
-        } | ({} if self.encoder is None else {"encoder": self.encoder})
+        }
+        return described if self.encoder is None else described | {"encoder": self.encoder}
 
     @abstractmethod
     def encode(self, images: Tensor) -> Any:
@@ -86,17 +87,8 @@ class Autoencoder(ABC):
 
     def check_steps(self, steps: int | None) -> None:
         """Raise ValueError unless the decoder can take this number of steps; None is its default."""
-        if steps is None:
-            return
-        if self.steps is None:
-            expected = "no number of decoding steps, for it has none to count"
-        elif steps < 1:
-            expected = "at least 1 decoding step"
-        elif self.only_steps not in (None, steps):
-            expected = f"{self.only_steps} decoding steps, no other number"
-        else:
-            return
-        raise ValueError(f"{self.name}: expected {expected}, found {steps}")
+        if steps is not None and self.only_steps not in (None, steps):
+            raise ValueError(f"{self.name}: expected {self.only_steps} decoding steps, no other number, found {steps}")
 
     def noise(self, latent: Any, seed: int, numbers: Sequence[int]) -> Any:
         """Draw the noise of one call of ``decode``; return None if the decoder is deterministic.
@@ -110,11 +102,11 @@ class Autoencoder(ABC):
         return None
 
     def _check_images(self, images: Tensor) -> None:
-        shape, f = tuple(images.shape), self.spatial_factor
-        if len(shape) != 4 or shape[1] != 3 or shape[2] % f or shape[3] % f or 0 in shape:
+        height, width = images.shape[2:]
+        if height % self.spatial_factor or width % self.spatial_factor:
             raise ValueError(
-                f"{self.name}: expected images (B, 3, H, W) with H and W multiples of {f}, found {shape}; "
-                "crop them first"
+                f"{self.name}: expected images with sides that are multiples of {self.spatial_factor}, found "
+                f"{height} x {width}; crop them first"
             )
 
 
@@ -142,20 +134,19 @@ def load_autoencoder(
         encoder: encoder for an AutoencoderSSDD without one; others ignore it.
 
     Raises:
-        ValueError, CheckpointError, OSError, ImportError: with one line; ValueError also for ``JPEG_AUTO``, which is
-            left to the caller.
+        ValueError, CheckpointError, OSError, ImportError: with one line.
     """
-    device, path = torch.device(device), Path(name)
+    path = Path(name)
     if not path.exists() and (match := re.fullmatch(r"(jpeg|bicubic):(.*)", name)):
-        return _load_baseline(name, match[1], match[2], device)
+        return _load_baseline(name, match[1], match[2])
     if not path.exists() and (match := re.fullmatch(OWN_CODE, name)):
-        return OwnCode(name, match[1], match[2], device, dtype)
+        return OwnCode(name, match[1], match[2], torch.device(device), dtype)
     if not path.is_dir() and name.endswith((".pth", ".pt", ".ckpt", ".bin", ".pkl")):
         raise CheckpointError(
             f"{name}: expected a model folder or a .safetensors file, found the name of a pickle, which can run code "
             "and is never loaded: load it in code of yours with encode() and decode() and name that file.py:NAME"
         )
-    return _load_saved(name, device, dtype, encoder)
+    return _load_saved(name, torch.device(device), dtype, encoder)
 
 
 def check_encoder_attached(autoencoders: Iterable[Autoencoder], encoder: str | None) -> None:
@@ -170,8 +161,9 @@ def check_encoder_attached(autoencoders: Iterable[Autoencoder], encoder: str | N
 
 
 class Network(Autoencoder):
-    """Check shapes and dtypes and count FLOPs around ``_encode`` and ``_decode`` of a subclass."""
+    """Move tensors and count FLOPs around ``_encode`` and ``_decode`` of a subclass."""
 
+    device: torch.device
     latent_channels: int
 
     @abstractmethod
@@ -185,19 +177,20 @@ class Network(Autoencoder):
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
         self._check_images(images)
-        z = self._encode(images.to(self.device, self.dtype))
-        grid = [side // self.spatial_factor for side in images.shape[2:]]
-        return self._checked("a latent", z, (len(images), self.latent_channels, *grid))
+        return self._encode(images.to(self.device, self.dtype))
 
     @torch.inference_mode()
     def decode(self, latent: Tensor, steps: int | None = None, noise: Any = None) -> Tensor:
-        self.check_steps(steps)
-        self._checked("a latent", latent, (len(latent), self.latent_channels, *latent.shape[2:4]))
         if noise is None:
             noise = self.noise(latent, 0, range(len(latent)))
         images = self._decode(latent.to(self.device, self.dtype), self.steps if steps is None else steps, noise)
-        size = [side * self.spatial_factor for side in latent.shape[2:]]
-        return self._checked("images", images, (len(latent), 3, *size)).float()
+        height, width = (side * self.spatial_factor for side in latent.shape[2:])
+        if images.shape != (len(latent), 3, height, width):
+            raise ValueError(
+                f"{self.name}: expected images {(len(latent), 3, height, width)} from decode, found "
+                f"{tuple(images.shape)}"
+            )
+        return images.float()
 
     def latent_bytes(self, latent: Tensor) -> list[int]:
         return [z.numel() * 2 for z in latent]
@@ -208,13 +201,6 @@ class Network(Autoencoder):
         with FlopCounterMode(display=False) as decoding:
             self.decode(latent, steps)
         return encoding.get_total_flops(), decoding.get_total_flops()
-
-    def _checked(self, what: str, found: Any, expected: tuple[int, ...]) -> Tensor:
-        """Return the tensor; raise ValueError if it is not a floating-point one of the expected shape."""
-        if isinstance(found, Tensor) and found.shape == expected and len(expected) == 4 and found.is_floating_point():
-            return found
-        shown = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"{self.name}: expected {what} {expected} of floating-point numbers, found {shown}")
 
 
 @dataclass(frozen=True)
@@ -264,20 +250,16 @@ class PretrainedAutoencoder(Network):
         self.only_steps = self.interface.only_steps
         self.steps = model.config["num_inference_steps"] if self.kind == "AutoencoderSSDD" else self.only_steps
         self.only_side: int | None = getattr(model, "decoder_image_size", None)  # AutoencoderRAE has one size alone
-        self.latent_channels, self.spatial_factor = c, f = self._latent_shape(self.only_side or 128)
-        self.latent_rule = f"({c}, H/{f}, W/{f})"
-
-    @torch.inference_mode()
-    def _latent_shape(self, side: int) -> tuple[int, int]:
-        """Return latent channels and spatial factor."""
+        self.spatial_factor, side = 1, self.only_side or 128
         try:
-            z = self._encode(torch.full((1, 3, side, side), -1.0, dtype=self.dtype, device=self.device))
-            return z.shape[1], side // z.shape[2]
+            z = self.encode(torch.full((1, 3, side, side), -1.0))
+            self.latent_channels, self.spatial_factor = z.shape[1], side // z.shape[2]
         except Exception as error:  # whatever diffusers makes of an unusual config
             raise CheckpointError(
-                f"{self.name}: expected an {self.kind} that encodes an image of {side} x {side} pixels, "
+                f"{name}: expected an {self.kind} that encodes an image of {side} x {side} pixels, "
                 f"found {one_line(error)[:400]}"
             ) from error
+        self.latent_rule = f"({self.latent_channels}, H/{self.spatial_factor}, W/{self.spatial_factor})"
 
     def noise(self, latent: Tensor, seed: int, numbers: Sequence[int]) -> Any:
         if self.interface.noise is None:
@@ -296,10 +278,11 @@ class PretrainedAutoencoder(Network):
 
     def _check_images(self, images: Tensor) -> None:
         super()._check_images(images)
-        if self.only_side is not None and tuple(images.shape[2:]) != (self.only_side, self.only_side):
+        height, width = images.shape[2:]
+        if self.only_side not in (None, height) or self.only_side not in (None, width):
             raise ValueError(
                 f"{self.name}: expected images of {self.only_side} x {self.only_side} pixels, the only size that it "
-                f"decodes to, found {tuple(images.shape)}; crop them first"
+                f"decodes to, found {height} x {width}; crop them first"
             )
 
     def _encode(self, x: Tensor) -> Tensor:
@@ -332,11 +315,6 @@ class OwnCode(Network):
     def __init__(self, typed: str, path: str, attribute: str, device: torch.device, dtype: torch.dtype) -> None:
         own = load_own(typed, path, attribute)
         self.foreign = ForeignEncoder(own, typed).cast(dtype).to(device)
-        if not callable(getattr(own, "decode", None)):
-            raise ValueError(
-                f"{typed}: expected an object with decode(z) besides encode(x), found {type(own).__name__} without it: "
-                "give it one that makes images (B, 3, H, W) in [-1, 1] of the latent"
-            )
         file = Path(path)
         self.name, self.kind, self.source = f"{file.name}:{attribute}", type(own).__name__, typed
         self.sha256 = {file.name: sha256(file)} if path.endswith(".py") else {}
@@ -351,8 +329,8 @@ class OwnCode(Network):
             self.decode(self.encode(torch.zeros(1, 3, side, side)))
         except Exception as error:  # whatever the user's code raises
             raise ValueError(
-                f"{typed}: expected code that encodes and decodes an image of {side} x {side} pixels, "
-                f"found {one_line(error)}"
+                f"{typed}: expected code with encode(x) and decode(z) that encodes and decodes an image of "
+                f"{side} x {side} pixels, found {one_line(error)}"
             ) from error
 
     def _encode(self, x: Tensor) -> Tensor:
@@ -525,6 +503,13 @@ def _quiet() -> Iterator[None]:
 # ---- baselines without a network -------------------------------------------------------------------------------------
 
 
+def _load_baseline(name: str, kind: str, number: str) -> Autoencoder:
+    if not re.fullmatch(r"[1-9]\d{0,8}", number, re.ASCII):
+        unit = "BYTES, of a file" if kind == "jpeg" else "FACTOR, of the sides"
+        raise ValueError(f"{name}: expected {kind}:{unit}, a positive whole number, found {number!r}")
+    return Jpeg(int(number)) if kind == "jpeg" else Bicubic(int(number))
+
+
 class Jpeg(Autoencoder):
     """JPEG files of at most ``budget`` bytes each, at the best quality from 1 to 95 that a binary search finds.
 
@@ -534,38 +519,30 @@ class Jpeg(Autoencoder):
 
     _BEST_QUALITY = 95  # Pillow's advice: above it files grow and pictures do not get better
 
-    def __init__(self, budget: int, device: torch.device | str = "cpu") -> None:
-        self.budget, self.device = budget, torch.device(device)
-        self.name, self.kind, self.spatial_factor = f"jpeg@{budget}B", "JPEG", 1
+    def __init__(self, budget: int) -> None:
+        self.budget, self.name, self.kind, self.spatial_factor = budget, f"jpeg@{budget}B", "JPEG", 1
         self.latent_rule = f"a file of at most {budget} bytes, quality 1 to {self._BEST_QUALITY}, 4:2:0"
         library = "libjpeg-turbo" if features.check_feature("libjpeg_turbo") else "libjpeg"
         self.source = f"Pillow {Image.__version__}, {library} {features.version_codec('jpg')}"
 
     def encode(self, images: Tensor) -> list[bytes]:
-        self._check_images(images)
-        return [self._file(pixels) for pixels in tensor_to_image(images)]
+        return [self._file(Image.fromarray(pixels)) for pixels in tensor_to_image(images)]
 
-    def _file(self, pixels: Pixels) -> bytes:
-        picture, best, file = Image.fromarray(pixels), b"", b""
-        low, high = 1, self._BEST_QUALITY
-        while low <= high:
-            quality = (low + high) // 2
+    def _file(self, picture: Image.Image) -> bytes:
+        def file(quality: int) -> bytes:
             stream = io.BytesIO()
             picture.save(stream, "JPEG", quality=quality)
-            file = stream.getvalue()
-            if len(file) <= self.budget:
-                best, low = file, quality + 1
-            else:
-                high = quality - 1
-        return best or file  # where none fits, the last one is that of quality 1
+            return stream.getvalue()
+
+        too_large = bisect(range(1, self._BEST_QUALITY + 1), self.budget, key=lambda quality: len(file(quality)))
+        return file(max(1, too_large))
 
     def decode(self, latent: list[bytes], steps: int | None = None, noise: Any = None) -> Tensor:
-        self.check_steps(steps)
         images = [image_to_tensor(np.asarray(Image.open(io.BytesIO(file), formats=["JPEG"]))) for file in latent]
-        for image, file in zip(images, latent, strict=True):
-            if len(file) > self.budget:
+        for image, size in zip(images, self.latent_bytes(latent), strict=True):
+            if not size:
                 image.fill_(math.nan)
-        return torch.stack(images).to(self.device)
+        return torch.stack(images)
 
     def latent_bytes(self, latent: list[bytes]) -> list[int]:
         return [len(file) if len(file) <= self.budget else 0 for file in latent]
@@ -577,10 +554,9 @@ class Bicubic(Autoencoder):
     A latent is uint8 (B, h, w, 3).
     """
 
-    def __init__(self, factor: int, device: torch.device | str = "cpu") -> None:
-        self.spatial_factor, self.device = factor, torch.device(device)
-        self.name, self.kind, self.source = f"bicubic:{factor}", "bicubic", f"Pillow {Image.__version__}"
-        self.latent_rule = f"(3, H/{factor}, W/{factor}) of 8 bits"
+    def __init__(self, factor: int) -> None:
+        self.spatial_factor, self.name, self.kind = factor, f"bicubic:{factor}", "bicubic"
+        self.source, self.latent_rule = f"Pillow {Image.__version__}", f"(3, H/{factor}, W/{factor}) of 8 bits"
 
     def encode(self, images: Tensor) -> Pixels:
         self._check_images(images)
@@ -588,9 +564,8 @@ class Bicubic(Autoencoder):
         return _resize(tensor_to_image(images), height, width)
 
     def decode(self, latent: Pixels, steps: int | None = None, noise: Any = None) -> Tensor:
-        self.check_steps(steps)
         height, width = (side * self.spatial_factor for side in latent.shape[1:3])
-        return torch.stack([image_to_tensor(image) for image in _resize(latent, height, width)]).to(self.device)
+        return torch.stack([image_to_tensor(image) for image in _resize(latent, height, width)])
 
     def latent_bytes(self, latent: Pixels) -> list[int]:
         return [image.nbytes for image in latent]
@@ -599,12 +574,3 @@ class Bicubic(Autoencoder):
 def _resize(images: Pixels, height: int, width: int) -> Pixels:
     resized = [Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC) for image in images]
     return np.stack([np.asarray(image) for image in resized])
-
-
-def _load_baseline(name: str, kind: str, number: str, device: torch.device) -> Autoencoder:
-    if name == JPEG_AUTO:
-        raise ValueError(f"{name}: expected another model to take the bytes of, found none; give them: jpeg:BYTES")
-    if not re.fullmatch(r"[1-9]\d{0,8}", number, re.ASCII):
-        unit = "BYTES, of a file, or jpeg:auto" if kind == "jpeg" else "FACTOR, of the sides"
-        raise ValueError(f"{name}: expected {kind}:{unit}, a positive whole number, found {number!r}")
-    return Jpeg(int(number), device) if kind == "jpeg" else Bicubic(int(number), device)

@@ -10,13 +10,10 @@ Shapes: B features in a batch, N and M features of two sets, D width of a featur
 import copy
 import os
 from collections.abc import Sequence
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -64,12 +61,7 @@ class FeatureSet:
 
     @property
     def subset(self) -> Tensor:
-        """Features of the subset in order of the crops' numbers, float32 (n, D)."""
-        numbers, features = self._compact()
-        return _rows(features, np.argsort(numbers))
-
-    def hashed(self) -> Tensor:
-        """Return the features of the subset in order of the hashes: the first n are the subset of size n."""
+        """Features of the subset in order of the hashes, float32 (n, D): the first m are the subset of size m."""
         return self._compact()[1]
 
     def _compact(self) -> tuple[np.ndarray, Tensor]:
@@ -83,18 +75,18 @@ class FeatureSet:
                 self._largest = int(_hash(numbers[chosen[-1:]])[0])
         return self._kept[0]
 
-    def reduce(self, processes: Processes | None) -> "FeatureSet | None":
-        """Return the features of all processes in the main one, None in the others; all of them must call it."""
-        if processes is None or processes.count == 1:
+    def reduce(self, processes: Processes) -> "FeatureSet":
+        """Return the features of all processes in the main one; all of them must call it."""
+        if processes.count == 1:
             return self
         numbers, features = self._compact()
         result = copy.copy(self)
         result._kept = [(n, f.to(features.device)) for n, f in gather((numbers, features.cpu()))]
         result.statistics = self.statistics.reduce()
-        return result if processes.main else None
+        return result
 
-    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
-        """Write a safetensors file, complete or not at all. Raises OutputExists or OSError."""
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file, complete or not at all, in place of an earlier one."""
         statistics, (numbers, features) = self.statistics, self._compact()
         tensors = {
             "count": torch.tensor(statistics.count),
@@ -103,29 +95,22 @@ class FeatureSet:
             "subset": features.cpu(),
             "numbers": torch.from_numpy(numbers),
         }
-        with atomic_path(path, overwrite) as temporary:
+        with atomic_path(path, overwrite=True) as temporary:
             save_file(tensors, temporary, {**self.extra, "extractor": statistics.extractor})
             share(temporary)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> "FeatureSet":
-        """Read what ``save`` wrote. Raises OSError, or ValueError with one line for another file."""
-        Path(path).stat()  # names a missing file in the usual error
-        try:
-            with safe_open(path, "pt") as file:
-                tensors = {key: file.get_tensor(key) for key in ("count", "mean", "scatter", "subset", "numbers")}
-                extra = dict(file.metadata() or {})
-        except SafetensorError as error:
-            raise ValueError(f"{path} has no features of a set ({error})".replace("\n", " ")) from error
-        origin: Any = SimpleNamespace(
-            width=len(tensors["mean"]), device=torch.device(device), identity=extra.pop("extractor", "")
-        )
-        result = cls(origin)
-        result.extra = extra
-        result.statistics.count = int(tensors["count"])
-        result.statistics.mean = tensors["mean"].to(device)
-        result.statistics.scatter = tensors["scatter"].to(device)
-        result._kept.append((tensors["numbers"].numpy(), tensors["subset"].to(device)))
+    def load(cls, path: str | os.PathLike[str], extractor: Extractor) -> "FeatureSet":
+        """Read what ``save`` wrote of an extractor's features."""
+        result = cls(extractor)
+        statistics, device = result.statistics, extractor.device
+        with safe_open(path, "pt") as file:
+            result.extra = dict(file.metadata())
+            statistics.extractor = result.extra.pop("extractor")
+            statistics.count = int(file.get_tensor("count"))
+            statistics.mean = file.get_tensor("mean").to(device)
+            statistics.scatter = file.get_tensor("scatter").to(device)
+            result._kept.append((file.get_tensor("numbers").numpy(), file.get_tensor("subset").to(device)))
         return result
 
 
@@ -134,14 +119,15 @@ def read_statistics(path: str | os.PathLike[str], extractor: Extractor) -> Featu
 
     Args:
         path: an ``.npz`` with ``mu`` (D,) and ``sigma`` (D, D), as guided-diffusion and torch-fidelity have it.
-        extractor: by which the features were computed.
+        extractor: network that the features are of.
 
-    Raises ValueError with one line for another file.
+    Raises:
+        OSError, ValueError: with one line for another file.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
             mean, covariance = (torch.from_numpy(np.asarray(arrays[name], np.float64)) for name in ("mu", "sigma"))
-    except FileNotFoundError:
+    except OSError:
         raise
     except Exception as error:  # whatever another file leads to
         raise ValueError(f"{path}: expected an .npz with mu and sigma, found {first_line(error)}") from error
@@ -187,19 +173,19 @@ def set_distances(real: FeatureSet, fake: FeatureSet, neighbors: int = 5) -> dic
     Raises:
         ValueError: the features are of two extractors.
     """
-    x, y = real.hashed(), fake.hashed()
-    subset = min(len(x), len(y))
-    size = min(KID_SUBSET_SIZE, subset)
     result: dict[str, float] = {"count": min(real.statistics.count, fake.statistics.count)}
     if result["count"] < 2:
         return result
     result["frechet"] = frechet_distance(real.statistics, fake.statistics)
+    x, y = real.subset, fake.subset
+    subset = min(len(x), len(y))
     if subset < 2:  # of one set mean and covariance are all that is known
         return result
-    result |= {"subset": subset, "kid_subsets": KID_SUBSETS, "kid_subset_size": size, "neighbors": neighbors}
     x = x[:subset].double()
     y = y[:subset].to(x)
+    size = min(KID_SUBSET_SIZE, subset)
     kid = kernel_distances(x, y, KID_SUBSETS, size)
+    result |= {"subset": subset, "kid_subsets": KID_SUBSETS, "kid_subset_size": size, "neighbors": neighbors}
     result |= {"kid": float(kid.mean()), "kid_standard_error": float(kid.std()) / KID_SUBSETS**0.5}
     if CLIP_FEATURES in real.statistics.extractor:
         result["cmmd"] = cmmd(x, y)

@@ -15,17 +15,17 @@ from PIL import Image
 from torch import Tensor
 
 from .features import full_precision
+from .metrics import Metric
 from .weights import MissingWeights, check_tensors, first_line, sha256
 
 _RELEASE = "https://github.com/ssundaram21/dreamsim/releases/download/v0.2.0-checkpoints"
 _ENSEMBLE = f"{_RELEASE}/dreamsim_ensemble_checkpoint.zip"
 _DINO = "https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth"
-_ADAPTER = "ensemble_lora/adapter_model.safetensors"
 FILES = {
     "dino_vitb16_pretrain.pth": _ENSEMBLE,
     "clip_vitb16_pretrain.pth.tar": _ENSEMBLE,
     "open_clip_vitb16_pretrain.pth.tar": _ENSEMBLE,
-    _ADAPTER: _ENSEMBLE,
+    "ensemble_lora/adapter_model.safetensors": _ENSEMBLE,
     "ensemble_lora/adapter_config.json": _ENSEMBLE,
     "checkpoints/dino_vitbase16_pretrain.pth": _DINO,
     "facebookresearch_dino_main/hubconf.py": "https://github.com/facebookresearch/dino",
@@ -37,9 +37,8 @@ class DreamSim:
     """Calls the package's model; ``load_dreamsim`` makes it.
 
     Attributes:
-        name: name of the model.
+        model, preprocess: what the package gives.
         sha256: SHA-256 of all files of weights, in hexadecimal.
-        preprocessing: one line for reports.
     """
 
     name = "dreamsim-ensemble"
@@ -64,6 +63,13 @@ class DreamSim:
         return distance.reshape(len(original)).double().clamp_min(0).cpu().numpy()  # rounding is below 0
 
 
+def dreamsim_metric(device: torch.device | str = "cpu") -> Metric:
+    """Return DreamSim as an image metric. Raises MissingWeights or ImportError."""
+    net = load_dreamsim(device)
+    description = f"{net.name}: {net.preprocessing}; sha256 {net.sha256[:16]}"
+    return Metric("dreamsim", "DreamSim", 3, "lower", description, lambda p: net(p.original, p.reconstruction))
+
+
 def load_dreamsim(device: torch.device | str = "cpu") -> DreamSim:
     """Return DreamSim; its files are read with ``weights_only=True`` before the package may unpickle them.
 
@@ -77,7 +83,12 @@ def load_dreamsim(device: torch.device | str = "cpu") -> DreamSim:
         raise ImportError(f"DreamSim needs its package: pip install 'ssdd[dreamsim]' ({first_line(error)})") from error
     hub, device = torch.hub.get_dir(), torch.device(device)
     folder = Path(hub) / "dreamsim"
-    digest = sha256(*_checked_weights(folder))
+    paths = {folder / name: url for name, url in FILES.items()}
+    for path, url in paths.items():
+        if not path.is_file():
+            raise MissingWeights(f"{DreamSim.name} needs {path}, which is missing; get it from {url}")
+        if path.suffix in (".pth", ".tar"):
+            check_tensors(DreamSim.name, path, url)
     options = {"pretrained": True, "cache_dir": str(folder), "dreamsim_type": "ensemble", "normalize_embeds": True}
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints about its cache
@@ -88,18 +99,5 @@ def load_dreamsim(device: torch.device | str = "cpu") -> DreamSim:
         ) from error
     finally:
         torch.hub.set_dir(hub)  # the package moves it to its own folder: all other networks would be looked for there
+    digest = sha256(*(path for path in paths if path.suffix not in (".json", ".py")))
     return DreamSim(model.eval().requires_grad_(False), preprocess, digest, device)
-
-
-def _checked_weights(folder: Path) -> list[Path]:
-    """Return the files of weights after making sure that none can run code. Raises MissingWeights."""
-    paths = {folder / name: url for name, url in FILES.items()}
-    pickled = (folder / _ADAPTER).with_suffix(".bin")
-    if pickled.is_file() and not (folder / _ADAPTER).is_file():  # safetensors are read first
-        paths[pickled] = paths.pop(folder / _ADAPTER)
-    for path, url in paths.items():
-        if not path.is_file():
-            raise MissingWeights(f"{DreamSim.name} needs {path}, which is missing; get it from {url}")
-        if path.suffix in (".pth", ".tar", ".bin"):
-            check_tensors(DreamSim.name, path, url)
-    return [path for path in paths if path.suffix not in (".json", ".py")]

@@ -8,14 +8,13 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ..data.images import printable
-from .metrics import ARROWS, SET_METRICS, Metric, ordered
-from .results import Estimate, Evaluation, Row, ranked, ranking_metric, set_heading
+from .metrics import ARROWS, Metric
+from .results import UNKNOWN, Evaluation, Row, ranked, ranking_metric, set_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,54 +34,8 @@ _STYLE = {
     "legend.fontsize": 9,
 }
 
-
 MANY_CROPS = 5000
 """Crops from which a Fréchet distance says more of the images than of their number."""
-
-
-# ---- the numbers of a row --------------------------------------------------------------------------------------------
-
-
-def set_metrics(extractor: Mapping[str, Any]) -> list[Metric]:
-    """Return the distances of sets on an extractor's features, named as in ``row_estimates``, the Fréchet one first."""
-    return [
-        replace(metric, name=f"{extractor['name']}/{name}", heading=set_heading(extractor, metric))
-        for name, metric in SET_METRICS.items()
-    ]
-
-
-def row_estimates(row: Row) -> dict[str, Estimate]:
-    """Return a row's image metrics by name, and its distances of sets by ``extractor/name``."""
-    distances = {f"{extractor}/{name}": v for extractor, found in row.distances.items() for name, v in found.items()}
-    return row.image_metrics | without_intervals(distances)
-
-
-def without_intervals(values: Mapping[str, float | None]) -> dict[str, Estimate]:
-    """Return estimates that have only a mean, of the values that are known."""
-    return {name: Estimate(v, math.nan, math.nan, 0, 0) for name, v in values.items() if v is not None}
-
-
-def headline(evaluation: Evaluation) -> Metric:
-    """Return the metric that stands for quality: of many crops a Fréchet distance, else LPIPS, else PSNR."""
-    for extractor in evaluation.extractors if len(evaluation.crops) >= MANY_CROPS else ():
-        frechet = set_metrics(extractor)[0]
-        if np.isfinite(_estimates(evaluation.rows, frechet)[0]).all():
-            return frechet
-    metric = ranking_metric(evaluation)
-    return evaluation.metrics["pooled_psnr"] if metric.name == "mse" else metric
-
-
-def number_of_tokens(row: Row) -> int | None:
-    """Return h * w of the row's latents (c, h, w); None where they have no such shape."""
-    shape = row.latent_shape
-    return shape[1] * shape[2] if shape and len(shape) == 3 else None
-
-
-def _estimates(rows: Sequence[Row], metric: Metric) -> np.ndarray:
-    """Return mean, low and high of each row as (3, rows), NaN where a row has none."""
-    unknown = Estimate(math.nan, math.nan, math.nan, 0, 0)
-    estimates = [row_estimates(row).get(metric.name, unknown) for row in rows]
-    return np.array([(e.mean, e.low, e.high) for e in estimates]).reshape(-1, 3).T
 
 
 # ---- matplotlib ------------------------------------------------------------------------------------------------------
@@ -152,24 +105,29 @@ def binary_scale(axes: "Axes") -> None:
         axes.xaxis.set_major_formatter("{x:g}")
 
 
-def _title(metric: Metric) -> str:
-    return plain_label(f"{metric.heading} {ARROWS[metric.better]}")
-
-
 # ---- the figures: None where an evaluation has nothing for one to show -----------------------------------------------
+
+
+def headline(evaluation: Evaluation) -> Metric:
+    """Return the metric that stands for quality: of many crops a Fréchet distance, else LPIPS, else PSNR."""
+    for extractor in evaluation.extractors if len(evaluation.crops) >= MANY_CROPS else ():
+        frechet = set_metrics(extractor)[0]
+        if np.isfinite(_estimates(evaluation.rows, frechet)[0]).all():
+            return frechet
+    metric = ranking_metric(evaluation)
+    return evaluation.metrics["pooled_psnr"] if metric.name == "mse" else metric
 
 
 def draw_figures(evaluation: Evaluation) -> dict[str, bytes]:
     """Return SVG files by name: the figures that the evaluation has something for."""
-    draw = {
-        "speed-quality": speed_and_quality,
-        "step-sweep": step_sweep,
-        "spectrum": spectrum,
-        "compression": compression,
-        "sorted-crops": sorted_crops,
-    }
     with figure_style():
-        figures = {name: function(evaluation) for name, function in draw.items()}
+        figures = {
+            "speed-quality": speed_and_quality(evaluation),
+            "step-sweep": step_sweep(evaluation),
+            "spectrum": spectrum(evaluation),
+            "compression": compression(evaluation),
+            "sorted-crops": sorted_crops(evaluation),
+        }
         return {name: save_figure(figure, "svg") for name, figure in figures.items() if figure is not None}
 
 
@@ -182,13 +140,15 @@ def speed_and_quality(evaluation: Evaluation) -> "Figure | None":
 def compression(evaluation: Evaluation) -> "Figure | None":
     """Plot the headline metric against the size of the latent, where sizes differ."""
     x_axes: dict[str, list[float | None]] = {
-        "tokens of a latent, h × w": [number_of_tokens(row) for row in evaluation.rows],
+        "tokens of a latent, h × w": [row.tokens for row in evaluation.rows],
         "bits a pixel of the latent or file": [row.costs.get("bits_per_pixel") for row in evaluation.rows],
     }
     return _quality_against(evaluation, x_axes, least=2)
 
 
-def _quality_against(evaluation: Evaluation, x_axes: Mapping[str, list[float | None]], least: int) -> "Figure | None":
+def _quality_against(
+    evaluation: Evaluation, x_axes: Mapping[str, Sequence[float | None]], least: int
+) -> "Figure | None":
     """Plot the headline metric against each x that has so many different values; join the points of one model."""
     rows, styles, quality = evaluation.rows, _styles(evaluation.rows), headline(evaluation)
     means, _, _ = _estimates(rows, quality)
@@ -197,8 +157,7 @@ def _quality_against(evaluation: Evaluation, x_axes: Mapping[str, list[float | N
     if not panels:
         return None
     figure = new_figure(3.4 * len(panels))
-    for place, (name, x) in enumerate(panels.items(), start=1):
-        axes = figure.add_subplot(len(panels), 1, place)
+    for axes, (name, x) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
         points = {row.label: (x[i], means[i]) for i, row in enumerate(rows)}
         for model in _by_model(rows):
             line = np.array(sorted(points[row.label] for row in model))
@@ -216,8 +175,7 @@ def step_sweep(evaluation: Evaluation) -> "Figure | None":
     models = [[row for row in model if row.steps] for model in _by_model(evaluation.rows)]
     models = [sorted(model, key=lambda row: row.steps or 0) for model in models if len({r.steps for r in model}) > 1]
     swept = [row for model in models for row in model]
-    metrics = ordered(evaluation.metrics) + [m for e in evaluation.extractors for m in set_metrics(e)]
-    metrics = [m for m in metrics if m.in_text and not np.isnan(_estimates(swept, m)[0]).all()]
+    metrics = [m for m in evaluation.columns if m.in_text and not np.isnan(_estimates(swept, m)[0]).all()]
     if not metrics:
         return None
     height, styles = math.ceil(len(metrics) / 3), _styles(evaluation.rows)
@@ -238,16 +196,17 @@ def step_sweep(evaluation: Evaluation) -> "Figure | None":
 
 def spectrum(evaluation: Evaluation) -> "Figure | None":
     """Plot the radial power spectra of the originals and of every row, and below them each row over the originals."""
-    frequencies, originals = np.array(evaluation.frequencies), np.array(evaluation.spectrum)  # (K,) each
+    frequencies, originals = np.array(evaluation.frequencies), np.array(evaluation.spectrum, float)  # (K,) each
     if not np.isfinite(originals).any():
         return None
     figure = new_figure(4.8)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     upper.plot(frequencies, originals, color="black", linewidth=3, alpha=0.7, label="original")
     for row, look in zip(evaluation.rows, _styles(evaluation.rows).values(), strict=True):
-        upper.plot(frequencies, row.spectrum, **look | {"marker": ""})
+        power = np.array(row.spectrum, float)
+        upper.plot(frequencies, power, **look | {"marker": ""})
         with np.errstate(divide="ignore", invalid="ignore"):
-            lower.plot(frequencies, np.array(row.spectrum) / originals, **look | {"marker": ""})
+            lower.plot(frequencies, power / originals, **look | {"marker": ""})
     for axes in (upper, lower):
         axes.set(xscale="log", yscale="log")
         for frequency in (0.25, 0.5):
@@ -269,12 +228,22 @@ def sorted_crops(evaluation: Evaluation) -> "Figure | None":
     axes = figure.subplots()
     for row in evaluation.rows:
         if metric.name in row.values:
-            values = row.values[metric.name][ranked(evaluation, row, metric)]
+            values = row.values[metric.name][ranked(row, metric)]
             values = values[np.isfinite(values)]  # (n,)
             if len(values) > 1:
                 axes.plot(np.linspace(0, 100, len(values)), values, **styles[row.label] | {"marker": ""})
     axes.set(xlabel="crops from the worst to the best of each row, %", ylabel=_title(metric))
     return figure if axes.lines else None
+
+
+def _title(metric: Metric) -> str:
+    return plain_label(f"{metric.heading} {ARROWS[metric.better]}")
+
+
+def _estimates(rows: Sequence[Row], metric: Metric) -> np.ndarray:
+    """Return mean, low and high of each row as (3, rows), NaN where a row has none."""
+    estimates = [row.estimates.get(metric.name, UNKNOWN) for row in rows]
+    return np.array([(e.mean, e.low, e.high) for e in estimates]).reshape(-1, 3).T
 
 
 def _by_model(rows: Sequence[Row]) -> list[list[Row]]:

@@ -9,9 +9,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_BLOCK = 1024
-"""Features added at once: it bounds the memory that takes."""
-
 
 class GaussianStatistics:
     """Mean and covariance of features that come in batches; batches of any size give the same result.
@@ -36,11 +33,6 @@ class GaussianStatistics:
         self.scatter = torch.zeros(width, width, dtype=torch.float64, device=device)
 
     @property
-    def width(self) -> int:
-        """Width of a feature, D."""
-        return len(self.mean)
-
-    @property
     def covariance(self) -> Tensor:
         """Unbiased covariance, (D, D), exactly symmetric. Raises ValueError for fewer than two features."""
         if self.count < 2:
@@ -48,30 +40,27 @@ class GaussianStatistics:
         return (self.scatter + self.scatter.T) / (2 * (self.count - 1))
 
     def update(self, features: Tensor) -> None:
-        """Add features (B, D) of any floating type. Raises ValueError for another shape, NaN or infinity."""
-        if features.ndim != 2 or features.shape[1] != self.width or not features.is_floating_point():
-            raise ValueError(
-                f"expected float features (B, {self.width}), found {features.dtype} {tuple(features.shape)}"
-            )
+        """Add features (B, D) of any floating type. Raises ValueError for NaN or infinity."""
         if not bool(features.isfinite().all()):
             raise ValueError("expected finite features, found NaN or infinity")
-        for block in features.detach().split(_BLOCK) if len(features) else ():
-            x = block.to(self.mean.device, torch.float64)
-            mean = x.mean(0)
-            total = self.count + len(x)
-            delta = mean - self.mean
-            rows = torch.cat([x - mean, delta[None] * (self.count * len(x) / total) ** 0.5])
-            self.scatter.addmm_(rows.T, rows)
-            self.mean = self.mean + delta * (len(x) / total)
-            self.count = total
+        if not len(features):
+            return
+        x = features.detach().to(self.mean.device, torch.float64)
+        mean = x.mean(0)
+        total = self.count + len(x)
+        delta = mean - self.mean
+        rows = torch.cat([x - mean, delta[None] * (self.count * len(x) / total) ** 0.5])
+        self.scatter.addmm_(rows.T, rows)
+        self.mean = self.mean + delta * (len(x) / total)
+        self.count = total
 
     def reduce(self) -> "GaussianStatistics":
         """Return the statistics of all processes' features together, in every process; all must call it."""
-        result = GaussianStatistics(self.width, self.mean.device, self.extractor)
+        result = GaussianStatistics(len(self.mean), self.mean.device, self.extractor)
         mine = torch.cat([self.mean, self.mean.new_tensor([self.count])])
         parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, mine)
-        means, counts = torch.stack(parts).split([self.width, 1], dim=1)  # (P, D), (P, 1) for P processes
+        means, counts = torch.stack(parts).split([len(self.mean), 1], dim=1)  # (P, D), (P, 1) for P processes
         result.count = int(counts.sum())
         if result.count > 0:
             result.mean = (means * counts).sum(0) / result.count
@@ -89,10 +78,8 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
     eigenvalues that are nothing but rounding.
 
     Raises:
-        ValueError: the features are of two widths or extractors, or fewer than two.
+        ValueError: the features are of two extractors, or fewer than two.
     """
-    if a.width != b.width:
-        raise ValueError(f"expected features of one width, found {a.width} and {b.width}")
     if a.extractor != b.extractor:
         raise ValueError(f"expected features of one extractor, found {a.extractor} and {b.extractor}")
     first, second = a.covariance, b.covariance.to(a.mean.device)

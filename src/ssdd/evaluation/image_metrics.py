@@ -110,16 +110,19 @@ def _lpips_whole(net: LPIPS, x: Tensor, y: Tensor) -> np.ndarray:
 
 def as_planes(original: Images, reconstruction: Images) -> tuple[Tensor, Tensor]:
     """Both as uint8 (B, 3, H, W), on their device. Raises ValueError for two shapes, or other images than uint8."""
-    x, y = _tensor(original), _tensor(reconstruction)
+    x, y = as_tensor(original), as_tensor(reconstruction)
     if x.shape != y.shape or x.ndim != 4 or x.shape[-1] != 3 or x.dtype != torch.uint8 or y.dtype != torch.uint8:
         found = f"{x.dtype} {tuple(x.shape)} and {y.dtype} {tuple(y.shape)}"
         raise ValueError(f"expected two batches of images of one size, uint8 (B, H, W, 3), found {found}")
     return x.permute(0, 3, 1, 2), y.permute(0, 3, 1, 2)
 
 
-def _tensor(images: Images) -> Tensor:
-    # Torch warns of Pillow's read-only arrays, and refuses mirrored ones.
-    return images if isinstance(images, Tensor) else torch.from_numpy(np.require(images, requirements=("C", "W")))
+def as_tensor(images: Images, device: torch.device | None = None) -> Tensor:
+    """Return images as a tensor, on a device."""
+    if not isinstance(images, Tensor):
+        # Torch warns of Pillow's read-only arrays, and refuses mirrored ones.
+        images = torch.from_numpy(np.require(images, requirements=("C", "W")))
+    return images.to(device)
 
 
 def _mean_over_planes(

@@ -9,14 +9,13 @@ Shapes: B batch, H x W pixels.
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..checkpoints.own_code import OWN_CODE, load_own, one_line
 from ..objectives import LPIPSNetwork
@@ -26,6 +25,7 @@ from .image_metrics import (
     LPIPS_LEAST,
     UNIFORM_WINDOW,
     Images,
+    as_tensor,
     colour_shift,
     lpips,
     psnr,
@@ -47,9 +47,13 @@ class Metric:
     """One number.
 
     Attributes:
-        name: key in results. heading: of its column. digits: after the point. better: its direction.
+        name: key in results.
+        heading: heading of its column.
+        digits: digits after the point.
+        better: which values are better.
         description: how it is computed, in a sentence.
-        compute: of an image metric, from ``ImagePairs`` to (B,) float64; of a cost, from ``RowFacts`` to a number.
+        compute: function, for an image metric from ``ImagePairs`` to (B,) float64, for a cost from ``RowFacts`` to a
+            number.
         shortest: shorter side of images, in pixels, from which an image metric is defined.
         weight: column by which crops count in the mean; by default all count the same.
         in_text: whether the printed table has a column for it; JSON and report have all.
@@ -67,19 +71,8 @@ class Metric:
 
     def describe(self) -> dict[str, Any]:
         """Return what a saved result needs to show it, JSON types alone."""
-        return {
-            "heading": self.heading,
-            "digits": self.digits,
-            "better": self.better,
-            "description": self.description,
-            "weight": self.weight,
-            "in_text": self.in_text,
-        }
-
-    @classmethod
-    def of(cls, name: str, described: dict[str, Any]) -> "Metric":
-        """Return the metric that a saved result describes."""
-        return cls(name, **described)
+        names = ("heading", "digits", "better", "description", "weight", "in_text")
+        return {name: getattr(self, name) for name in names}
 
     def badness(self, value: float) -> float:
         """Return a number that is smaller for a better value; infinite for NaN."""
@@ -92,12 +85,15 @@ class Metric:
         return "-" if value is None or math.isnan(value) else f"{value:,.{self.digits}f}"
 
 
+def _by_name(*metrics: Metric) -> dict[str, Metric]:
+    return {metric.name: metric for metric in metrics}
+
+
 class ImagePairs:
     """Originals and reconstructions of one size, uint8 (B, H, W, 3) on one device, and what several metrics need."""
 
     def __init__(self, original: Images, reconstruction: Images, original_spectra: Spectra | None = None) -> None:
         self.original, self.reconstruction = original, reconstruction
-        self.height, self.width = int(original.shape[1]), int(original.shape[2])
         if original_spectra is not None:
             self.original_spectra = original_spectra
 
@@ -120,161 +116,107 @@ class ImagePairs:
         return colour_shift(self.original, self.reconstruction)
 
 
-def _shift_of(channel: int, name: str) -> Metric:
-    return Metric(
-        f"colour_shift_{name}",
-        f"Shift of {name}, levels",
-        2,
-        "zero",
-        f"mean of reconstruction - original in 8-bit levels, {name}",
-        lambda pairs: pairs.shift[:, channel],
-        in_text=False,
-    )
-
-
 DETAIL_WEIGHT = "high_frequency_energy"
 """Column with each original's energy of detail: smooth crops, whose ratio is rounding, hardly count."""
 
 COLOURS = ("red", "green", "blue")
 
+
+def _shift_of(channel: int, name: str) -> Metric:
+    description = f"mean of reconstruction - original in 8-bit levels, {name}"
+    return Metric(f"colour_shift_{name}", f"Shift of {name}, levels", 2, "zero", description,
+                  lambda pairs: pairs.shift[:, channel], in_text=False)  # fmt: skip
+
+
 # In the order of the table. pooled_psnr has no value of a crop: it is made of the mean of mse.
-IMAGE_METRICS = {
-    m.name: m
-    for m in (
-        Metric(
-            "pooled_psnr",
-            "PSNR pooled",
-            2,
-            "higher",
-            "10 log10(1 / MSE) in dB of the MSE over all pixels of all images",
-        ),
-        Metric(
-            "psnr",
-            "PSNR mean",
-            2,
-            "higher",
-            "10 log10(1 / MSE) per image in dB, mean over the images that are not equal to their originals",
-            lambda pairs: psnr(pairs.errors[0]),
-        ),
-        Metric(
-            "ssim_uniform_7",
-            "SSIM 7x7",
-            3,
-            "higher",
-            "scikit-image's default: 7 x 7 uniform window, sample covariance, per channel, windows inside",
-            lambda pairs: ssim_uniform(pairs.original, pairs.reconstruction),
-            shortest=UNIFORM_WINDOW,
-        ),
-        Metric(
-            "ssim_gaussian_11",
-            "SSIM 11x11",
-            3,
-            "higher",
-            "Wang et al. 2004: 11 x 11 Gaussian window of sigma 1.5, per channel, windows inside",
-            lambda pairs: ssim_gaussian(pairs.original, pairs.reconstruction),
-            shortest=GAUSSIAN_WINDOW,
-        ),
-        Metric(
-            "high_frequency_ratio",
-            "detail",
-            3,
-            "one",
-            "energy of luma above half of Nyquist's frequency over the originals', of all crops",
-            lambda pairs: detail_ratio(pairs.spectra.high, pairs.original_spectra.high),
-            weight=DETAIL_WEIGHT,
-        ),
-        Metric(
-            "weave",
-            "weave",
-            2,
-            "one",
-            "power of luma at a period of 2 pixels over that of slightly coarser patterns; about 1 in photographs",
-            lambda pairs: pairs.spectra.weave,
-            shortest=32,
-        ),
-        Metric(
-            "mae", "MAE", 4, "lower", "mean absolute error of values in [0, 1]", lambda p: p.errors[1], in_text=False
-        ),
-        Metric(
-            "mse", "MSE", 5, "lower", "mean squared error of values in [0, 1]", lambda p: p.errors[0], in_text=False
-        ),
-        *(_shift_of(channel, name) for channel, name in enumerate(COLOURS)),
-    )
-}
+IMAGE_METRICS = _by_name(
+    Metric("pooled_psnr", "PSNR pooled", 2, "higher",
+           "10 log10(1 / MSE) in dB of the MSE over all pixels of all images"),
+    Metric("psnr", "PSNR mean", 2, "higher",
+           "10 log10(1 / MSE) per image in dB, mean over the images that are not equal to their originals",
+           lambda pairs: psnr(pairs.errors[0])),
+    Metric("ssim_uniform_7", "SSIM 7x7", 3, "higher",
+           "scikit-image's default: 7 x 7 uniform window, sample covariance, per channel, windows inside",
+           lambda pairs: ssim_uniform(pairs.original, pairs.reconstruction), shortest=UNIFORM_WINDOW),
+    Metric("ssim_gaussian_11", "SSIM 11x11", 3, "higher",
+           "Wang et al. 2004: 11 x 11 Gaussian window of sigma 1.5, per channel, windows inside",
+           lambda pairs: ssim_gaussian(pairs.original, pairs.reconstruction), shortest=GAUSSIAN_WINDOW),
+    Metric("high_frequency_ratio", "detail", 3, "one",
+           "energy of luma above half of Nyquist's frequency over the originals', of all crops",
+           lambda pairs: detail_ratio(pairs.spectra.high, pairs.original_spectra.high), weight=DETAIL_WEIGHT),
+    Metric("weave", "weave", 2, "one",
+           "power of luma at a period of 2 pixels over that of slightly coarser patterns; about 1 in photographs",
+           lambda pairs: pairs.spectra.weave, shortest=32),
+    Metric("mae", "MAE", 4, "lower", "mean absolute error of values in [0, 1]",
+           lambda pairs: pairs.errors[1], in_text=False),
+    Metric("mse", "MSE", 5, "lower", "mean squared error of values in [0, 1]",
+           lambda pairs: pairs.errors[0], in_text=False),
+    *(_shift_of(channel, name) for channel, name in enumerate(COLOURS)),
+)  # fmt: skip
 
 _SET = "of the features of originals and reconstructions"
-SET_METRICS = {
-    m.name: m
-    for m in (
-        Metric(
-            "frechet",
-            "FD",
-            2,
-            "lower",
-            f"Fréchet distance of Gaussians (Heusel et al. 2017) {_SET}; the heading "
-            "has the number of images, and only numbers from as many images can be compared",
-        ),
-        Metric(
-            "kid",
-            "KID",
-            5,
-            "lower",
-            f"unbiased squared MMD with the kernel (x'y / D + 1)^3 (Binkowski et al. 2018) {_SET}",
-        ),
-        Metric(
-            "cmmd",
-            "CMMD",
-            3,
-            "lower",
-            f"squared MMD with a Gaussian kernel of sigma 10, times 1000 (Jayasumana et al. 2024) {_SET}",
-        ),
-        Metric(
-            "precision",
-            "Precision",
-            3,
-            "higher",
-            "share of reconstructions within the originals' manifold (Kynkäänniemi et al. 2019)",
-            in_text=False,
-        ),
-        Metric(
-            "recall", "Recall", 3, "higher", "share of originals within the reconstructions' manifold", in_text=False
-        ),
-        Metric(
-            "density",
-            "Density",
-            3,
-            "higher",
-            "originals' balls around a reconstruction, mean, by k (Naeem et al. 2020)",
-            in_text=False,
-        ),
-        Metric(
-            "coverage",
-            "Coverage",
-            3,
-            "higher",
-            "share of the originals' balls with a reconstruction inside",
-            in_text=False,
-        ),
-    )
-}
+SET_METRICS = _by_name(
+    Metric("frechet", "FD", 2, "lower",
+           f"Fréchet distance of Gaussians (Heusel et al. 2017) {_SET}; the heading has the number of images, and only "
+           "numbers from as many images can be compared"),
+    Metric("kid", "KID", 5, "lower",
+           f"unbiased squared MMD with the kernel (x'y / D + 1)^3 (Binkowski et al. 2018) {_SET}"),
+    Metric("cmmd", "CMMD", 3, "lower",
+           f"squared MMD with a Gaussian kernel of sigma 10, times 1000 (Jayasumana et al. 2024) {_SET}"),
+    Metric("precision", "Precision", 3, "higher",
+           "share of reconstructions within the originals' manifold (Kynkäänniemi et al. 2019)", in_text=False),
+    Metric("recall", "Recall", 3, "higher",
+           "share of originals within the reconstructions' manifold", in_text=False),
+    Metric("density", "Density", 3, "higher",
+           "originals' balls around a reconstruction, mean, by k (Naeem et al. 2020)", in_text=False),
+    Metric("coverage", "Coverage", 3, "higher",
+           "share of the originals' balls with a reconstruction inside", in_text=False),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What one batch cost.
+
+    Attributes:
+        encode_seconds, decode_seconds: per image.
+        latent_bytes: of each image.
+        latent_shape: (c, h, w), None without a tensor.
+        peak_memory: bytes above what lay there before, None where it cannot be measured.
+    """
+
+    encode_seconds: float
+    decode_seconds: float
+    latent_bytes: list[int]
+    latent_shape: list[int] | None
+    peak_memory: int | None
 
 
 @dataclass(frozen=True)
 class RowFacts:
-    """What the cost of a row is computed from.
+    """What the costs of a row are computed from.
 
-    parameters: of both networks and of the decoder. flops: to encode and to decode one image, None without networks.
-    latent_bytes, pixels: means over images. encode_seconds, decode_seconds: per image, one value a batch.
-    peak_memory: bytes above what lay there before, of the largest batch, None where it cannot be measured.
+    Attributes:
+        parameters: of both networks and of the decoder.
+        flops: FLOPs to encode and to decode one image, None without networks.
+        pixels: mean number of pixels of an image.
+        decodings: what each batch cost.
     """
 
     parameters: tuple[int, int]
     flops: tuple[int, int] | None
-    latent_bytes: float
     pixels: float
-    encode_seconds: Sequence[float] = field(default_factory=list)
-    decode_seconds: Sequence[float] = field(default_factory=list)
-    peak_memory: int | None = None
+    decodings: Sequence[Decoding]
+
+    @property
+    def latent_bytes(self) -> float:
+        sizes = [size for decoding in self.decodings for size in decoding.latent_bytes]
+        return float(np.mean(sizes)) if sizes else math.nan
+
+    @property
+    def peak_memory(self) -> float:
+        peaks = [decoding.peak_memory for decoding in self.decodings if decoding.peak_memory is not None]
+        return max(peaks, default=math.nan)
 
 
 def _rate(seconds: Sequence[float]) -> float:
@@ -283,29 +225,27 @@ def _rate(seconds: Sequence[float]) -> float:
     return 1 / max(float(np.median(times)), 1e-9) if times else math.nan
 
 
-COSTS = {
-    m.name: m
-    for m in (
-        Metric("latent_bytes", "bytes", 0, "none", "of a latent, 16 bits a number, or of the file, mean over images",
-               lambda f: f.latent_bytes),
-        Metric("bits_per_pixel", "bits/px", 3, "none", "bits of a latent or file for each pixel",
-               lambda f: 8 * f.latent_bytes / f.pixels, in_text=False),
-        Metric("parameters", "Parameters, M", 1, "none", "of encoder and decoder, in millions",
-               lambda f: f.parameters[0] / 1e6, in_text=False),
-        Metric("decoder_parameters", "decoder M", 1, "none", "parameters of the decoder, in millions",
-               lambda f: f.parameters[1] / 1e6),
-        Metric("encode_gflop", "encode GFLOP", 1, "none", "to encode one image; multiplication and addition are two",
-               lambda f: f.flops[0] / 1e9 if f.flops else math.nan, in_text=False),
-        Metric("decode_gflop", "decode GFLOP", 1, "none", "to decode one image; multiplication and addition are two",
-               lambda f: f.flops[1] / 1e9 if f.flops else math.nan),
-        Metric("encode_rate", "encode/s", 2, "higher", "images encoded a second: median over batches, on this machine",
-               lambda f: _rate(f.encode_seconds)),
-        Metric("decode_rate", "decode/s", 2, "higher", "images decoded a second: median over batches, on this machine, "
-               "without drawing the noise", lambda f: _rate(f.decode_seconds)),
-        Metric("peak_memory", "peak MiB", 0, "lower", "memory that decoding a batch takes beside the weights",
-               lambda f: math.nan if f.peak_memory is None else f.peak_memory / 2**20, in_text=False),
-    )
-}  # fmt: skip
+COSTS = _by_name(
+    Metric("latent_bytes", "bytes", 0, "none", "of a latent, 16 bits a number, or of the file, mean over images",
+           lambda facts: facts.latent_bytes),
+    Metric("bits_per_pixel", "bits/px", 3, "none", "bits of a latent or file for each pixel",
+           lambda facts: 8 * facts.latent_bytes / facts.pixels, in_text=False),
+    Metric("parameters", "Parameters, M", 1, "none", "of encoder and decoder, in millions",
+           lambda facts: facts.parameters[0] / 1e6, in_text=False),
+    Metric("decoder_parameters", "decoder M", 1, "none", "parameters of the decoder, in millions",
+           lambda facts: facts.parameters[1] / 1e6),
+    Metric("encode_gflop", "encode GFLOP", 1, "none", "to encode one image; multiplication and addition are two",
+           lambda facts: facts.flops[0] / 1e9 if facts.flops else math.nan, in_text=False),
+    Metric("decode_gflop", "decode GFLOP", 1, "none", "to decode one image; multiplication and addition are two",
+           lambda facts: facts.flops[1] / 1e9 if facts.flops else math.nan),
+    Metric("encode_rate", "encode/s", 2, "higher", "images encoded a second: median over batches, on this machine",
+           lambda facts: _rate([decoding.encode_seconds for decoding in facts.decodings])),
+    Metric("decode_rate", "decode/s", 2, "higher",
+           "images decoded a second: median over batches, on this machine, without drawing the noise",
+           lambda facts: _rate([decoding.decode_seconds for decoding in facts.decodings])),
+    Metric("peak_memory", "peak MiB", 0, "lower", "memory that decoding a batch takes beside the weights",
+           lambda facts: facts.peak_memory / 2**20, in_text=False),
+)  # fmt: skip
 
 
 def lpips_metric(network: LPIPSNetwork, device: torch.device | str = "cpu") -> Metric:
@@ -324,44 +264,34 @@ def lpips_metric(network: LPIPSNetwork, device: torch.device | str = "cpu") -> M
     )
 
 
-def dreamsim_metric(device: torch.device | str = "cpu") -> Metric:
-    """Return DreamSim. Raises MissingWeights or ImportError."""
-    from .dreamsim import load_dreamsim
-
-    net = load_dreamsim(device)
-    description = f"{net.name}: {net.preprocessing}; sha256 {net.sha256[:16]}"
-    return Metric(
-        "dreamsim", "DreamSim", 3, "lower", description, lambda pairs: net(pairs.original, pairs.reconstruction)
-    )
-
-
 def own_metric(spec: str, device: torch.device | str = "cpu") -> Metric:
-    """Return a user's image metric, ``file.py:NAME`` or ``package.module:NAME``.
+    """Return a user's image metric.
 
-    NAME is a function of originals and reconstructions, uint8 (B, H, W, 3) on the device, that returns (B,) numbers;
-    or a class that makes such an object. Its attributes ``better`` (higher, lower, one, zero), ``heading``, ``digits``
-    and ``description`` are used where it has them; ``better`` has to be there.
+    Args:
+        spec: ``file.py:NAME`` or ``package.module:NAME``, a function of originals and reconstructions, uint8
+            (B, H, W, 3) on the device, that returns (B,) numbers; or a class that makes such an object. It has an
+            attribute ``better`` (higher, lower, one, zero, none), and may have ``heading``, ``digits`` and
+            ``description``.
+        device: where it runs, if it is an ``nn.Module``.
 
-    Raises ValueError, ImportError or OSError with one line.
+    Raises:
+        ValueError, ImportError, OSError: with one line.
     """
     match = re.fullmatch(OWN_CODE, spec)
     if match is None:
         raise ValueError(f"expected a metric as file.py:NAME or package.module:NAME, found {spec!r}")
     path, name = match.groups()
+    if name in IMAGE_METRICS:
+        raise ValueError(f"{spec}: expected a name of its own, found that of a metric that is there: {name}")
     own = load_own(spec, path, name, make=False)
     if isinstance(own, type):
         own = own()
     better: Any = getattr(own, "better", None)
-    if not callable(own) or better not in get_args(Better):
+    if not callable(own) or better not in ARROWS:
         raise ValueError(
-            f"{spec}: expected a function with an attribute better, one of {', '.join(get_args(Better))}, "
-            f"found {type(own).__name__}" + (f" with better {better!r}" if callable(own) else "")
+            f"{spec}: expected a function with an attribute better, one of {', '.join(ARROWS)}, found "
+            f"{type(own).__name__} with better {better!r}"
         )
-    if name in IMAGE_METRICS:
-        raise ValueError(f"{spec}: expected a name of its own, found that of a metric that is there: {name}")
-    digits = getattr(own, "digits", 3)
-    if not isinstance(digits, int) or not 0 <= digits <= 9:
-        raise ValueError(f"{spec}: expected digits from 0 to 9, found {digits!r}")
     if isinstance(own, torch.nn.Module):
         own = own.to(device).eval()
 
@@ -371,19 +301,13 @@ def own_metric(spec: str, device: torch.device | str = "cpu") -> Metric:
         except (Exception, SystemExit) as error:  # whatever the user's code raises
             raise ValueError(f"{spec}: {one_line(error)}") from error
         if values.shape != (len(pairs.original),):
-            raise ValueError(
-                f"{spec}: expected a number for each of {len(pairs.original)} images, found {values.shape}"
-            )
+            count = len(pairs.original)
+            raise ValueError(f"{spec}: expected a number for each of {count} images, found {values.shape}")
         return values
 
-    return Metric(
-        name,
-        str(getattr(own, "heading", name)),
-        digits,
-        better,
-        str(getattr(own, "description", f"of the user's own code, {Path(path).name}:{name}")),
-        compute,
-    )
+    heading, digits = str(getattr(own, "heading", name)), int(getattr(own, "digits", 3))
+    description = getattr(own, "description", f"of the user's own code, {Path(path).name}:{name}")
+    return Metric(name, heading, digits, better, str(description), compute)
 
 
 class BatchMetrics:
@@ -396,49 +320,36 @@ class BatchMetrics:
         others: Iterable[Metric] = (),
     ) -> None:
         self.device = torch.device(device)
-        with_networks = [lpips_metric(name, device) for name in lpips_networks]
-        self.metrics: dict[str, Metric] = {}
-        for metric in (*IMAGE_METRICS.values(), *with_networks, *others):
+        self.metrics = dict(IMAGE_METRICS)
+        for metric in (*(lpips_metric(network, device) for network in lpips_networks), *others):
             if metric.name in self.metrics:
                 raise ValueError(f"expected metrics of different names, found two called {metric.name}")
             self.metrics[metric.name] = metric
 
-    @torch.inference_mode()
     def __call__(
-        self,
-        original: Images,
-        reconstruction: Images,
-        valid: np.ndarray | None = None,
-        original_spectra: Spectra | None = None,
+        self, original: Images, reconstruction: Images, valid: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
         """Return (B,) float64 by metric; what is not defined for so small an image is left out.
 
         Args:
             original, reconstruction: uint8 (B, H, W, 3).
             valid: bool (B,), as of ``Rounded``: the metrics of the other images are NaN.
-            original_spectra: of the originals, where they are known already.
 
         Raises:
             ValueError: two shapes, or other images than uint8.
         """
-        return self.of(ImagePairs(self.tensor(original), self.tensor(reconstruction), original_spectra), valid)
+        return self.of(ImagePairs(as_tensor(original, self.device), as_tensor(reconstruction, self.device)), valid)
 
+    @torch.inference_mode()
     def of(self, pairs: ImagePairs, valid: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Return the same, of pairs on the device."""
-        shorter = min(pairs.height, pairs.width)
-        found = {
+        shorter = min(pairs.original.shape[1:3])
+        values = {
             name: np.asarray(metric.compute(pairs), np.float64)
             for name, metric in self.metrics.items()
             if metric.compute is not None and shorter >= metric.shortest
         }
-        return found if valid is None else {name: np.where(valid, v, np.nan) for name, v in found.items()}
-
-    def tensor(self, images: Images) -> Tensor:
-        """Return images as a tensor on the device."""
-        if isinstance(images, Tensor):
-            return images.to(self.device)
-        # Torch warns of Pillow's read-only arrays, and refuses mirrored ones.
-        return torch.from_numpy(np.require(images, requirements=("C", "W"))).to(self.device)
+        return values if valid is None else {name: np.where(valid, v, np.nan) for name, v in values.items()}
 
 
 def ordered(metrics: dict[str, Metric]) -> list[Metric]:

@@ -18,17 +18,9 @@ from PIL import Image
 
 from ..data.images import printable
 from ..files import atomic_path
-from .figures import (
-    check_matplotlib,
-    draw_figures,
-    headline,
-    number_of_tokens,
-    row_estimates,
-    set_metrics,
-    without_intervals,
-)
+from .figures import check_matplotlib, draw_figures, headline
 from .metrics import ARROWS, COSTS, SET_METRICS, Metric, ordered
-from .results import REPORT, Estimate, Evaluation, Picture, ranking_metric, set_notes
+from .results import REPORT, UNKNOWN, Estimate, Evaluation, Picture, ranking_metric, set_metrics, set_notes
 from .sheet import difference
 
 _WIDEST = 512
@@ -37,7 +29,6 @@ _WIDEST = 512
 _FEW_IMAGES = 30
 _LISTED = 20
 _DETAIL = "high_frequency_ratio"
-_UNKNOWN = Estimate(math.nan, math.nan, math.nan, 0, 0)
 _TOKENS = Metric("tokens", "Latent tokens", 0, "none", "h × w of the latent, below it c × h × w")
 
 
@@ -51,27 +42,17 @@ def check_report() -> None:
 
 
 def write_report(evaluation: Evaluation, folder: Path) -> Path:
-    """Write ``folder/report.html`` from the result, in place of an earlier one.
+    """Write ``folder/report.html`` from the result, in place of an earlier one; return its path.
 
     Args:
-        evaluation: the result; the files of its pictures are in ``folder``.
-        folder: the result's folder.
-
-    Returns:
-        The path of the page.
+        evaluation: the result.
+        folder: the result's folder, with the files of its pictures.
 
     Raises:
         ImportError: as ``check_report``.
         OSError: a picture cannot be read, or the page not be written.
     """
     check_report()
-    page = _render(evaluation, folder)
-    with atomic_path(folder / REPORT, overwrite=True) as path:
-        path.write_text(page, encoding="utf-8")
-    return folder / REPORT
-
-
-def _render(evaluation: Evaluation, folder: Path) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -84,20 +65,23 @@ def _render(evaluation: Evaluation, folder: Path) -> str:
     )
     environment.filters |= {"png": _png, "base64": _base64}
     environment.tests["finite"] = math.isfinite
-    ranking = ranking_metric(evaluation)
-    return environment.get_template("report.html.j2").render(
+    crop_metrics = dict.fromkeys([ranking_metric(evaluation).name, "psnr", _DETAIL])
+    page = environment.get_template("report.html.j2").render(
         evaluation=evaluation,
         rows=evaluation.rows,
         warnings=list(_warnings(evaluation)),
         arrows=ARROWS,
         crops=[_shown_crop(evaluation, picture, folder) for picture in evaluation.pictures],
-        crop_metrics=[evaluation.metrics[name] for name in dict.fromkeys([ranking.name, "psnr", _DETAIL])],
+        crop_metrics=[evaluation.metrics[name] for name in crop_metrics],
         difference=difference,
         widest=_WIDEST,
         figures=draw_figures(evaluation),
         headline=headline(evaluation),
         **_tables(evaluation),
     )
+    with atomic_path(folder / REPORT, overwrite=True) as path:
+        path.write_text(page, encoding="utf-8")
+    return folder / REPORT
 
 
 def _one_line(value: Any) -> Any:
@@ -133,7 +117,14 @@ def _listed(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows by metrics. lines: estimates by label of the row, then by metric. notes: below a number, by both."""
+    """Rows by metrics.
+
+    Attributes:
+        metrics: the columns.
+        lines: estimates by label of the row, then by metric.
+        notes: what is below a number, by label and metric.
+        mark_best: whether the best of each column are shaded.
+    """
 
     metrics: Sequence[Metric]
     lines: Mapping[str, Mapping[str, Estimate]]
@@ -142,13 +133,12 @@ class Table:
 
     def estimate(self, label: str, metric: Metric) -> Estimate:
         """Return the estimate of a cell, whose mean is NaN where there is none."""
-        return self.lines[label].get(metric.name, _UNKNOWN)
+        return self.lines[label].get(metric.name, UNKNOWN)
 
     def best(self, metric: Metric) -> set[str]:
         """Return the rows to mark: none where all are equal, or where no direction is better."""
         badness = {label: metric.badness(self.estimate(label, metric).mean) for label in self.lines}
-        all_equal = len(set(badness.values())) < 2
-        if not self.mark_best or metric.better == "none" or all_equal:
+        if not self.mark_best or metric.better == "none" or len(set(badness.values())) < 2:
             return set()
         least = min(badness.values())
         return {label for label, value in badness.items() if value == least}
@@ -157,17 +147,17 @@ class Table:
 def _tables(evaluation: Evaluation) -> dict[str, Any]:
     """Return what the template shows as tables, by its names for them."""
     rows, metrics = evaluation.rows, ordered(evaluation.metrics)
-    lines = {row.label: row_estimates(row) for row in rows}
+    lines = {row.label: row.estimates for row in rows}
     shifts = [metric for metric in metrics if metric.name.startswith("colour_shift_")]
     compared = [metric for metric in metrics if metric.in_text]
     detail = replace(evaluation.metrics[_DETAIL], heading="Detail energy over the original's")
-    verdicts = {(label, _DETAIL): verdict(line.get(_DETAIL, _UNKNOWN)) for label, line in lines.items()}
+    verdicts = {(label, _DETAIL): verdict(line.get(_DETAIL, UNKNOWN)) for label, line in lines.items()}
     precision = {f"{row.label} minus {row.precision_of}": row.minus_precision for row in rows if row.minus_precision}
     used_distances = {name for row in rows for distances in row.distances.values() for name in distances}
     return {
         "quality": Table(_known([m for m in metrics if m not in shifts], lines), lines, mark_best=True),
-        "differences": _difference_table(compared, {row.label: row.minus_first_row for row in rows[1:]}),
-        "precision": _difference_table([*compared, *shifts], precision),
+        "differences": _differences(compared, {row.label: row.minus_first_row for row in rows[1:]}),
+        "precision": _differences([*compared, *shifts], precision),
         "distances": [_distances(evaluation, extractor) for extractor in evaluation.extractors],
         "costs": _costs(evaluation),
         "detail": Table([detail], lines, verdicts),
@@ -182,9 +172,9 @@ def _known(metrics: Sequence[Metric], lines: Mapping[str, Mapping[str, Estimate]
     return [metric for metric in metrics if metric.name in known]
 
 
-def _difference_table(metrics: Sequence[Metric], lines: Mapping[str, Mapping[str, Estimate]]) -> Table:
+def _differences(metrics: Sequence[Metric], lines: Mapping[str, Mapping[str, Estimate]]) -> Table:
     metrics = _known(metrics, lines)
-    notes = {(label, m.name): _clear(m, line.get(m.name, _UNKNOWN)) for label, line in lines.items() for m in metrics}
+    notes = {(label, m.name): _clear(m, line.get(m.name, UNKNOWN)) for label, line in lines.items() for m in metrics}
     return Table(metrics, lines, notes)
 
 
@@ -199,14 +189,14 @@ def _clear(metric: Metric, estimate: Estimate) -> str:
 
 def _distances(evaluation: Evaluation, extractor: Mapping[str, Any]) -> tuple[str, Table, list[str]]:
     """Return the title of an extractor, the table of its distances, and what they can be compared with."""
-    lines = {row.label: row_estimates(row) for row in evaluation.rows}
+    lines = {row.label: row.estimates for row in evaluation.rows}
     metrics = _known(set_metrics(extractor), lines)
     notes = {}
     for label, line in lines.items():
         for metric in metrics:
-            error = line.get(f"{metric.name}_standard_error")
-            if error and round(error.mean, metric.digits):  # of few images all subsets are the same
-                notes[label, metric.name] = f"± {metric.format(error.mean)}"
+            error = line.get(f"{metric.name}_standard_error", UNKNOWN).mean
+            if not math.isnan(error) and round(error, metric.digits):  # of few images all subsets are the same
+                notes[label, metric.name] = f"± {metric.format(error)}"
     _, *comparable = set_notes([extractor], {row.label: row.distances for row in evaluation.rows})
     return extractor["title"], Table(metrics, lines, notes, mark_best=True), comparable
 
@@ -214,7 +204,8 @@ def _distances(evaluation: Evaluation, extractor: Mapping[str, Any]) -> tuple[st
 def _costs(evaluation: Evaluation) -> Table:
     lines, shapes = {}, {}
     for row in evaluation.rows:
-        lines[row.label] = without_intervals({"tokens": number_of_tokens(row), **row.costs})
+        costs = {"tokens": row.tokens, **row.costs}
+        lines[row.label] = {name: Estimate(value) for name, value in costs.items() if value is not None}
         shapes[row.label, "tokens"] = " × ".join(map(str, row.latent_shape or []))
     return Table([_TOKENS, *COSTS.values()], lines, shapes)
 
@@ -232,8 +223,8 @@ def verdict(ratio: Estimate) -> str:
             f"More detail energy than the original, by {more} (the whole interval is above 1): noise, ringing or "
             "invented texture."
         )
-    sample = f"{ratio.count} crop{'' if ratio.count == 1 else 's'}"
-    return f"Indistinguishable from the original at this sample of {sample} (the interval holds 1)."
+    crops = f"{ratio.count} crop{'' if ratio.count == 1 else 's'}"
+    return f"Indistinguishable from the original at this sample of {crops} (the interval holds 1)."
 
 
 # ---- crops -----------------------------------------------------------------------------------------------------------
@@ -251,23 +242,15 @@ class Part(NamedTuple):
         return image[self.top : self.top + self.side, self.left : self.left + self.side]
 
 
-@dataclass(frozen=True)
-class ShownCrop:
-    """A crop side by side. images: uint8 (H, W, 3) by label, "" for the original. part: what is enlarged."""
-
-    name: str
-    picture: Picture
-    images: dict[str, np.ndarray]
-    part: Part
-
-
-def _shown_crop(evaluation: Evaluation, picture: Picture, folder: Path) -> ShownCrop:
+def _shown_crop(evaluation: Evaluation, picture: Picture, folder: Path) -> dict[str, Any]:
+    """Return what the template shows of a crop: its pictures, uint8 (H, W, 3) by label, and the part to enlarge."""
     images = {}
     for label, file in picture.files.items():
         with Image.open(folder / file) as image:
             images[label] = np.asarray(image.convert("RGB"))
     first = next((images[row.label] for row in evaluation.rows if row.label in images), images[""])
-    return ShownCrop(evaluation.crops.label(picture.crop), picture, images, farthest_part(images[""], first))
+    part = farthest_part(images[""], first)
+    return {"name": evaluation.crops.label(picture.crop), "picture": picture, "images": images, "part": part}
 
 
 def farthest_part(original: np.ndarray, reconstruction: np.ndarray) -> Part:

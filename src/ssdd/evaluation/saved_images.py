@@ -61,27 +61,27 @@ class SavedImages:
     def flops(self, height: int, width: int, steps: int | None = None) -> None:
         """Return None: nothing is computed."""
 
-    def partners(self, keys: Sequence[CropKey], height: int, width: int, broken: list[str] | None = None) -> Rounded:
-        """Return the images that belong to these crops, uint8 (B, H, W, 3); those without a partner are not valid.
+    def partners(self, keys: Sequence[CropKey], height: int, width: int) -> tuple[Rounded, list[str]]:
+        """Return the images of these names, uint8 (B, H, W, 3), and the reasons of those that cannot be read.
 
-        broken: takes the reasons of those that cannot be read.
+        Crops without an image of their name and size are not valid.
         """
-        found = [self._partner(key, height, width, [] if broken is None else broken) for key in keys]
-        blank = np.zeros((height, width, 3), np.uint8)
-        return Rounded(
-            np.stack([blank if image is None else image for image in found]),
-            np.array([image is not None for image in found]),
-        )
+        images, valid, broken = np.zeros((len(keys), height, width, 3), np.uint8), np.zeros(len(keys), bool), []
+        for i, key in enumerate(keys):
+            try:
+                image = self._partner(key, height, width)
+            except ImageError as error:
+                broken.append(str(error))
+                continue
+            if image is not None:
+                images[i], valid[i] = image, True
+        return Rounded(images, valid), broken
 
-    def _partner(self, key: CropKey, height: int, width: int, broken: list[str]) -> np.ndarray | None:
+    def _partner(self, key: CropKey, height: int, width: int) -> np.ndarray | None:
         index = self._partners.get(key.image)
         if index is None:
             return None
-        try:
-            image = self.source.read(index)
-        except ImageError as error:
-            broken.append(str(error))
-            return None
+        image = self.source.read(index)
         if image.shape[:2] == (height, width):
             return image
         if self.set.refusal(image):

@@ -7,6 +7,7 @@ sqrt(0.5) that of the finest diagonal pattern.
 import functools
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,13 +33,13 @@ FREQUENCIES = np.sqrt([math.sqrt(a * b) for a, b in itertools.pairwise(_SQUARED_
 
 @dataclass(frozen=True)
 class Spectra:
-    """Spectra of a batch.
+    """Spectra of a batch, in squared 8-bit levels over the window's energy: white noise has its variance in every band.
 
-    power: (B, K) float64, mean power in each band, NaN where an image has no frequency there. high: (B,) energy above
-    half of Nyquist's frequency, in every direction. weave: (B,) power of patterns with a period of 2 pixels over that
-    of patterns a little coarser, about 1 in photographs.
-
-    Powers are in squared 8-bit levels, normalised by the window's energy: white noise has its variance in every band.
+    Attributes:
+        power: (B, K) float64, mean power in each band, NaN where an image has no frequency there.
+        high: (B,) energy above half of Nyquist's frequency, in every direction.
+        weave: (B,) power of patterns with a period of 2 pixels over that of patterns a little coarser, about 1 in
+            photographs.
     """
 
     power: np.ndarray
@@ -68,27 +69,14 @@ def detail_ratio(reconstruction: np.ndarray, original: np.ndarray) -> np.ndarray
     return np.where((reconstruction < _NOTHING) & (original < _NOTHING), 1.0, ratio)
 
 
-class MeanSpectrum:
-    """Mean power by band over images that come in batches, and from several processes."""
-
-    def __init__(self) -> None:
-        self.sum, self.count = np.zeros(len(FREQUENCIES)), np.zeros(len(FREQUENCIES))
-
-    @property
-    def power(self) -> np.ndarray:
-        """(K,) float64, NaN where no image has a frequency."""
-        with np.errstate(invalid="ignore"):
-            return self.sum / self.count
-
-    def update(self, power: np.ndarray) -> None:
-        """Add images by their ``Spectra.power`` (B, K)."""
-        self.sum += np.nansum(power, axis=0)
-        self.count += np.isfinite(power).sum(0)
-
-    def merge(self, other: "MeanSpectrum") -> None:
-        """Add what another process has summed."""
-        self.sum += other.sum
-        self.count += other.count
+def mean_power(batches: Iterable[np.ndarray]) -> list[float]:
+    """Return the mean of ``Spectra.power`` (b, K) over the images of batches: K numbers, NaN for empty bands."""
+    total, count = np.zeros(len(FREQUENCIES)), np.zeros(len(FREQUENCIES))
+    for power in batches:
+        total += np.nansum(power, axis=0)
+        count += np.isfinite(power).sum(0)
+    with np.errstate(invalid="ignore"):
+        return (total / count).tolist()
 
 
 def _power(planes: Tensor) -> Tensor:

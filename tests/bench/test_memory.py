@@ -39,10 +39,11 @@ def test_rows() -> None:
 
 PROGRAM = """
 import torch
-from ssdd.bench.memory_process import _growth
+from ssdd.memory import memory_growth
 
 before = torch.ones(32 << 20)  # 128 MiB
-print(_growth(lambda: torch.ones(24 << 20)[:1].clone()))  # 96 MiB, given back before the call ends
+work = lambda: torch.ones(24 << 20)[:1].clone()  # 96 MiB, given back before the call ends
+print(memory_growth(work, torch.device("cpu"))[1])
 """
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..evaluation.run import Entry, Run
     from ..processes import Processes
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 _LPIPS: tuple[Literal["vgg", "alex", "squeeze"], ...] = ("alex", "vgg", "squeeze")
@@ -143,7 +144,7 @@ def _evaluate(options: Evaluate, processes: "Processes", out: Path | None) -> in
     from ..evaluation.distances import read_statistics
     from ..evaluation.metrics import BatchMetrics
     from ..evaluation.report import check_report
-    from ..evaluation.results import file_name
+    from ..evaluation.results import REPORT, file_name
     from ..evaluation.run import Run
     from ..processes import broadcast
 
@@ -156,7 +157,7 @@ def _evaluate(options: Evaluate, processes: "Processes", out: Path | None) -> in
     groups = _groups(options, models, evaluation_set, device)
     left_out = LeftOut(options.allow_missing)
     if out is not None:
-        left_out.try_for(check_report, asked=True)
+        left_out.load(lambda _: check_report(), [REPORT], asked=True)
     metrics = BatchMetrics([], device, _metrics(options, device, left_out))
     extractors, reference = load_extractors(options.extractors, device, left_out), None
     if options.reference is not None:
@@ -281,17 +282,19 @@ class LeftOut:
         self.allow = allow
         self.reasons: list[str] = []
 
-    def try_for(self, load: Callable[[], T], asked: bool) -> T | None:
-        """Return what ``load`` gives, or None if that is left out."""
+    def load(self, load: Callable[[S], T], names: Sequence[S], asked: bool) -> list[T]:
+        """Return what ``load`` makes of each name, without what is left out."""
         from ..evaluation.weights import MissingWeights
 
-        try:
-            return load()
-        except (MissingWeights, ImportError) as error:
-            if asked and not self.allow:
-                raise ValueError(f"{error}; or pass --allow-missing to leave it out") from error
-            self.reasons.append(str(error))
-            return None
+        loaded = []
+        for name in names:
+            try:
+                loaded.append(load(name))
+            except (MissingWeights, ImportError) as error:
+                if asked and not self.allow:
+                    raise ValueError(f"{error}; or pass --allow-missing to leave it out") from error
+                self.reasons.append(str(error))
+        return loaded
 
     def say(self) -> None:
         """Print what is left out."""
@@ -366,22 +369,16 @@ def _metrics(options: Evaluate, device: torch.device, left_out: LeftOut) -> "lis
     from ..evaluation.dreamsim import dreamsim_metric
     from ..evaluation.metrics import lpips_metric, own_metric
 
-    asked = options.lpips is not None
-    metrics = [
-        left_out.try_for(lambda network=network: lpips_metric(network, device), asked)  # type: ignore[misc]
-        for network in (_LPIPS if options.lpips is None else options.lpips)
-    ]
+    networks = _LPIPS if options.lpips is None else options.lpips
+    metrics = left_out.load(lambda name: lpips_metric(name, device), networks, asked=options.lpips is not None)
     if options.dreamsim:
-        metrics.append(left_out.try_for(lambda: dreamsim_metric(device), asked=True))
-    return [metric for metric in metrics if metric is not None] + [own_metric(spec, device) for spec in options.metrics]
+        metrics += left_out.load(lambda _: dreamsim_metric(device), ["dreamsim"], asked=True)
+    return metrics + [own_metric(spec, device) for spec in options.metrics]
 
 
 def load_extractors(names: Sequence[str] | None, device: torch.device, left_out: LeftOut) -> "list[Extractor]":
     """Return the extractors of these names, or those of the default whose weights can be had."""
     from ..evaluation.features import load_extractor
 
-    extractors = [
-        left_out.try_for(lambda name=name: load_extractor(name, device), asked=names is not None)  # type: ignore[misc]
-        for name in (_EXTRACTORS if names is None else names)
-    ]
-    return [extractor for extractor in extractors if extractor is not None]
+    asked = names is not None
+    return left_out.load(lambda name: load_extractor(name, device), _EXTRACTORS if names is None else names, asked)

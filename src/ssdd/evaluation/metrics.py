@@ -182,14 +182,14 @@ class Decoding:
         encode_seconds, decode_seconds: per image.
         latent_bytes: of each image.
         latent_shape: (c, h, w), None without a tensor.
-        peak_memory: bytes above what lay there before, None where it cannot be measured.
+        peak_memory: bytes above what lay there before.
     """
 
     encode_seconds: float
     decode_seconds: float
     latent_bytes: list[int]
     latent_shape: list[int] | None
-    peak_memory: int | None
+    peak_memory: int
 
 
 @dataclass(frozen=True)
@@ -215,8 +215,7 @@ class RowFacts:
 
     @property
     def peak_memory(self) -> float:
-        peaks = [decoding.peak_memory for decoding in self.decodings if decoding.peak_memory is not None]
-        return max(peaks, default=math.nan)
+        return max((decoding.peak_memory for decoding in self.decodings), default=math.nan)
 
 
 def _rate(seconds: Sequence[float]) -> float:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from torch import Tensor
 
 from ..data.pixels import images_to_tensor
 from ..files import atomic_path
+from ..memory import memory_growth
+from ..peak import finish
 from ..processes import Processes, broadcast, gather
 from .autoencoders import Autoencoder, image_generators
 from .distances import FeatureSet, set_distances
@@ -44,6 +46,8 @@ from .protocols import (
 from .results import PICTURES, Crops, Evaluation, Picture, Row, describe_extractor, file_name, ranked, ranking_metric
 from .saved_images import SavedImages
 from .spectrum import FREQUENCIES, Spectra, mean_power, spectra
+
+T = TypeVar("T")
 
 _LATENT_NOISE_SEED = 1_000_003
 _WORST, _BEST = 4, 4
@@ -342,9 +346,11 @@ class Run:
         sizes = [size for size in autoencoder.latent_bytes(latent) if size]  # 0: a file that cannot be made
         latent = _noisy(latent, entry.latent_noise, seed, batch.numbers)
         noise = autoencoder.noise(latent, seed, batch.numbers)
-        before = _start_memory_peak(device)
-        decoded, decode_seconds = _timed(lambda: autoencoder.decode(latent, steps=entry.steps, noise=noise), device)
-        peak = None if before is None else max(0, _memory_peak(device) - before)
+
+        def decode() -> tuple[Tensor, float]:
+            return _timed(lambda: autoencoder.decode(latent, steps=entry.steps, noise=noise), device)
+
+        (decoded, decode_seconds), peak = memory_growth(decode, device)
         shape, count = list(latent.shape[1:]) if isinstance(latent, Tensor) else None, len(batch.keys)
         return rounded(decoded), Decoding(encode_seconds / count, decode_seconds / count, sizes, shape, peak), []
 
@@ -524,34 +530,9 @@ def _noisy(latent: Any, level: float, seed: int, numbers: Sequence[int]) -> Any:
     return latent + level * latent.std((1, 2, 3), keepdim=True) * noise.to(latent)
 
 
-# ---- time and memory -------------------------------------------------------------------------------------------------
-
-
-def _timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
+def _timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    """Return what a call returns, and how many seconds it took."""
     begin = time.perf_counter()
     result = work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    finish(device)
     return result, time.perf_counter() - begin
-
-
-def _start_memory_peak(device: torch.device) -> int | None:
-    """Forget the peak until now; return the bytes in use: of CUDA, or on Linux of the process; else None."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    peak = Path("/proc/self/clear_refs")
-    if not peak.exists():
-        return None
-    peak.write_text("5")
-    return _status("VmRSS")
-
-
-def _memory_peak(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
-
-
-def _status(name: str) -> int:
-    """Return a value of the process' status file on Linux, in bytes."""
-    match = re.search(rf"{name}:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    return 1024 * int(match[1]) if match else 0

@@ -17,7 +17,6 @@ from ..objectives.perceptual import LPIPS
 Images = np.ndarray | Tensor
 """uint8 (B, H, W, 3)."""
 
-
 UNIFORM_WINDOW, GAUSSIAN_WINDOW, LPIPS_LEAST = 7, 11, 32
 """The shortest sides for which SSIM and LPIPS are defined: below 32 pixels LPIPS' networks pool all away."""
 
@@ -38,20 +37,20 @@ class Rounded:
 
 
 def rounded(x: Tensor) -> Rounded:
-    """Of x: float (B, 3, H, W), clamped to [-1, 1]. An image with NaN or infinity in it comes back black, not valid."""
+    """Round x, float (B, 3, H, W), clamped to [-1, 1]. An image with NaN or infinity comes back black, not valid."""
     valid = torch.isfinite(x).flatten(1).all(1)
     images = tensor_to_image(torch.where(valid[:, None, None, None], x, -1.0))
     return Rounded(images, valid.cpu().numpy())
 
 
 def psnr(mse: np.ndarray) -> np.ndarray:
-    """10 log10(1 / mse) in dB for values in [0, 1]; infinite where mse is 0. Any shape."""
+    """Return 10 log10(1 / mse) in dB for values in [0, 1]; infinite where mse is 0. Any shape."""
     with np.errstate(divide="ignore"):
         return 10.0 * np.log10(1.0 / mse)
 
 
 def squared_and_absolute_error(original: Images, reconstruction: Images) -> tuple[np.ndarray, np.ndarray]:
-    """Means over each image of the values in [0, 1]: two of (B,) float64, exact sums before the division."""
+    """Return the means over each image of values in [0, 1]: two of (B,) float64, exact sums before the division."""
     x, y = as_planes(original, reconstruction)
     difference = (x.int() - y.int()).flatten(1)
     count = difference.shape[1]
@@ -60,12 +59,12 @@ def squared_and_absolute_error(original: Images, reconstruction: Images) -> tupl
 
 
 def ssim_uniform(original: Images, reconstruction: Images) -> np.ndarray:
-    """SSIM with a 7 x 7 window, as skimage.metrics.structural_similarity by default: (B,) float64."""
+    """Return SSIM with a 7 x 7 window, as skimage.metrics.structural_similarity by default: (B,) float64."""
     return _mean_over_planes(_ssim_uniform_map, original, reconstruction, UNIFORM_WINDOW)
 
 
 def ssim_gaussian(original: Images, reconstruction: Images) -> np.ndarray:
-    """SSIM with an 11 x 11 Gaussian window of sigma 1.5, windows inside the image: (B,) float64."""
+    """Return SSIM with an 11 x 11 Gaussian window of sigma 1.5, windows inside the image: (B,) float64."""
     return _mean_over_planes(_ssim_gaussian_map, original, reconstruction, GAUSSIAN_WINDOW)
 
 
@@ -93,7 +92,7 @@ def lpips(net: LPIPS, x: Tensor, y: Tensor) -> np.ndarray:
 
 
 def _even(length: int) -> list[tuple[int, int]]:
-    """Ends of nearly equal parts of an axis, of ``_LPIPS_TILE`` pixels at most."""
+    """Return the ends of nearly equal parts of an axis, of ``_LPIPS_TILE`` pixels at most."""
     count = -(-length // _LPIPS_TILE)
     return [(length * i // count, length * (i + 1) // count) for i in range(count)]
 
@@ -109,7 +108,7 @@ def _lpips_whole(net: LPIPS, x: Tensor, y: Tensor) -> np.ndarray:
 
 
 def as_planes(original: Images, reconstruction: Images) -> tuple[Tensor, Tensor]:
-    """Both as uint8 (B, 3, H, W), on their device. Raises ValueError for two shapes, or other images than uint8."""
+    """Return both as uint8 (B, 3, H, W), on their device. Raises ValueError for two shapes, or other than uint8."""
     x, y = as_tensor(original), as_tensor(reconstruction)
     if x.shape != y.shape or x.ndim != 4 or x.shape[-1] != 3 or x.dtype != torch.uint8 or y.dtype != torch.uint8:
         found = f"{x.dtype} {tuple(x.shape)} and {y.dtype} {tuple(y.shape)}"
@@ -128,7 +127,7 @@ def as_tensor(images: Images, device: torch.device | None = None) -> Tensor:
 def _mean_over_planes(
     ssim_map: Callable[[Tensor, Tensor], Tensor], original: Images, reconstruction: Images, window: int
 ) -> np.ndarray:
-    """Mean of ``ssim_map``, (N, H, W) x 2 -> one value a window, over each image's three planes: (B,) float64."""
+    """Return the mean of ``ssim_map`` over the windows of each image's three planes: (B,) float64."""
     x, y = (i.flatten(0, 1) for i in as_planes(original, reconstruction))
     if min(x.shape[1:]) < window:
         raise ValueError(f"expected sides of at least {window} pixels, found {x.shape[1]} x {x.shape[2]}")
@@ -159,7 +158,7 @@ def _ssim_uniform_map(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _sliding_sum(x: Tensor) -> Tensor:
-    """Sums over 7 x 7 windows: int32 (N, H, W) -> (N, H - 6, W - 6)."""
+    """Return the sums over 7 x 7 windows: int32 (N, H, W) -> (N, H - 6, W - 6)."""
     for dim in (2, 1):
         length = x.shape[dim] - 6
         two = x.narrow(dim, 0, length + 5) + x.narrow(dim, 1, length + 5)
@@ -179,7 +178,7 @@ def _ssim_gaussian_map(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _gaussian_mean(x: Tensor) -> Tensor:
-    """Means under an 11 x 11 Gaussian of sigma 1.5: float64 (N, H, W) -> (N, H - 10, W - 10)."""
+    """Return the means under an 11 x 11 Gaussian of sigma 1.5: float64 (N, H, W) -> (N, H - 10, W - 10)."""
     reach = GAUSSIAN_WINDOW // 2
     weights = [math.exp(-0.5 * (k / 1.5) ** 2) for k in range(-reach, reach + 1)]
     for dim in (2, 1):

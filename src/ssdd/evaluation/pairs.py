@@ -31,7 +31,7 @@ class ImageComparison:
         self._metrics = BatchMetrics([self.lpips_network] if self.lpips_network else [], self.device)
 
     def __call__(self, original: np.ndarray, reconstruction: np.ndarray) -> ImageMetrics:
-        """Both uint8 (H, W, 3), of the same size. Raises ValueError if they are not."""
+        """Compare two images, uint8 (H, W, 3) of one size. Raises ValueError for two sizes."""
         if original.shape != reconstruction.shape:
             raise ValueError(f"expected two images of one size, found {original.shape} and {reconstruction.shape}")
         metrics = {name: float(v[0]) for name, v in self._metrics(original[None], reconstruction[None]).items()}
@@ -40,7 +40,7 @@ class ImageComparison:
 
 
 def mean_metrics(metrics: list[ImageMetrics]) -> ImageMetrics:
-    """Mean over images of each metric, over those where it is defined."""
+    """Return the mean of each metric over the images where it is defined."""
 
     def mean(values: list[float | None]) -> float | None:
         defined = [v for v in values if v is not None]
@@ -52,7 +52,7 @@ def mean_metrics(metrics: list[ImageMetrics]) -> ImageMetrics:
 
 
 def bicubic_baseline(image: np.ndarray, factor: int) -> np.ndarray:
-    """The image reduced by ``factor`` and enlarged again, both bicubic: as many cells as the latent grid, of pixels."""
+    """Return the image reduced by ``factor`` and enlarged again, both bicubic: what a latent grid of pixels keeps."""
     height, width = image.shape[:2]
     small = (-(-width // factor), -(-height // factor))
     picture = Image.fromarray(image).resize(small, Image.Resampling.BICUBIC)

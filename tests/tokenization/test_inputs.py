@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -246,3 +247,26 @@ def test_latents_of_another_encoder_are_refused(whole: Path) -> None:
     assert len(LatentDataset(whole, expect=sha256)) == len(LatentDataset(whole, expect=sha256[:12]))
     with pytest.raises(ValueError, match="expected latents of the encoder 0000, found those of"):
         LatentDataset(whole, expect="0000")
+
+
+def test_mds(job: Job, whole: Path, tmp_path: Path, tree: Callable[[Path], dict[str, bytes]]) -> None:
+    """mosaicml-streaming reads the latents of the tar shards, in the same bytes however they were made."""
+    streaming = pytest.importorskip("streaming", reason="needs the extra: pip install 'ssdd[mds]'")
+    settings = job(flips=True, container="mds")
+    tokenize(settings, tmp_path / "out", workers=0)
+    samples = list(streaming.StreamingDataset(local=str(tmp_path / "out"), batch_size=1, shuffle=False))
+    for sample, item in zip(samples, LatentDataset(whole).stream(), strict=True):
+        assert torch.from_numpy(sample["mean"].copy()).float().equal(item["mean"])
+        assert (sample["key"], sample["label"]) == (item["key"], int(item["label"]))
+    assert samples[0]["class"] == "ant"
+    assert verify(tmp_path / "out") == []
+    for part in (1, 0):
+        tokenize(settings, tmp_path / "parts", part=Part(part, 2), workers=0)
+    found, expected = tree(tmp_path / "parts"), tree(tmp_path / "out")
+    assert {k: v for k, v in found.items() if k[0] != "."} == {k: v for k, v in expected.items() if k[0] != "."}
+
+
+def test_mds_is_an_extra(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "streaming", None)
+    with pytest.raises(ImportError, match=r"pip install 'ssdd\[mds\]'"):
+        tokenize(job(container="mds"), tmp_path / "out", workers=0)

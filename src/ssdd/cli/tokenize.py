@@ -66,9 +66,9 @@ class Tokenize:
     or a CSV, JSON or Parquet file with columns file_name, and label, caption or both."""
     store: Literal["fp16", "bf16"] = "fp16"
     """Type of the stored mean and log-variance."""
-    format: Literal["tar", "parquet", "lightningdit"] = "tar"
+    format: Literal["tar", "parquet", "lightningdit", "mds"] = "tar"
     """tar: for webdataset. parquet: columns, the latents as bytes. lightningdit: safetensors as LightningDiT reads them
-    (needs --flips)."""
+    (needs --flips). mds: for mosaicml-streaming."""
     shard_images: int | None = None
     """Images a shard; by default 1024, but several tar or Parquet files make a shard each."""
     batch_size: int = 16

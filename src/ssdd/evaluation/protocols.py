@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as transforms
 
-from ..data.images import MAX_PIXELS, ImageError, printable
+from ..data.images import COLOUR, MAX_PIXELS, ImageError, printable
 from ..data.loader import Skipped, start_worker
 from ..data.sources import ImageSource
 from ..data.transforms import centre_crop
@@ -136,7 +136,7 @@ class Protocol:
             "small_images": rule.small.format(size=self.size),
             **({"compares_with": self.compares_with} if self.compares_with else {}),
             "image_order": "the source's: paths as given, names sorted within a folder",
-            "colour": "RGB of the file, upright by EXIF, transparency on white, colour profiles ignored",
+            "colour": COLOUR,
             "rounding": "reconstructions clamped to [-1, 1] and rounded to the nearest of 256 levels",
             "reference": "the same crops of the originals, 8 bits",
             "posterior": "mode",

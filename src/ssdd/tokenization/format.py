@@ -21,9 +21,9 @@ PLAN, MANIFEST = "plan.json", "manifest.json"
 STORED = {"fp16": torch.float16, "bf16": torch.bfloat16}
 """Types that mean and log-variance are stored in."""
 
-Container = Literal["tar", "parquet", "lightningdit"]
+Container = Literal["tar", "parquet", "lightningdit", "mds"]
 Store = Literal["fp16", "bf16"]
-SUFFIXES: dict[Container, str] = {"tar": "tar", "parquet": "parquet", "lightningdit": "safetensors"}
+SUFFIXES: dict[Container, str] = {"tar": "tar", "parquet": "parquet", "lightningdit": "safetensors", "mds": "mds"}
 """File name extension of a shard."""
 Label = int | str | None
 """A class by its number, or by its name where the numbers are not known until the whole set is."""
@@ -147,6 +147,7 @@ class ShardIndex(Struct, frozen=True, kw_only=True):
         statistics: of the stored means; None for a shard without latents.
         left_out: other files of an input shard, by their kind.
         shape: of the latents; None for the plan's.
+        info: what the container's own index says of the shard; None where there is none.
         made_by: what its last digits depend on.
     """
 
@@ -164,6 +165,7 @@ class ShardIndex(Struct, frozen=True, kw_only=True):
     left_out: dict[str, Count]
     statistics: Moments | None
     shape: Shape | None
+    info: dict[str, Any] | None
     made_by: MadeBy
 
     @property

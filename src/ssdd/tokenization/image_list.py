@@ -156,10 +156,10 @@ def make_list(
         raise ValueError(f"expected names like {only!r} (--only), found none; the first name is {first_name!r}")
     if rule == "folder" and not classes.kinds:
         raise ValueError(f"expected images in folders that name their class in {', '.join(paths)}, found none")
-    lists = [known for known in fixed if known]
-    if any(known != lists[0] for known in lists):
+    longest = max(fixed, key=len)  # whole numbers go up to the largest that a data set has
+    if any(known != longest[: len(known)] for known in fixed):
         raise ValueError("expected data sets with the same classes, found different ones: tokenize each by itself")
-    numbers, names_of_classes = classes.numbered(lists[0] if lists and len(lists) == len(fixed) else ())
+    numbers, names_of_classes = classes.numbered(longest if all(fixed) else ())
     if rule == "auto" and classes.kinds < 2:
         numbers, names_of_classes = np.full_like(numbers, NO_LABEL), []
     table = np.zeros(len(numbers), _ROW)

@@ -33,6 +33,7 @@ class LightningDiTWriter:
         self._latents: list[Latent] = []
         self.offsets: list[int] = []  # the file itself has them
         self.member_bytes = 0
+        self.info: dict[str, Any] | None = None
 
     def add(self, latent: Latent) -> None:
         """Raises ValueError for a class without a number."""

@@ -41,6 +41,7 @@ class ParquetWriter:
         self._rows: list[dict[str, Any]] = []
         self.offsets: list[int] = []  # the file itself has them
         self.member_bytes = 0
+        self.info: dict[str, Any] | None = None
 
     def add(self, latent: Latent) -> None:
         sides = (*latent.size, *latent.resized, *latent.crop)

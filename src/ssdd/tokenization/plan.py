@@ -65,6 +65,8 @@ class TokenizeJob:
             )
         if not 1 <= self.threads <= 1024:
             raise ValueError(f"expected 1 to 1024 threads, found {self.threads}")
+        if self.container == "mds" and (self.store != "fp16" or self.protocol.bucket_step is not None):
+            raise ValueError("expected crops of one shape stored in fp16 with the format mds, found others")
         if self.container == "lightningdit" and (not self.protocol.flips or self.protocol.bucket_step is not None):
             raise ValueError(
                 "expected crops of one shape and --flips with the format lightningdit, which has both of each"

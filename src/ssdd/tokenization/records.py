@@ -6,7 +6,7 @@ Shapes: c latent channels, h x w latent grid.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -85,10 +85,11 @@ class ShardFile:
 
 
 class ShardWriter(Protocol):
-    """Writes latents in order; ``offsets`` and ``member_bytes`` are for the index."""
+    """Writes latents in order; ``offsets``, ``member_bytes`` and ``info`` are for the index."""
 
     offsets: list[int]
     member_bytes: int
+    info: dict[str, Any] | None
 
     def add(self, latent: Latent) -> None: ...
 

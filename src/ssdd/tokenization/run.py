@@ -10,13 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 
 from ..files import only_one
 from ..launcher import follow_launcher
-from .format import MANIFEST, PLAN, Manifest, Plan, ShardIndex, decode, encode_json, index_name
+from . import mds
+from .format import MANIFEST, PLAN, Manifest, Plan, ShardIndex, decode, encode_json, index_name, shard_name
 from .image_list import FOLDER, ImageList, make_list
 from .inputs import expand
 from .labels import LabelFile
@@ -202,7 +203,7 @@ def _conclude(plan: Plan, output: Output) -> tuple[Manifest | None, int]:
     absent = sum(index_name(number) not in names for number in numbers)
     if absent:
         return None, absent
-    damaged = 0
+    damaged, infos = 0, list[tuple[str, dict[str, Any] | None]]()
 
     def indices() -> Iterator[ShardIndex]:
         nonlocal damaged
@@ -210,15 +211,19 @@ def _conclude(plan: Plan, output: Output) -> tuple[Manifest | None, int]:
             if index is None:
                 damaged += 1
             else:
+                infos.append((shard_name(index.number, plan.container), index.info))
                 yield index
 
     manifest = make_manifest(plan, indices())
     if damaged:
         return None, damaged
-    content = encode_json(manifest)
-    if MANIFEST not in names or output.read(MANIFEST) != content:
-        with output.writing(MANIFEST) as path:
-            path.write_bytes(content)
+    files = {MANIFEST: encode_json(manifest)}
+    if plan.container == "mds":
+        files = {mds.INDEX: mds.index_of(infos), **files}
+    for name, content in files.items():
+        if name not in names or output.read(name) != content:
+            with output.writing(name) as path:
+                path.write_bytes(content)
     return manifest, 0
 
 

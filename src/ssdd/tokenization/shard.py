@@ -237,6 +237,7 @@ def _write(
         left_out=dict(reader.images.left_out),
         statistics=Moments(**statistics.state()) if statistics.count else None,
         shape=content.shape,
+        info=content.info,
         made_by=job.made_by,
     )
 
@@ -306,6 +307,10 @@ class _Content:
     @property
     def offsets(self) -> list[int]:
         return self._writer.offsets if self._writer else []
+
+    @property
+    def info(self) -> dict[str, Any] | None:
+        return self._writer.info if self._writer else None
 
     @property
     def member_bytes(self) -> int:

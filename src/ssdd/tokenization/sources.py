@@ -208,8 +208,7 @@ def file_version(path: Path) -> tuple[int, ...]:
 def read_place(path: Path, version: tuple[int, ...], place: Place, name: str) -> bytes:
     """Read a part of a file. Raises ImageReadError where it cannot be read whole: never the image's own fault."""
     try:
-        opened = opened_file(str(path), version)  # held while it is read: the cache may let it go meanwhile
-        content = os.pread(opened.descriptor, place.size, place.offset)
+        content = opened_file(str(path), version).read(place.size, place.offset)
     except OSError as error:
         raise read_failure(error, f"{printable(name)}: expected a readable file, found {reason_of(error)}") from error
     if len(content) != place.size:

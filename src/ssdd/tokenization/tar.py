@@ -6,7 +6,6 @@ Any latent is read from its place, by one ``pread``.
 
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -36,6 +35,7 @@ class TarWriter:
         self._tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
         self.offsets: list[int] = []
         self.member_bytes = 0
+        self.info: dict[str, Any] | None = None
 
     def add(self, latent: Latent) -> None:
         content = save({"mean": latent.mean.contiguous(), "logvar": latent.logvar.contiguous()})
@@ -148,8 +148,7 @@ class TarReader:
         return _by_extension(key, found[2:])
 
     def _bytes(self, row: int, size: int) -> bytes:
-        descriptor = opened_file(str(self._file.path), self._file.version).descriptor
-        return os.pread(descriptor, size, int(self._file.offsets[row]))
+        return opened_file(str(self._file.path), self._file.version).read(size, int(self._file.offsets[row]))
 
     def _latent(self, member: bytes) -> StoredLatent:
         key = self._key(member)

@@ -21,13 +21,19 @@ def open_writer(container: Container, file: BinaryIO, shape: Shape, dtype: torch
         from .lightningdit import LightningDiTWriter
 
         return LightningDiTWriter(file)
+    if container == "mds":
+        from .mds import MDSWriter
+
+        return MDSWriter(file, shape, dtype)
     from .tar import TarWriter
 
     return TarWriter(file)
 
 
 def open_reader(container: Container, file: ShardFile) -> ShardReader:
-    """Raises ImportError, with the extra that is missing, for a container that cannot be read here."""
+    """Raises ImportError, with the extra that is missing, or ValueError, for a container that cannot be read here."""
+    if container == "mds":
+        raise ValueError(f"{file.path}: expected shards that are read here, found MDS: read them by mosaicml-streaming")
     if container == "parquet":
         from .parquet import ParquetReader
 
@@ -47,4 +53,8 @@ def writer_version(container: Container) -> str | None:
         from .parquet import pyarrow_version
 
         return f"pyarrow {pyarrow_version()}"
+    if container == "mds":
+        from .mds import streaming_version
+
+        return f"mosaicml-streaming {streaming_version()}"
     return None

@@ -6,9 +6,10 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
+if TYPE_CHECKING:  # the commands ask for memory before they import torch, which takes seconds
+    import torch
 
 T = TypeVar("T")
 
@@ -33,9 +34,11 @@ def keep_freed_memory() -> bool:
     return all(taken)
 
 
-def memory_growth(work: Callable[[], T], device: torch.device) -> tuple[T, int]:
+def memory_growth(work: Callable[[], T], device: "torch.device") -> tuple[T, int]:
     """Return what a call returns, and by how many bytes it made memory grow at most: of CUDA, or of the process."""
     if device.type == "cuda":
+        import torch
+
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         result = work()

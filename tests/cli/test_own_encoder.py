@@ -123,7 +123,7 @@ def test_tokenize(ssdd: Ssdd, photos: Path, run: Path, tmp_path: Path) -> None:
     assert ssdd(*command, "--out", "latents").status == 0
     first = LatentDataset(tmp_path / "latents")
     assert first.manifest["model"]["encoder"] == OWN
-    assert first[0].mean[0].abs().max() == 0, "channel 0 is the bias alone"
+    assert first[0]["mean"][0].abs().max() == 0, "channel 0 is the bias alone"
     assert "(0 made now, 1 there before)" in ssdd(*command, "--out", "latents").out
     assert ssdd("tokenize", "verify", "latents").status == 0
 
@@ -131,7 +131,7 @@ def test_tokenize(ssdd: Ssdd, photos: Path, run: Path, tmp_path: Path) -> None:
     assert "was begun with other settings: model.encoder_sha256" in ssdd(*command, "--out", "latents").error_line()
     assert ssdd(*command, "--out", "trained").status == 0
     second = LatentDataset(tmp_path / "trained")
-    assert second[0].mean[0].eq(1).all(), "not the trained weights"
+    assert second[0]["mean"][0].eq(1).all(), "not the trained weights"
     (tmp_path / "mine.py").write_text(CODE + "# changed\n")
     assert "model.encoder_sha256" in ssdd(*command, "--out", "trained").error_line()
 

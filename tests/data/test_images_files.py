@@ -157,6 +157,7 @@ def test_a_plugin_of_pillow_makes_its_files_images(tmp_path, monkeypatch, caplog
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "pillow_heif", types.SimpleNamespace(register_heif_opener=register))
         patch.setattr(Image, "OPEN", dict(Image.OPEN))
+        patch.setattr(Image, "ID", list(Image.ID))
         images._load_plugins.cache_clear()
         find._known_suffixes.cache_clear()
         assert names(tmp_path) == ["a.png", "b.heic"], "what the plugin reads is left out"

@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from ssdd.processes import usable_cores
 from ssdd.tokenization import LatentDataset, TokenizeStopped, local, tokenize, verify
@@ -78,7 +77,7 @@ from PIL import Image, ImageFile
 load = ImageFile.ImageFile.load
 
 def crash(image):
-    if image.info.get("crash"):
+    if image.size == (37, 53):
         os.abort()
     return load(image)
 
@@ -93,9 +92,7 @@ def test_an_image_whose_decoder_ends_the_process(
     """It is read once more, alone, and left out; with a single process by the next command."""
     data, code = tmp_path / "data", tmp_path / "code"
     shutil.copytree(photographs, data)
-    info = PngInfo()
-    info.add_text("crash", "yes")
-    Image.open(data / "ant" / "1.png").save(data / "ant" / "1.png", pnginfo=info)
+    Image.open(data / "ant" / "1.png").resize((37, 53)).save(data / "ant" / "1.png")
     code.mkdir()
     (code / "sitecustomize.py").write_text(CRASHES)
     options = ("--size", "32", "--shard-images", "4", "--device", "cpu", "--max-skipped", "2")

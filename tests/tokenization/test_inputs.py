@@ -1,7 +1,9 @@
 """What goes in: shards that make a shard each, lists and patterns, webdataset samples, Parquet, files of labels."""
 
+import fcntl
 import io
 import json
+import os
 import sys
 import tarfile
 from collections.abc import Callable
@@ -15,12 +17,14 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from ssdd.data.images import ImageError
+from ssdd.files import only_one
 from ssdd.tokenization import LatentDataset, Part, collate_fn, finish, tokenize, verify
-from ssdd.tokenization.inputs import expand
+from ssdd.tokenization.inputs import expand, is_shard, split_columns
 from ssdd.tokenization.labels import LabelFile
 from tests.tokenization.conftest import Job
 
 Picture = Callable[..., np.ndarray]
+Tree = Callable[[Path], dict[str, bytes]]
 
 
 def png(picture: np.ndarray) -> bytes:
@@ -120,13 +124,17 @@ def test_a_broken_shard_is_an_error_and_a_broken_image_is_not(job: Job, shards: 
     whole = path.read_bytes()
     path.write_bytes(whole[:1500])
     settings = job(paths=(str(shards),), shard_images=None)
-    with pytest.raises(ImageError, match=r"000001\.tar"):
-        tokenize(settings, tmp_path / "out", workers=0)
-    assert {p.name for p in (tmp_path / "out").glob("shard*.tar")} == {"shard-000000.tar"}
+    for processes in (1, 2):
+        out = tmp_path / ("out" if processes == 1 else "other")
+        with pytest.raises(
+            ImageError, match=r"000001\.tar.*all others are made: mend it, and run the same command again"
+        ):
+            tokenize(settings, out, workers=0, processes=processes)
+        assert {p.name for p in out.glob("shard*.tar")} == {"shard-000000.tar", "shard-000002.tar"}
     write_tar(path, {"0002.png": b"no image", "0003.png": whole[512:1024]})
     done = tokenize(settings, tmp_path / "out", workers=0)
     assert done.manifest is not None
-    assert (done.manifest.images, done.manifest.skipped_images, done.made, done.kept) == (4, 2, 2, 1)
+    assert (done.manifest.images, done.manifest.skipped_images, done.made, done.kept) == (4, 2, 1, 2)
     assert verify(tmp_path / "out") == []
 
 
@@ -270,3 +278,82 @@ def test_mds_is_an_extra(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "streaming", None)
     with pytest.raises(ImportError, match=r"pip install 'ssdd\[mds\]'"):
         tokenize(job(container="mds"), tmp_path / "out", workers=0)
+
+
+def test_integers_and_words_as_classes(job: Job, shards: Path, tmp_path: Path, picture: Picture) -> None:
+    """Each stays the class that it names."""
+    write_tar(shards / "000001.tar", {"dog/a.png": png(picture(40, 40, 1)), "b.png": png(picture(40, 40, 2))})
+    tokenize(job(paths=(str(shards),), shard_images=None), tmp_path / "out", workers=0)
+    data = LatentDataset(tmp_path / "out")
+    names = [None if item["label"] < 0 else data.classes[item["label"]] for item in data.stream()]
+    assert names == ["2", "10", "dog", None, "10", "1"]
+    assert verify(tmp_path / "out") == []
+
+
+def test_names_that_are_no_text(job: Job, tmp_path: Path, picture: Picture) -> None:
+    """As a name of a broken image, of a class, and of a member of an input shard."""
+    folder = tmp_path / "photographs"
+    for name in (b"k\xff/a\xfe.png", b"l/broken\xff.png"):
+        path = Path(os.fsdecode(os.fsencode(folder) + b"/" + name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"no image" if b"broken" in name else png(picture(40, 40, 1)))
+    tokenize(job(paths=(str(folder),)), tmp_path / "listed", workers=0)
+    assert LatentDataset(tmp_path / "listed").classes == ["k\\udcff", "l"]
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+            tar.add(folder, ".")
+    tokenize(job(paths=(str(tmp_path / "{0..1}.tar"),), shard_images=None), tmp_path / "each", workers=0)
+    for name in ("listed", "each"):
+        assert verify(tmp_path / name) == []
+        assert tokenize_again(job, tmp_path, folder, name) == 0, "a shard is made again and again"
+
+
+def tokenize_again(job: Job, tmp_path: Path, folder: Path, name: str) -> int:
+    paths = (str(folder),) if name == "listed" else (str(tmp_path / "{0..1}.tar"),)
+    return tokenize(job(paths=paths, shard_images=4 if name == "listed" else None), tmp_path / name, workers=0).made
+
+
+def test_other_labels_or_data_are_other_settings(job: Job, shards: Path, tmp_path: Path) -> None:
+    out, paths = tmp_path / "out", (str(shards),)
+    tokenize(job(paths=paths, shard_images=None), out, workers=0)
+    (out / "shard-000001.json").unlink()
+    with pytest.raises(ValueError, match=r"data\.labels is auto there, none here"):
+        tokenize(job(paths=paths, shard_images=None, labels="none"), out, workers=0)
+    (tmp_path / "labels.csv").write_text("file_name,label\n0000.png,1\n")
+    with pytest.raises(ValueError, match=r"data\.labels is auto there, "):
+        tokenize(job(paths=paths, shard_images=None, label_file=str(tmp_path / "labels.csv")), out, workers=0)
+    (shards / "000000.tar").write_bytes((shards / "000000.tar").read_bytes() + bytes(10240))
+    with pytest.raises(ValueError, match=r"000000\.tar: expected \d+ bytes, of which shard 0 was made, found"):
+        tokenize(job(paths=paths, shard_images=None), out, workers=0)
+
+
+def test_a_refused_command_leaves_the_list_alone(job: Job, photographs: Path, tmp_path: Path, tree: Tree) -> None:
+    out = tmp_path / "out"
+    tokenize(job(), out, part=Part(0, 2), workers=0)
+    before = tree(out)
+    with pytest.raises(ValueError, match="begun with other settings"):
+        tokenize(job(only="cow/*"), out, workers=0)
+    assert tree(out) == before
+    with only_one(out, part="0-of-2"), (out / ".lock-of-2").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        with pytest.raises(ValueError, match="is being tokenized into in other parts than 1/3: wait for them"):
+            tokenize(job(), out, part=Part(1, 3), workers=0)
+    tokenize(job(), out, part=Part(1, 2), workers=0)
+    assert verify(out) == []
+
+
+def test_a_tar_file_that_changed_between_parts(job: Job, shards: Path, tmp_path: Path, picture: Picture) -> None:
+    """Its images are known by their places."""
+    path, out = shards / "000000.tar", tmp_path / "out"
+    settings = job(paths=(str(path),), shard_images=1)
+    tokenize(settings, out, part=Part(0, 2), workers=0)
+    write_tar(path, {"0001.png": png(picture(40, 41, 1)), "0000.png": png(picture(40, 40, 0))})
+    with pytest.raises(ValueError, match=r"000000\.tar: expected the tar file as it was listed, found a changed one"):
+        tokenize(settings, out, part=Part(1, 2), workers=0)
+
+
+def test_queries_of_addresses_are_kept() -> None:
+    assert split_columns("a.parquet?image=x&label=y") == ("a.parquet", {"image": "x", "label": "y"})
+    signed = "https://host/a.tar?token=abc&image=x"
+    assert split_columns(signed) == (signed, {})
+    assert is_shard(signed)

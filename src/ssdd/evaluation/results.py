@@ -8,6 +8,7 @@ Shapes: n crops, M metrics, R resamples of the bootstrap, K bands of frequency.
 """
 
 import hashlib
+import io
 import json
 import math
 import re
@@ -202,8 +203,10 @@ class Evaluation:
         for i, row in enumerate(self.rows):
             arrays |= {f"row/{i}/{name}": values for name, values in row.values.items()} | {f"valid/{i}": row.valid}
         crops = folder / f"crops-{_digest(arrays)}.npz"
+        content = io.BytesIO()  # where the disk is full, an open zip file would complain a second time
+        np.savez_compressed(content, **arrays)
         with atomic_path(crops, overwrite=True) as path:
-            np.savez_compressed(path, **arrays)
+            path.write_bytes(content.getvalue())
         with atomic_path(folder / RESULTS, overwrite=True) as path:
             path.write_text(json.dumps({**self.as_dict(), "crops": crops.name}, indent=1, allow_nan=False) + "\n")
         for old in folder.glob("crops-*.npz"):

@@ -62,10 +62,14 @@ class ModelInfo(Struct, frozen=True):
 
 
 class DataInfo(Struct, frozen=True):
-    """What is tokenized: images with numbers, or shards of images. names_sha256: of their names, in order."""
+    """What is tokenized: images with numbers, or shards of images. names_sha256: of their names, in order.
+
+    labels: the rule, or the SHA-256 of a file of labels.
+    """
 
     paths: list[str]
     only: str | None
+    labels: str
     images: Count | None
     shards: Annotated[int, Meta(ge=1, le=MOST_SHARDS)]
     names_sha256: Sha256
@@ -148,6 +152,7 @@ class ShardIndex(Struct, frozen=True, kw_only=True):
         left_out: other files of an input shard, by their kind.
         shape: of the latents; None for the plan's.
         info: what the container's own index says of the shard; None where there is none.
+        input_bytes: size of the input shard; None where images were listed.
         made_by: what its last digits depend on.
     """
 
@@ -166,6 +171,7 @@ class ShardIndex(Struct, frozen=True, kw_only=True):
     statistics: Moments | None
     shape: Shape | None
     info: dict[str, Any] | None
+    input_bytes: Count | None
     made_by: MadeBy
 
     @property
@@ -300,8 +306,21 @@ def decode(content: bytes, kind: type[T], label: str) -> T:
 
 def plain(content: Struct) -> dict[str, Any]:
     """Return a structure as JSON has it."""
-    found: dict[str, Any] = msgspec.to_builtins(content)
+    found: dict[str, Any] = _escaped(msgspec.to_builtins(content))
     return found
+
+
+def escaped(text: str) -> str:
+    """Return a name that may hold any bytes as text that JSON can hold."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, str):
+        return escaped(value)
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return {escaped(key): _escaped(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def read_json(path: Path) -> bytes:

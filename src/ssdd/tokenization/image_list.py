@@ -125,6 +125,7 @@ def make_list(
     extensions: dict[str, int] = {}
     sources, shapes, first_name, order = list[ListedSource](), array("i"), None, array("q")
     left_out: Counter[str] = Counter()
+    noted = 0
     buckets = protocol is not None and protocol.bucket_step is not None
     for number, path in enumerate(paths):
         opened = _open(path, left_out)
@@ -134,10 +135,12 @@ def make_list(
             first_name = first_name or image.name
             if only is not None and not fnmatch.fnmatchcase(image.name, only):
                 continue
-            note = Annotation(image.label, None) if labels is None else labels[image.name]
+            note = Annotation(None, None) if labels is None else labels[image.name]
+            noted += note != Annotation(None, None)
             names.add(image.name)
             captions.add(note.caption or "")
-            classes.add(None if rule == "none" else note.label)
+            label = note.label if labels is not None and labels.has_labels else image.label
+            classes.add(None if rule == "none" else label)
             row = number, image.place.offset, image.place.size, len(members["size"]), len(image.members)
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)
@@ -154,6 +157,8 @@ def make_list(
         if first_name is None:
             raise ImageError(f"expected images in {', '.join(map(printable, paths))}, found none")
         raise ValueError(f"expected names like {only!r} (--only), found none; the first name is {first_name!r}")
+    if labels is not None and not noted:
+        raise ValueError(f"expected names like {first_name!r} in the file of labels, found none of the images in it")
     if rule == "folder" and not classes.kinds:
         raise ValueError(f"expected images in folders that name their class in {', '.join(paths)}, found none")
     longest = max(fixed, key=len)  # whole numbers go up to the largest that a data set has
@@ -189,7 +194,7 @@ def make_list(
     names.save(folder, "names")
     if info.captions:
         captions.save(folder, "captions")
-    written = {**asdict(info), "sources": [source.kind for source in sources]}
+    written = {**asdict(info), "sources": [[s.kind, *_version_of(s)] for s in sources]}
     (folder / "list.json").write_text(json.dumps(written, indent=1) + "\n")
     return info
 
@@ -233,6 +238,14 @@ def _open(path: str, left_out: Counter[str]) -> _Opened:
     return _Opened(source, _rows(data), lambda image: data.content(image.place.offset), _fixed(data))
 
 
+def _version_of(source: ListedSource) -> list[int]:
+    """Size and time of change of a tar file, whose members are known by their places; nothing of others."""
+    if source.kind != "tar":
+        return []
+    found = Path(source.path).stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
 def _prefix(path: str) -> str:
     return "" if path == "." else f"{Path(path)}".rstrip("/") + "/"  # the current folder's names have no such prefix
 
@@ -269,9 +282,17 @@ class ImageList:
 
     def __init__(self, folder: Path, paths: Sequence[str]) -> None:
         content = json.loads((folder / "list.json").read_text())
-        kinds = content.pop("sources")
+        listed = content.pop("sources")
         self.info = ListInfo(**content)
-        self.sources = [ListedSource(kind, path) for kind, path in zip(kinds, paths, strict=True)]
+        if len(listed) != len(paths):
+            raise ValueError(f"expected the {len(listed)} paths whose images were listed, found {len(paths)}")
+        self.sources = [ListedSource(kind, path) for (kind, *_), path in zip(listed, paths, strict=True)]
+        for source, (_, *version) in zip(self.sources, listed, strict=True):
+            if version and Path(source.path).is_file() and version != _version_of(source):
+                raise ValueError(
+                    f"{printable(source.path)}: expected the tar file as it was listed, found a changed one: a command "
+                    "without --part, or part 0, lists it again"
+                )
         self.rows = np.load(folder / "images.npy", mmap_mode="r")
         self.members = np.load(folder / "members.npy", mmap_mode="r")
         self._texts = {
@@ -309,6 +330,7 @@ class ListedImages:
 
     def __init__(self, images: ImageList, first: int, last: int) -> None:
         self.left_out: Counter[str] = Counter()  # named when the list was made
+        self.input_bytes: int | None = None
         self._list, self._first, self._last = images, first, last
 
     def __len__(self) -> int:

@@ -5,12 +5,14 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import parse_qsl
 
-from ..data.find import IMAGE_SUFFIXES
+from ..data.find import IMAGE_SUFFIXES, check_left_out
 from ..data.hugging_face import PREFIX
 from ..data.images import ImageError, ImageReadError, printable, reason_of
 
@@ -73,9 +75,13 @@ def _inside(path: str) -> list[str]:
     folder = Path(path)
     if not folder.is_dir():
         return [path]
-    shards = sorted(str(p) for p in folder.iterdir() if is_shard(p.name) and p.is_file() and p.name[0] != ".")
-    others = [p for p in folder.iterdir() if not is_shard(p.name) and p.name[0] != "." and _may_be_data(p)]
-    return shards if shards and not others else [path]
+    visible = [p for p in folder.iterdir() if p.name[0] != "."]
+    shards = sorted(str(p) for p in visible if is_shard(p.name) and not p.is_dir())
+    others = [p for p in visible if not is_shard(p.name) or p.is_dir()]
+    if not shards or any(map(_may_be_data, others)):
+        return [path]
+    check_left_out([path], len(shards), Counter(p.suffix or "without extension" for p in others))
+    return shards
 
 
 def _may_be_data(path: Path) -> bool:
@@ -84,7 +90,14 @@ def _may_be_data(path: Path) -> bool:
 
 def is_shard(path: str) -> bool:
     """Whether a path is that of a tar or Parquet file."""
-    return path.split("?")[0].endswith(SHARD_SUFFIXES)
+    return split_columns(path)[0].split("?")[0].lower().endswith(SHARD_SUFFIXES)
+
+
+def split_columns(path: str) -> tuple[str, dict[str, str]]:
+    """Return a path without ``?image=COLUMN&label=COLUMN``, and these; any other query belongs to the address."""
+    place, _, query = path.partition("?")
+    columns = dict(parse_qsl(query))
+    return (place, columns) if columns and set(columns) <= {"image", "label"} else (path, {})
 
 
 def is_remote(path: str) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..data.images import ImageError, printable, reason_of
 from .format import Label
-from .sources import Annotation, class_value, pyarrow_and_parquet
+from .sources import Annotation, class_of, pyarrow_and_parquet
 
 NO_LABEL = -1
 MOST_CLASSES = 1 << 20
@@ -38,13 +38,17 @@ class LabelFile:
                     f"{printable(path)}: expected columns file_name, and label or caption, found "
                     f"{printable(str(list(row)))}"
                 )
-            value = None if label is None or label == "" else class_value(str(label))
+            value = class_of(label)
             self._found[str(name)] = Annotation(value, None if caption is None else str(caption))
 
     def __getitem__(self, name: str) -> Annotation:
         """Return what is said of an image; nothing where it is not in the file."""
         found = self._found.get(name) or self._found.get(name.rsplit(".", 1)[0])
         return found or Annotation(None, None)
+
+    @property
+    def has_labels(self) -> bool:
+        return any(entry.label is not None for entry in self._found.values())
 
     @property
     def has_captions(self) -> bool:
@@ -56,14 +60,14 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
         if path.suffix == ".parquet":
             yield from pyarrow_and_parquet()[1].read_table(path).to_pylist()
         elif path.suffix == ".json":
-            found = json.loads(path.read_text())
+            found = json.loads(path.read_text(encoding="utf-8-sig"))
             found = found.get("labels", found) if isinstance(found, dict) else found
             pairs = found.items() if isinstance(found, dict) else found
             yield from (
                 row if isinstance(row, dict) else dict(zip(("name", "label"), row, strict=True)) for row in pairs
             )
         else:
-            with path.open(newline="") as file:
+            with path.open(newline="", encoding="utf-8-sig") as file:
                 yield from csv.DictReader(file)
     except (OSError, ValueError, TypeError, csv.Error) as error:  # pyarrow's errors are of these classes
         raise ImageError(
@@ -76,16 +80,12 @@ def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
 
 
 def class_order(labels: Iterable[Label]) -> list[str]:
-    """Return the names of the classes by number: whole numbers are their own numbers, words are sorted.
-
-    Raises ValueError for numbers that are too large.
-    """
+    """Return the names of the classes by number: whole numbers are their own numbers, words are sorted."""
     found = {label for label in labels if label is not None}
     numbers = [label for label in found if isinstance(label, int)]
     if numbers and len(numbers) == len(found):
-        if max(numbers) >= MOST_CLASSES:
-            raise ValueError(f"expected classes below {MOST_CLASSES}, found {max(numbers)}: pass --labels none")
-        return [str(number) for number in range(max(numbers) + 1)]
+        large = max(numbers) >= MOST_CLASSES  # identifiers more than numbers of classes
+        return [str(number) for number in (sorted(numbers) if large else range(max(numbers) + 1))]
     return sorted(map(str, found))
 
 

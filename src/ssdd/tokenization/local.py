@@ -22,7 +22,7 @@ from ..processes import usable_cores
 from ..text import one_safe_line
 from .output import open_output
 from .plan import OpenJob, ShardTask, Work
-from .shard import Report, write_shard
+from .shard import InputShardError, Report, write_shard
 
 MOST_RESTARTS = 3
 """How often in a row processes die before a shard is finished, until that ends the command."""
@@ -32,22 +32,35 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Made:
+    """A shard that is there, or, with an ``error`` in one line, one whose input is none."""
+
+    task: ShardTask
+    error: str | None = None
+
+
+@dataclass(frozen=True)
 class Failed:
     """An error that another process would meet as well, in one line: exceptions do not always survive the way."""
 
-    kind: Literal["ValueError", "OSError", "RuntimeError"]
+    kind: Literal["ValueError", "OSError", "RuntimeError", "InputShardError"]
     line: str
 
     @classmethod
     def of(cls, error: Exception) -> "Failed":
         line = one_safe_line(str(error))
+        if isinstance(error, InputShardError):
+            return cls("InputShardError", line)
         if isinstance(error, OSError):
             return cls("OSError", line)
         if isinstance(error, ValueError):
             return cls("ValueError", line)
         return cls("RuntimeError", line if isinstance(error, RuntimeError) else f"{type(error).__name__}: {line}")
 
-    def reraise(self) -> None:
+    def made(self, task: ShardTask) -> Made:
+        """Return the shard whose input is none. Raises any other error."""
+        if self.kind == "InputShardError":
+            return Made(task, self.line)
         raise {"OSError": OSError, "ValueError": ValueError, "RuntimeError": RuntimeError}[self.kind](self.line)
 
 
@@ -64,17 +77,19 @@ def encoder_devices(device: torch.device, processes: int | None, threads: int) -
     return [str(device)] * (processes or usual)
 
 
-def make_here(job: OpenJob, work: Work, tasks: Sequence[ShardTask], report: Report) -> Iterator[ShardTask]:
+def make_here(job: OpenJob, work: Work, tasks: Sequence[ShardTask], report: Report) -> Iterator[Made]:
     """Make shards in this process; yield each when it is finished. Raises as ``write_shard``."""
     output = open_output(work.out)
     for task in tasks:
-        write_shard(job, task, output, work, report)
-        yield task
+        try:
+            write_shard(job, task, output, work, report)
+        except InputShardError as error:
+            yield Made(task, str(error))
+        else:
+            yield Made(task)
 
 
-def make_in_processes(
-    work: Work, tasks: Sequence[ShardTask], devices: Sequence[str], report: Report
-) -> Iterator[ShardTask]:
+def make_in_processes(work: Work, tasks: Sequence[ShardTask], devices: Sequence[str], report: Report) -> Iterator[Made]:
     """Make shards in a process for each of the devices; yield each when it is finished, in any order.
 
     Raises as ``write_shard``, and RuntimeError with one line if processes die again and again. However it ends, also if
@@ -84,9 +99,9 @@ def make_in_processes(
     while left:
         pool = _Pool(work, devices[: len(left)], report)
         try:
-            for task in pool.run(left):
+            for made in pool.run(left):
                 deaths = 0
-                yield task
+                yield made
         except BrokenProcessPool:
             deaths += 1
             lost = pool.give_back(left)
@@ -125,11 +140,11 @@ class _Pool:
         self._others = set(multiprocessing.active_children())
         self._pool = ProcessPoolExecutor(len(devices), context, _begin, (work, names, self._done))
         self._running: dict[Future[Failed | None], tuple[ShardTask, int]] = {}
-        self._report, self._reported = report, 0
+        self._report, self._reported, self._finished = report, 0, 0
 
-    def run(self, tasks: deque[ShardTask]) -> Iterator[ShardTask]:
+    def run(self, tasks: deque[ShardTask]) -> Iterator[Made]:
         """Take tasks, and yield them when they are done. Raises BrokenProcessPool when a process has died."""
-        free, finished = set(range(self._at_once)), 0
+        free = set(range(self._at_once))
         while tasks or self._running:
             while tasks and free:
                 slot = free.pop()
@@ -142,17 +157,17 @@ class _Pool:
             for future in done:
                 failed = future.result()  # raises BrokenProcessPool with the task still among the running ones
                 task, slot = self._running.pop(future)
-                if failed is not None:
-                    failed.reraise()
-                finished += self._done[slot]
+                made = Made(task) if failed is None else failed.made(task)
+                self._finished += self._done[slot]
                 self._done[slot] = 0
                 free.add(slot)
-                self._tell(finished)
-                yield task
-            self._tell(finished)
+                self._tell(sum(self._done))
+                yield made
+            self._tell(sum(self._done))
 
-    def _tell(self, finished: int) -> None:
-        now = finished + sum(self._done)
+    def _tell(self, begun: int) -> None:
+        """Report what changed: images of finished shards, and so many of those that are begun."""
+        now = self._finished + begun
         if now != self._reported:
             self._report(now - self._reported)
             self._reported = now
@@ -160,7 +175,7 @@ class _Pool:
     def give_back(self, tasks: deque[ShardTask]) -> list[ShardTask]:
         """Put the tasks that were begun back, and take back what was reported of them."""
         begun = [task for task, slot in self._running.values() if self._done[slot]]
-        self._report(-sum(self._done[slot] for _, slot in self._running.values()))
+        self._tell(0)
         tasks.extendleft(task for task, _ in reversed(self._running.values()))
         self._running.clear()
         return begun

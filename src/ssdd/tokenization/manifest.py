@@ -50,12 +50,15 @@ def make_manifest(plan: Plan, shards: Iterable[ShardIndex]) -> Manifest:
             )
         )
     if not statistics.count:
-        reason = skipped[0].reason if skipped else "the data are empty"
+        nothing = "the data are empty" if plan.data.only is None else f"no name fits {plan.data.only!r} (--only)"
+        reason = skipped[0].reason if skipped else nothing
         raise ValueError(f"expected usable images, found none: {skipped_images} skipped; {reason}")
     fields = {name: getattr(plan, name) for name in Plan.__struct_fields__}
     if plan.shard_images is None:
         classes = class_order(labels)
-        fields["classes"] = classes if len(labels - {None}) > 1 else []
+        fields["classes"] = classes if len(labels - {None}) > (plan.data.labels != "folder") else []
+        if plan.data.labels == "folder" and not classes:
+            raise ValueError("expected images whose folder or .cls names their class (--labels folder), found none")
     return Manifest(
         **fields,
         images=sum(entry.images for entry in entries),
@@ -121,7 +124,7 @@ def read_index(folder: Path, number: int, manifest: Manifest, digest: str) -> Sh
         raise TokenizedDataError(f"{path}: expected the counts and sizes of {MANIFEST}, found others")
     if len(index.offsets) != (index.latents if manifest.container == "tar" else 0):
         raise TokenizedDataError(f"{path}: expected the places in a {manifest.container} file, found others")
-    known = len(manifest.classes)
+    known = len(manifest.classes) if manifest.shard_images is not None else 0
     if known and any(isinstance(label, int) and not 0 <= label < known for label in index.labels):
         raise TokenizedDataError(f"{path}: expected labels of {known} classes, found others")
     return index

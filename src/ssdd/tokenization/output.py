@@ -79,7 +79,14 @@ class RemoteOutput:
         with tempfile.TemporaryDirectory(prefix="ssdd-") as folder:
             path = Path(folder) / name
             yield path
-            retried(self.label(name), lambda: self._system.put_file(str(path), f"{self._root}/{name}"))
+            retried(self.label(name), lambda: self._put(path, name))
+
+    def _put(self, path: Path, name: str) -> None:
+        try:
+            self._system.put_file(str(path), f"{self._root}/{name}")
+        except FileNotFoundError:  # where folders have to be made
+            self._system.makedirs(self._root, exist_ok=True)
+            self._system.put_file(str(path), f"{self._root}/{name}")
 
     def read(self, name: str) -> bytes:
         if self.size(name) is None:

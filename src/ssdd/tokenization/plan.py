@@ -9,7 +9,6 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
 
 import torch
 
@@ -17,7 +16,7 @@ from ..dtypes import Dtype
 from .crops import CropProtocol
 from .format import MOST_SHARDS, Container, DataInfo, MadeBy, ModelInfo, Plan, Store, plain
 from .image_list import ImageList, ListedImages
-from .inputs import is_remote, is_shard, local_copy
+from .inputs import is_remote, is_shard, local_copy, split_columns
 from .labels import LabelFile
 from .model import LatentEncoder
 from .sources import LabelRule, ParquetShard, ShardImages, TarShard
@@ -83,6 +82,11 @@ class ShardTask:
     input: str | None = None
 
 
+def label_rule(job: TokenizeJob) -> str:
+    """Return the rule of the labels, or the SHA-256 of their file."""
+    return job.labels if job.label_file is None else sha256(Path(job.label_file).read_bytes()).hexdigest()
+
+
 class InputShards:
     """Tar and Parquet files that make a shard each. Nothing of them is read before its turn."""
 
@@ -99,16 +103,16 @@ class InputShards:
 
     def describe(self) -> tuple[DataInfo, list[str]]:
         """Return what identifies the data, and no classes: they are known when all shards are made."""
-        names = "\n".join(path.split("?")[0].rsplit("/", 1)[-1] for path in self.paths)
+        names = "\n".join(path.rsplit("/", 1)[-1] for path in self.paths)
         digest = sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
-        return DataInfo(list(self._job.paths), self._job.only, None, len(self.paths), digest), []
+        job = self._job
+        return DataInfo(list(job.paths), job.only, label_rule(job), None, len(self.paths), digest), []
 
     @contextmanager
     def open(self, task: ShardTask) -> Iterator[ShardImages]:
         """The images of a shard; a remote file is copied to this machine while they are used."""
         assert task.input is not None
-        path, _, query = task.input.partition("?")
-        columns = {name: values[0] for name, values in parse_qs(query).items()}
+        path, columns = split_columns(task.input)
         with local_copy(path) as local:
             if path.endswith(".parquet"):
                 image, label = columns.get("image"), columns.get("label")
@@ -133,7 +137,9 @@ class ListedData:
     def describe(self) -> tuple[DataInfo, list[str]]:
         """Return what identifies the data, and the classes."""
         info, shards = self._images.info, sum(1 for _ in self.tasks())
-        return DataInfo(list(self._job.paths), self._job.only, info.images, shards, info.names_sha256), info.classes
+        job = self._job
+        found = DataInfo(list(job.paths), job.only, label_rule(job), info.images, shards, info.names_sha256)
+        return found, info.classes
 
     @contextmanager
     def open(self, task: ShardTask) -> Iterator[ShardImages]:
@@ -146,7 +152,7 @@ Data = InputShards | ListedData
 
 def input_shards(job: TokenizeJob, paths: Sequence[str]) -> bool:
     """Whether each of these paths makes a shard. Raises ValueError where some do and others cannot."""
-    elsewhere = [path for path in paths if is_remote(path) or path.split("?")[0].endswith(".parquet")]
+    elsewhere = [path for path in paths if is_remote(path) or split_columns(path)[0].endswith(".parquet")]
     shards = [path for path in paths if is_shard(path) and (len(paths) > 1 or path in elsewhere)]
     one_each = len(shards) == len(paths) and job.shard_images is None
     if not one_each and (found := [path for path in shards if path in elsewhere]):
@@ -227,7 +233,10 @@ class Work:
     def data(self) -> Data:
         if self.image_list is None:
             return InputShards(self.job, self.paths)
-        return ListedData(self.job, ImageList(Path(self.image_list), self.paths))
+        images = ImageList(Path(self.image_list), self.paths)
+        if images.info.names_sha256 != self.plan.data.names_sha256:
+            raise ValueError(f"{self.image_list}: expected the list of the plan, found another: run the command again")
+        return ListedData(self.job, images)
 
     def open(self, device: torch.device | str) -> OpenJob:
         """Raises ValueError if the encoder is another one than the plan's."""

@@ -40,9 +40,13 @@ class ReadingNotes:
 
 
 @contextmanager
-def reading_notes(folder: Path | None, number: int) -> Iterator[tuple[ReadingNotes, list[int]]]:
-    """Yield the notes of a shard, and the images that an earlier process was reading when it died."""
-    path = (folder or Path(tempfile.gettempdir())) / f".reading-{number:06d}"
+def reading_notes(folder: Path | None, plan: str, number: int) -> Iterator[tuple[ReadingNotes, list[int]]]:
+    """Yield the notes of a shard of a plan, and the images that an earlier process was reading when it died.
+
+    Args:
+        folder: of the output; None where that is not on this machine, whose own notes are kept then.
+    """
+    path = (folder or _private_folder(plan)) / f".reading-{number:06d}"
     suspects: list[int] = []
     if path.is_file():
         content = path.read_bytes()[: _SLOTS * _BYTES]
@@ -55,6 +59,15 @@ def reading_notes(folder: Path | None, number: int) -> Iterator[tuple[ReadingNot
                 yield ReadingNotes(notes), suspects
             finally:
                 path.unlink(missing_ok=True)
+
+
+def _private_folder(plan: str) -> Path:
+    """A folder of this user's among temporary files. Raises PermissionError where somebody else made it."""
+    folder = Path(tempfile.gettempdir()) / f"ssdd-{os.getuid()}-{plan[:16]}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise PermissionError(f"{folder}: expected a folder of this user, found somebody else's: remove it")
+    return folder
 
 
 def crashing(read: Callable[[int], object], suspects: list[int]) -> dict[int, str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..memory import keep_freed_memory
 from ..text import one_safe_line
-from .local import MOST_RESTARTS, Failed
+from .local import MOST_RESTARTS, Failed, Made
 from .output import open_output
 from .plan import OpenJob, ShardTask, Work
 from .shard import Report, write_shard
@@ -43,7 +43,7 @@ def cluster() -> Iterator[None]:
 
 def make_by_ray(
     work: Work, tasks: Sequence[ShardTask], device: str, processes: int | None, report: Report
-) -> Iterator[ShardTask]:
+) -> Iterator[Made]:
     """Yield each shard when it is finished, in any order; ``report`` is told then.
 
     Args:
@@ -62,11 +62,9 @@ def make_by_ray(
             while left and len(running) < (processes or max(_LEAST_AT_ONCE, 2 * room)):
                 running.append(make.remote(work, left.pop(), device, folder))
             (done,), running = ray.wait(running, num_returns=1)
-            answer, images = ray.get(done)
-            if isinstance(answer, Failed):
-                answer.reraise()
+            task, failed, images = ray.get(done)
             report(images)
-            yield answer
+            yield Made(task) if failed is None else failed.made(task)
     except ray.exceptions.RayError as error:
         line = one_safe_line(str(error))[:300]
         raise RuntimeError(
@@ -77,15 +75,15 @@ def make_by_ray(
             ray.cancel(task, force=True)
 
 
-def _make(work: Work, task: ShardTask, device: str, folder: str) -> tuple[ShardTask | Failed, int]:
+def _make(work: Work, task: ShardTask, device: str, folder: str) -> tuple[ShardTask, Failed | None, int]:
     """In a worker. An error is an answer: Ray would wrap it in pages of its own. folder: of relative paths."""
     images: list[int] = []
     try:
         os.chdir(folder)
         write_shard(_open(work, device), task, open_output(work.out), work, images.append)
     except Exception as error:
-        return Failed.of(error), 0
-    return task, sum(images)
+        return task, Failed.of(error), 0
+    return task, None, sum(images)
 
 
 _open_jobs: dict[tuple[object, ...], OpenJob] = {}

@@ -151,7 +151,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
     def _number(self, label: Label) -> int:
         if label is None or not self.classes:
             return NO_LABEL
-        return label if isinstance(label, int) else self._numbers[label]
+        listed = self._manifest.shard_images is not None  # its numbers were known beforehand
+        return label if listed and isinstance(label, int) else self._numbers[str(label)]
 
     def _shard(self, number: int) -> tuple[ShardReader, np.ndarray]:
         """A shard, opened, and the labels of its latents; the last few stay open."""

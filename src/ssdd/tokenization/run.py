@@ -1,5 +1,6 @@
 """A data set -> a finished set of latents: the plan, the missing shards by one of the engines, the manifest."""
 
+import fcntl
 import filecmp
 import logging
 import os
@@ -14,14 +15,15 @@ from typing import Any, Literal, Protocol, get_args
 
 import torch
 
-from ..files import only_one
+from ..data.images import ImageError
+from ..files import LOCK, only_one
 from ..launcher import follow_launcher
 from . import mds
 from .format import MANIFEST, PLAN, Manifest, Plan, ShardIndex, decode, encode_json, index_name, shard_name
 from .image_list import FOLDER, ImageList, make_list
 from .inputs import expand
 from .labels import LabelFile
-from .local import encoder_devices, make_here, make_in_processes
+from .local import Made, encoder_devices, make_here, make_in_processes
 from .manifest import make_manifest
 from .model import LatentEncoder
 from .output import Output, open_output
@@ -39,7 +41,7 @@ from .plan import (
     make_plan,
     rounding_differences,
 )
-from .shard import Report, finished_shard
+from .shard import Report, check_input, finished_shard
 from .stop import TokenizeStopped, stop_on_signals
 
 Engine = Literal["local", "ray"]
@@ -157,9 +159,13 @@ def tokenize(
         opened = OpenJob(job, work.plan, work.data(), encoder)
         output.remove_temporaries(part.number, part.count)
         mine = [task for task in opened.data.tasks() if task.number % part.count == part.number]
-        there = {index.number for index in _finished(work.plan, output, [task.number for task in mine]) if index}
+        there = set[int]()
+        for task, index in zip(mine, _finished(work.plan, output, [task.number for task in mine]), strict=True):
+            if index is not None:
+                check_input(task, index)
+                there.add(task.number)
         missing = [task for task in mine if task.number not in there]
-        made = 0
+        made, bad = 0, list[str]()
         try:
             listed = work.image_list is not None
             images = sum(task.last - task.first for task in missing) if listed else None
@@ -169,14 +175,24 @@ def tokenize(
                     stop.check()
                     bar.update(done)
 
-                for _ in _make(engine, opened, work, missing, processes, report):
-                    made += 1
+                for result in _make(engine, opened, work, missing, processes, report):
+                    if result.error is None:
+                        made += 1
+                    else:
+                        bad.append(result.error)
         except TokenizeStopped as stopped:
             state = f"{len(there) + made} of {len(mine)} shards are in {output}"
             raise TokenizeStopped(stopped.signal_number, f"{stopped}: {state}; the same command goes on") from None
         finally:
             output.remove_temporaries(part.number, part.count)
+        if bad:
+            more = f" ({len(bad) - 1} more input shards are none)" if bad[1:] else ""
+            raise ImageError(f"{bad[0]}{more}; all others are made: mend it, and run the same command again")
         manifest, absent = _conclude(work.plan, output)
+    if manifest is None and part.count == 1:
+        raise OSError(
+            f"{output}: expected all shards that were made, found {absent} missing: run the same command again"
+        )
     return Tokenized(manifest, made, len(mine) - made, work.plan.data.shards, absent)
 
 
@@ -245,7 +261,7 @@ def _finished(plan: Plan, output: Output, numbers: Sequence[int]) -> Iterator[Sh
 
 def _make(
     engine: Engine, job: OpenJob, work: Work, tasks: Sequence[ShardTask], processes: int | None, report: Report
-) -> Iterable[ShardTask]:
+) -> Iterable[Made]:
     """The shards by an engine, each when it is finished."""
     if engine == "ray":
         from .ray_engine import make_by_ray
@@ -266,11 +282,35 @@ def _cluster(engine: Engine) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def _locked(output: Output, part: Part) -> AbstractContextManager[object]:
-    """Hold the lock of the folder, or of a part of it; elsewhere there are none."""
+@contextmanager
+def _locked(output: Output, part: Part) -> Iterator[None]:
+    """Hold the lock of the folder, or of a part of it; elsewhere there are none.
+
+    Raises ValueError where another process makes the same, or other parts.
+    """
     if output.folder is None:
-        return nullcontext()
-    return only_one(output.folder, "tokenized into", None if part.count == 1 else f"{part.number}-of-{part.count}")
+        yield
+        return
+    with only_one(output.folder, "tokenized into", None if part.count == 1 else f"{part.number}-of-{part.count}"):
+        if part.count == 1:
+            yield
+            return
+        own = output.folder / f"{LOCK}-of-{part.count}"
+        with own.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            for other in output.folder.glob(f"{LOCK}-of-*"):
+                if other != own and not _is_free(other):
+                    raise ValueError(f"{output} is being tokenized into in other parts than {part}: wait for them")
+            yield
+
+
+def _is_free(lock: Path) -> bool:
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
 
 # ---- the plan of a folder ------------------------------------------------------------------------------------------
@@ -285,20 +325,28 @@ def _settle(
     """
     with _one_plans(output, part):
         there = _plan_there(output)
-        if there is None and (
-            strangers := sorted(name for name in output.names() if name[0] != "." and name != FOLDER)
-        ):
+        strangers = sorted(name for name in output.names() if name[0] != "." and name != FOLDER)
+        if there is None and strangers:
             raise ValueError(
                 f"{output}: expected a new folder, or one of ssdd tokenize with its {PLAN}, found {strangers[0]} in it"
             )
-        data, paths, images = _data(job, output, there is not None and part.number > 0, stack)
+        paths = expand(job.paths)
+        folder = None if input_shards(job, paths) else _list_folder(output, stack)
+        data: Data = InputShards(job, paths)
+        new = folder
+        if folder is not None:
+            if there is None or part.number == 0 or not folder.is_dir():  # else another part has made it
+                new = _listed_anew(job, paths, folder, stack)
+            data = ListedData(job, ImageList(new or folder, paths))
         here = make_plan(job, data, encoder)
+        if there is not None:
+            _compare(output, there, here, strict)
+        if folder is not None and new is not None:
+            _put_in_place(new, folder)
         if there is None:
             with output.writing(PLAN) as path:
                 path.write_bytes(encode_json(here))
-        else:
-            _compare(output, there, here, strict)
-    return Work(job, there or here, str(output), tuple(paths), None if images is None else str(images), readers)
+    return Work(job, there or here, str(output), tuple(paths), None if folder is None else str(folder), readers)
 
 
 def _compare(output: Output, there: Plan, here: Plan, strict: bool) -> None:
@@ -314,36 +362,31 @@ def _compare(output: Output, there: Plan, here: Plan, strict: bool) -> None:
         _LOG.warning("%s", line)
 
 
-def _data(job: TokenizeJob, output: Output, trust: bool, stack: ExitStack) -> tuple[Data, Sequence[str], Path | None]:
-    """The data, their paths, and the folder of the list of images, which is made if it is not to be trusted."""
-    paths = expand(job.paths)
-    if input_shards(job, paths):
-        return InputShards(job, paths), paths, None
-    if output.folder is None:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ssdd-"))) / FOLDER
-    else:
-        folder = output.folder / FOLDER
-    if not (trust and folder.is_dir()):
-        _list_images(job, paths, folder)
-    return ListedData(job, ImageList(folder, paths)), paths, folder
+def _list_folder(output: Output, stack: ExitStack) -> Path:
+    """Where the list of images belongs: in the output, or, if that lies elsewhere, in a folder for the time being."""
+    if output.folder is not None:
+        return output.folder / FOLDER
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ssdd-"))) / FOLDER
 
 
-def _list_images(job: TokenizeJob, paths: Sequence[str], folder: Path) -> None:
-    """Make the list anew, and put it in its place in one step, unless the same one is there."""
+def _listed_anew(job: TokenizeJob, paths: Sequence[str], folder: Path, stack: ExitStack) -> Path:
+    """List the images beside the place of the list."""
+    for left in folder.parent.glob(f".*-{FOLDER}"):  # of a command that was killed: nobody else lists now
+        shutil.rmtree(left, ignore_errors=True)
     new = folder.with_name(f".{os.getpid()}-{FOLDER}")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        labels = None if job.label_file is None else LabelFile(job.label_file)
-        make_list(new, paths, job.only, job.labels, labels, job.protocol)
-        if not folder.is_dir():
-            new.rename(folder)
-        elif not _same_files(folder, new):
-            old = folder.with_name(f".{os.getpid()}-old-{FOLDER}")
-            folder.rename(old)
-            new.rename(folder)
-            shutil.rmtree(old)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+    stack.callback(shutil.rmtree, new, ignore_errors=True)
+    labels = None if job.label_file is None else LabelFile(job.label_file)
+    make_list(new, paths, job.only, job.labels, labels, job.protocol)
+    return new
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    """Give a list its name, unless the same one has it."""
+    if new == folder or (folder.is_dir() and _same_files(folder, new)):
+        return
+    if folder.is_dir():  # the same images at other places in their files
+        shutil.rmtree(folder)
+    new.rename(folder)
 
 
 def _same_files(one: Path, other: Path) -> bool:
@@ -358,8 +401,6 @@ def _one_plans(output: Output, part: Part) -> Iterator[None]:
     if output.folder is None or part.count == 1:
         yield
         return
-    import fcntl
-
     with (output.folder / ".lock-plan").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

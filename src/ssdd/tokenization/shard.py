@@ -9,10 +9,11 @@ Shapes: B crops of h' x w' pixels, c latent channels, h x w latent grid.
 
 import hashlib
 import io
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO, TypeVar, cast
@@ -34,6 +35,7 @@ from .format import (
     ShardIndex,
     SkippedImage,
     TokenizedDataError,
+    escaped,
     index_name,
     key_of,
     shard_name,
@@ -52,6 +54,10 @@ Report = Callable[[int], object]
 """Callback that receives the number of images just finished."""
 _AGAIN = "run the same command again"
 _BATCHES_AHEAD = 2
+
+
+class InputShardError(ImageError):
+    """An input shard that is none: the others can be made all the same."""
 
 
 class UnreadImageError(OSError):
@@ -89,13 +95,22 @@ def write_shard(job: OpenJob, task: ShardTask, output: Output, work: Work, repor
 
     Raises:
         UnreadImageError: an image that is lost or unreadable since it was listed.
-        ImageError: an input shard that is none. Broken images are in the index instead.
+        InputShardError: an input shard that is none. Broken images are in the index instead.
+        ImageReadError: one that cannot be read now.
         ValueError: a latent that is not finite as it is to be stored.
         OSError: nothing can be written.
     """
     name, folder = shard_name(task.number, job.plan.container), output.folder
     output.remove(index_name(task.number))  # it would vouch for the new file
-    with job.data.open(task) as images, reading_notes(folder, task.number) as (notes, suspects), _threads(job):
+    with ExitStack() as stack:
+        try:
+            images = stack.enter_context(job.data.open(task))
+        except ImageReadError:
+            raise
+        except ImageError as error:
+            raise InputShardError(str(error)) from error
+        notes, suspects = stack.enter_context(reading_notes(folder, job.digest, task.number))
+        stack.enter_context(_threads(job))
         crashes = crashing(partial(_read_alone, work, task), suspects)
         reader = _Reader(job, task, images, notes, crashes)
         place = output.label(name)
@@ -238,6 +253,7 @@ def _write(
         statistics=Moments(**statistics.state()) if statistics.count else None,
         shape=content.shape,
         info=content.info,
+        input_bytes=reader.images.input_bytes,
         made_by=job.made_by,
     )
 
@@ -359,7 +375,8 @@ class _Content:
 
     def _latent(self, piece: Piece, flipped: bool, mean: Tensor, logvar: Tensor) -> Latent:
         item, crop, task = piece.item, piece.crop, self._task
-        name, label, image = self._images.name(item.image), self._images.label(item.image), task.first + item.image
+        name, label = escaped(self._images.name(item.image)), self._images.label(item.image)
+        image = task.first + item.image
         classes = self._job.plan.classes
         named = classes[label] if isinstance(label, int) and label < len(classes) else None
         return Latent(
@@ -369,12 +386,22 @@ class _Content:
             source=name,
             image=image,
             label=label if isinstance(label, int) else None,
-            class_name=label if isinstance(label, str) else named,
+            class_name=escaped(label) if isinstance(label, str) else named and escaped(named),
             size=item.size,
             resized=crop.resized,
             crop=(crop.top, crop.left, crop.pixels.shape[0], crop.pixels.shape[1]),
             flipped=flipped,
             members=item.members,
+        )
+
+
+def check_input(task: ShardTask, index: ShardIndex) -> None:
+    """Raises ValueError if a shard was made of another input than this one, as its size on this machine tells."""
+    path = task.input
+    if path is not None and os.path.isfile(path) and index.input_bytes != os.path.getsize(path):
+        raise ValueError(
+            f"{printable(path)}: expected {index.input_bytes} bytes, of which shard {task.number} was made, found "
+            f"{os.path.getsize(path)}: tokenize other data into another --out"
         )
 
 

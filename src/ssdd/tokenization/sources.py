@@ -6,6 +6,7 @@ In a tar file the members of one webdataset sample share their name up to its fi
 
 import io
 import os
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -26,16 +27,18 @@ CLASS, CAPTION = "cls", "txt"
 MOST_MEMBER_BYTES = 1 << 20
 """Of a member that is kept beside a latent: larger ones are no captions or metadata."""
 _MOST_CLASS_BYTES = 256
+_USUAL_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "label", CLASS)
 _LONGEST_EXTENSION = 24
 
 
 class ShardImages(Protocol):
     """The images of a shard, by their numbers from 0; several threads may read them.
 
-    left_out: other files of an input shard, by their kind.
+    left_out: other files of an input shard, by their kind. input_bytes: its size; None for images of a list.
     """
 
     left_out: Counter[str]
+    input_bytes: int | None
 
     def __len__(self) -> int: ...
 
@@ -66,6 +69,9 @@ class Annotation(NamedTuple):
 
 class Annotations(Protocol):
     """What a file of labels says, by the name of the image: ``LabelFile``."""
+
+    @property
+    def has_labels(self) -> bool: ...
 
     def __getitem__(self, name: str) -> Annotation: ...
 
@@ -113,7 +119,7 @@ def tar_images(path: Path, label: str, left_out: Counter[str] | None = None) -> 
                 extension = _split(name)[1].lower()
                 if kind is None:
                     images.append((name, Place(offset, size)))
-                elif kind != LINK and 0 < len(extension) <= _LONGEST_EXTENSION and size <= MOST_MEMBER_BYTES:
+                elif kind != LINK and 0 < _bytes(extension) <= _LONGEST_EXTENSION and size <= MOST_MEMBER_BYTES:
                     others[extension] = Place(offset, size)
                     kinds[extension] = kind
                 elif left_out is not None:
@@ -128,6 +134,10 @@ def tar_images(path: Path, label: str, left_out: Counter[str] | None = None) -> 
                 yield TarImage(name, place, value, others)
             if not images and left_out is not None:
                 left_out.update(kinds.values())
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogateescape"))
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -145,16 +155,26 @@ def folder_of(name: str) -> str:
 
 def _class(content: bytes, label: str) -> Label:
     words = content.decode("utf-8", "replace").strip()
-    if not words or not words.isprintable():
+    if not words:
+        return None
+    if not words.isprintable():
         raise ImageError(f"{printable(label)}.{CLASS}: expected a class, found {words[:20]!r}")
     return class_value(words)
 
 
 def class_value(words: str) -> Label:
     """Return a whole number as a number; None for -1, which stands for no class."""
-    if words.lstrip("-").isdigit():
+    if re.fullmatch(r"-?[0-9]{1,18}", words):
         return int(words) if int(words) >= 0 else None
     return words
+
+
+def class_of(value: object) -> Label:
+    """Return the class that a table has: numbers with a fraction of 0 are whole; nothing, NaN and "" are none."""
+    if value is None or value == "" or value != value:
+        return None
+    whole = isinstance(value, float) and value.is_integer()
+    return class_value(str(int(value) if whole else value).strip())  # type: ignore[call-overload]
 
 
 class TarShard:
@@ -170,6 +190,7 @@ class TarShard:
     ) -> None:
         self._path, self._label, self._rule, self._notes = path, name, rule, notes
         self.left_out: Counter[str] = Counter()
+        self.input_bytes: int | None = path.stat().st_size
         self._images = [image for image in tar_images(path, printable(name), self.left_out) if keeps(image.name)]
         self._version = file_version(path)
 
@@ -183,7 +204,8 @@ class TarShard:
         return f"{self._label}:{self.name(i)}"
 
     def label(self, i: int) -> Label:
-        label = self._images[i].label if self._notes is None else self._notes[self.name(i)].label
+        labelled = self._notes is not None and self._notes.has_labels
+        label = self._notes[self.name(i)].label if self._notes and labelled else self._images[i].label
         return None if self._rule == "none" else label
 
     def read(self, i: int) -> np.ndarray:
@@ -247,6 +269,7 @@ class ParquetShard:
         """
         pyarrow, parquet = pyarrow_and_parquet()
         self.left_out: Counter[str] = Counter()
+        self.input_bytes: int | None = path.stat().st_size
         self._label, self._path, self._rule, self._notes = name, path, rule, notes
         try:
             self._file = parquet.ParquetFile(path)
@@ -261,7 +284,7 @@ class ParquetShard:
         kept = [
             f.name for f in schema if f.type in (pyarrow.string(), pyarrow.large_string()) and f.name != self._class
         ]
-        self._texts = [n for n in kept if len(n) <= _LONGEST_EXTENSION]
+        self._texts = [n for n in kept if re.fullmatch(rf"[\w.-]{{1,{_LONGEST_EXTENSION}}}", n, re.ASCII)]
         groups = [self._file.metadata.row_group(k).num_rows for k in range(self._file.num_row_groups)]
         self._ends = np.cumsum(groups) if groups else np.zeros(0, np.int64)
         self._classes = self._file.read(columns=[self._class])[self._class].to_pylist() if self._class else None
@@ -284,11 +307,11 @@ class ParquetShard:
         return f"{self._label}[{self._rows[i]}]"
 
     def label(self, i: int) -> Label:
-        if self._notes is not None and self._rule != "none":
+        if self._notes is not None and self._notes.has_labels and self._rule != "none":
             return self._notes[self.name(i)].label
         if self._classes is None or self._classes[self._rows[i]] is None:
             return None
-        value = class_value(str(self._classes[self._rows[i]]))
+        value = class_of(self._classes[self._rows[i]])
         return self._names[value] if isinstance(value, int) and value < len(self._names) else value
 
     def read(self, i: int) -> np.ndarray:
@@ -331,10 +354,12 @@ def _holds_images(kind: Any) -> bool:
 
 
 def _column(schema: Any, asked: str | None, usual: Sequence[str], what: str, name: str) -> str:
-    if asked is not None and asked in schema.names:
+    if asked is not None and schema.names.count(asked) == 1:
         return asked
+    if len(set(schema.names)) < len(schema.names):
+        raise ImageError(f"{printable(name)}: expected columns of different names, found some twice")
     if asked is None and usual:
-        return usual[0]
+        return next((column for column in _USUAL_COLUMNS if column in usual), usual[0])
     columns = printable(", ".join(schema.names))
     raise ImageError(f"{printable(name)}: expected a column {asked or f'of {what}s'}, found the columns {columns}")
 

@@ -25,7 +25,7 @@ BLOCK = 512
 """Bytes of a tar header, which the content follows."""
 LATENT, META, SAMPLE = ".safetensors", ".json", ".source"
 """Extensions; the last one goes before that of a sample's member which has one of the others."""
-_MOST_MEMBER_BYTES = 1 << 20
+_MOST_MEMBER_BYTES = 1 << 26
 
 
 class TarWriter:
@@ -67,7 +67,7 @@ class TarWriter:
     def _write(self, name: str, content: bytes) -> None:
         info = tarfile.TarInfo(name)  # time, owner and group are 0, and so the same everywhere
         info.size, info.mode = len(content), 0o644
-        assert len(info.name) <= 100, "the index counts on headers of one block"
+        assert len(info.name.encode()) <= 100, "the index counts on headers of one block"
         self._tar.addfile(info, io.BytesIO(content))
 
 
@@ -137,7 +137,7 @@ class TarReader:
         """The other members of a latent's sample: what lies between it and the next one."""
         places = self._file.offsets
         end = int(places[row + 1]) if row + 1 < len(places) else self._file.path.stat().st_size
-        content = self._bytes(row, min(end - int(places[row]), 64 * _MOST_MEMBER_BYTES))
+        content = self._bytes(row, min(end - int(places[row]), 4 * _MOST_MEMBER_BYTES))
         try:
             with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
                 found = [(0, m.name, tar.extractfile(m).read()) for m in tar if m.isreg()]  # type: ignore[union-attr]
@@ -197,4 +197,6 @@ def _fields(content: bytes, label: str) -> dict[str, Any]:
 
 
 def _by_extension(key: str, members: list[tuple[int, str, bytes]]) -> dict[str, bytes]:
-    return {name.removeprefix(key).removeprefix(SAMPLE).lstrip("."): content for _, name, content in members}
+    found = {name.removeprefix(f"{key}."): content for _, name, content in members}
+    renamed = {f"{SAMPLE[1:]}{extension}": extension[1:] for extension in (LATENT, META)}
+    return {renamed.get(extension, extension): content for extension, content in found.items()}

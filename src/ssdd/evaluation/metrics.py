@@ -182,14 +182,14 @@ class Decoding:
         encode_seconds, decode_seconds: per image.
         latent_bytes: of each image.
         latent_shape: (c, h, w), None without a tensor.
-        peak_memory: bytes above what lay there before.
+        peak_memory: bytes on a GPU above what lay there before; NaN on a CPU.
     """
 
     encode_seconds: float
     decode_seconds: float
     latent_bytes: list[int]
     latent_shape: list[int] | None
-    peak_memory: int
+    peak_memory: float
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ COSTS = _by_name(
     Metric("decode_rate", "decode/s", 2, "higher",
            "images decoded a second: median over batches, on this machine, without drawing the noise",
            lambda facts: _rate([decoding.decode_seconds for decoding in facts.decodings])),
-    Metric("peak_memory", "peak MiB", 0, "lower", "memory that decoding a batch takes beside the weights",
+    Metric("peak_memory", "peak MiB", 0, "lower", "memory that decoding a batch takes on a GPU beside the weights",
            lambda facts: facts.peak_memory / 2**20, in_text=False),
 )  # fmt: skip
 

@@ -8,6 +8,7 @@ Shapes: B crops of one size, n crops of a set, H x W pixels, c latent channels, 
 
 import hashlib
 import json
+import math
 import re
 import time
 from collections import Counter
@@ -350,7 +351,9 @@ class Run:
         def decode() -> tuple[Tensor, float]:
             return _timed(lambda: autoencoder.decode(latent, steps=entry.steps, noise=noise), device)
 
-        (decoded, decode_seconds), peak = memory_growth(decode, device)
+        # On a CPU the memory of one row is kept for the next, which then seems to need none.
+        on_gpu = device.type == "cuda"
+        (decoded, decode_seconds), peak = memory_growth(decode, device) if on_gpu else (decode(), math.nan)
         shape, count = list(latent.shape[1:]) if isinstance(latent, Tensor) else None, len(batch.keys)
         return rounded(decoded), Decoding(encode_seconds / count, decode_seconds / count, sizes, shape, peak), []
 

@@ -194,7 +194,7 @@ class Evaluation:
 
     def save(self, folder: Path) -> None:
         """Write the result, each file whole or not at all; what the folder had of the same name is replaced."""
-        arrays: dict[str, np.ndarray] = {
+        arrays: dict[str, Any] = {
             "image": self.crops.image,
             "crop": self.crops.crop,
             "name": np.array(self.crops.name, dtype=np.str_),

@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 
 from ..statistics import LatentStatistics
 from ..text import one_safe_line
+from .first_format import FIRST_FORMAT, in_todays_words
 
 FORMAT: Literal["ssdd-latents-2"] = "ssdd-latents-2"
 PLAN, MANIFEST = "plan.json", "manifest.json"
@@ -153,10 +154,10 @@ class ShardIndex(Struct, frozen=True, kw_only=True):
         shape: of the latents; None for the plan's.
         info: what the container's own index says of the shard; None where there is none.
         input_bytes: size of the input shard; None where images were listed.
-        made_by: what its last digits depend on.
+        made_by: what its last digits depend on; None in the first format.
     """
 
-    format: Literal["ssdd-latents-2"] = FORMAT
+    format: Literal["ssdd-latents-1", "ssdd-latents-2"] = FORMAT
     plan: Sha256
     number: Annotated[int, Meta(ge=0, le=MOST_SHARDS)]
     first: Count
@@ -167,12 +168,12 @@ class ShardIndex(Struct, frozen=True, kw_only=True):
     offsets: list[Count]
     labels: list[Label]
     skipped: list[SkippedImage]
-    left_out: dict[str, Count]
+    left_out: dict[str, Count] = {}
     statistics: Moments | None
-    shape: Shape | None
-    info: dict[str, Any] | None
-    input_bytes: Count | None
-    made_by: MadeBy
+    shape: Shape | None = None
+    info: dict[str, Any] | None = None
+    input_bytes: Count | None = None
+    made_by: MadeBy | None = None
 
     @property
     def images(self) -> int:
@@ -251,9 +252,10 @@ class Manifest(Plan, frozen=True, kw_only=True):
     """A finished set: its plan, with all classes, and what its shards come to.
 
     skipped: the first ``MOST_SKIPPED`` images without latents; all are in the indices. skipped_images: their number.
-    left_out: other files of input shards, by their kind.
+    left_out: other files of input shards, by their kind. first_digest: that of the plan, in the first format.
     """
 
+    format: Literal["ssdd-latents-1", "ssdd-latents-2"] = FORMAT  # type: ignore[assignment]
     images: Positive
     latents: Positive
     skipped: list[SkippedImage]
@@ -261,6 +263,7 @@ class Manifest(Plan, frozen=True, kw_only=True):
     left_out: dict[str, Count]
     statistics: SetStatistics
     shards: list[ShardEntry]
+    first_digest: Sha256 | None = None
 
 
 MOST_SKIPPED = 1000
@@ -302,6 +305,24 @@ def decode(content: bytes, kind: type[T], label: str) -> T:
         raise TokenizedDataError(
             f"{label}: expected {kind.__name__} as JSON, found: {one_safe_line(str(error))}"
         ) from error
+
+
+def decode_manifest(content: bytes, label: str) -> Manifest:
+    """Return a manifest, of the first format too. Raises TokenizedDataError."""
+    head = decode(content, Head, label)
+    if head.format != FIRST_FORMAT:
+        return decode(content, Manifest, label)
+    try:
+        return msgspec.convert(in_todays_words(json.loads(content)), Manifest)
+    except (msgspec.ValidationError, KeyError, TypeError, AttributeError, ValueError) as error:
+        line = one_safe_line(str(error))
+        raise TokenizedDataError(f"{label}: expected a manifest of {FIRST_FORMAT}, found: {line}") from error
+
+
+class Head(Struct, frozen=True):
+    """What tells the format."""
+
+    format: str
 
 
 def plain(content: Struct) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from .format import (
     ShardIndex,
     SkippedImage,
     TokenizedDataError,
-    decode,
+    decode_manifest,
     index_name,
     read_json,
     shard_name,
@@ -77,12 +77,14 @@ def merge(statistics: LatentStatistics, shard: ShardIndex) -> None:
         statistics.merge(shard.statistics.statistics())
 
 
-def plan_of(manifest: Manifest) -> Plan:
-    """Return the plan that a manifest was made of."""
+def plan_digest(manifest: Manifest) -> str:
+    """Return the digest of the plan that a manifest was made of."""
+    if manifest.first_digest is not None:
+        return manifest.first_digest
     fields = {name: getattr(manifest, name) for name in Plan.__struct_fields__}
     if manifest.shard_images is None:
         fields["classes"] = []  # they are a result there
-    return Plan(**fields)
+    return Plan(**fields).digest
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -94,7 +96,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise FileNotFoundError(
             f"{path}: expected a manifest, found none: no folder of ssdd tokenize, or not finished: run it again"
         )
-    manifest = decode(read_json(path), Manifest, str(path))
+    manifest = decode_manifest(read_json(path), str(path))
     names = [shard_name(number, manifest.container) for number in range(len(manifest.shards))]
     if [shard.name for shard in manifest.shards] != names or sum(
         s.latents for s in manifest.shards

@@ -168,7 +168,8 @@ def _opened(path: str, version: tuple[int, ...], latents: int, shape: Shape, dty
         raise TokenizedDataError(f"{path}: expected a Parquet file, found {_line(error)}") from error
     sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     expected = _schema(pyarrow, shape, dtype)
-    if not schema.equals(expected) or schema.metadata != expected.metadata:
+    without_members = expected.remove(len(expected) - 1)  # of the first format
+    if not (schema.equals(expected) or schema.equals(without_members)) or schema.metadata != expected.metadata:
         raise TokenizedDataError(f"{path}: expected the columns of a shard of {dtype} {shape}, found others")
     if sizes != [min(ROWS, latents - first) for first in range(0, latents, ROWS)]:
         raise TokenizedDataError(f"{path}: expected {latents} latents, {ROWS} a row group, found {metadata.num_rows}")
@@ -192,9 +193,10 @@ def _row_group(
     pyarrow = _package()
     opened = _opened(path, version, latents, shape, dtype)
     try:
-        table = opened.read_row_group(number, columns=list(columns), use_threads=False)
+        there = [name for name in columns if name in opened.schema_arrow.names]
+        table = opened.read_row_group(number, columns=there, use_threads=False)
         table.validate(full=True)
-        return {name: table.column(name).to_pylist() for name in columns}
+        return {name: table.column(name).to_pylist() for name in there}
     except (pyarrow.ArrowException, ValueError, OSError) as error:
         raise TokenizedDataError(f"{path}, row group {number}: expected {columns}, found {_line(error)}") from error
 

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, default_collate
 
 from .format import STORED, Label, Manifest, ShardIndex, TokenizedDataError, plain, shard_name
 from .labels import NO_LABEL
-from .manifest import plan_of, read_index, read_manifest
+from .manifest import plan_digest, read_index, read_manifest
 from .records import ShardFile, ShardReader, StoredLatent
 from .writers import open_reader
 
@@ -68,7 +68,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         values = {name: self.manifest["statistics"][name] for name in _STATISTICS}
         self.statistics = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         self._numbers: dict[Label, int] = {name: number for number, name in enumerate(self.classes)}
-        self._digest = plan_of(self._manifest).digest
+        self._digest = plan_digest(self._manifest)
         self._ends = np.cumsum([entry.latents for entry in self._manifest.shards])
         self._open: OrderedDict[int, tuple[ShardReader, np.ndarray]] = OrderedDict()
         for number, entry in enumerate(self._manifest.shards):

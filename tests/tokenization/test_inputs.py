@@ -93,6 +93,9 @@ def test_paths(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ph
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(expected)))
     assert expand(["@-"]) == expected
     assert expand([str(photographs), "hf:a/b"]) == [str(photographs), "hf:a/b"]
+    (shards / "out").mkdir()
+    (shards / "out" / "plan.json").write_text("{}")
+    assert expand([str(shards)]) == expected, "a set that is made inside a folder hides its shards"
     (tmp_path / "empty").write_text("\n")
     for wrong, message in {
         "@nowhere": "a list of paths",
@@ -222,6 +225,10 @@ def test_lightningdit(job: Job, whole: Path, tmp_path: Path) -> None:
         assert a["mean"].equal(b["mean"])
         assert (a["key"], int(a["label"])) == (b["key"], int(b["label"]))
     assert verify(tmp_path / "out") == []
+    tokenize(job(flips=True, container="lightningdit", shard_images=1), tmp_path / "single", workers=0)
+    empty = safetensors.load_file(tmp_path / "single" / "shard-000003.safetensors")  # of the broken image
+    assert empty["latents"].shape == (0, 4, 4, 4)
+    assert verify(tmp_path / "single") == []
     with pytest.raises(ValueError, match="expected crops of one shape and --flips"):
         job(container="lightningdit")
 

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl
 from ..data.find import IMAGE_SUFFIXES, check_left_out
 from ..data.hugging_face import PREFIX
 from ..data.images import ImageError, ImageReadError, printable, reason_of
+from .format import PLAN
 
 SHARD_SUFFIXES = (".tar", ".parquet")
 ATTEMPTS = 4
@@ -85,7 +86,9 @@ def _inside(path: str) -> list[str]:
 
 
 def _may_be_data(path: Path) -> bool:
-    return path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES or path.name in ("dataset_info.json", "state.json")
+    if path.is_dir():
+        return not (path / PLAN).is_file()  # a set that is made inside the folder
+    return path.suffix.lower() in IMAGE_SUFFIXES or path.name in ("dataset_info.json", "state.json")
 
 
 def is_shard(path: str) -> bool:

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..text import one_safe_line
-from .format import KEY, TokenizedDataError
+from .format import KEY, Shape, TokenizedDataError
 from .records import AuditedLatent, Latent, ShardFile, StoredLatent
 
 _NO_CLASS = -1
@@ -28,8 +28,8 @@ _LOGVAR = -30.0
 class LightningDiTWriter:
     """See ``ShardWriter``. Latents come in pairs: an image, and the same one mirrored."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO, shape: Shape, dtype: torch.dtype) -> None:
+        self._file, self._nothing = file, torch.zeros(0, *shape, dtype=dtype)
         self._latents: list[Latent] = []
         self.offsets: list[int] = []  # the file itself has them
         self.member_bytes = 0
@@ -45,14 +45,12 @@ class LightningDiTWriter:
         self._latents.append(latent)
 
     def close(self) -> None:
-        if not self._latents:
-            return
         straight, mirrored = self._latents[::2], self._latents[1::2]
         tensors = {
-            "latents": torch.stack([latent.mean for latent in straight]),
-            "latents_flip": torch.stack([latent.mean for latent in mirrored]),
-            "labels": torch.tensor([_NO_CLASS if latent.label is None else latent.label for latent in straight]),
-            "images": torch.tensor([latent.image for latent in straight]),
+            "latents": torch.stack([latent.mean for latent in straight]) if straight else self._nothing,
+            "latents_flip": torch.stack([latent.mean for latent in mirrored]) if mirrored else self._nothing,
+            "labels": torch.tensor([_NO_CLASS if latent.label is None else latent.label for latent in straight]).long(),
+            "images": torch.tensor([latent.image for latent in straight]).long(),
         }
         keys = [latent.key for latent in self._latents]
         self._file.write(save(tensors, {"keys": json.dumps(keys)}))
@@ -79,8 +77,6 @@ class LightningDiTReader:
         return (latent.latent for latent in self.audit())
 
     def audit(self) -> Iterator[AuditedLatent]:
-        if not self._file.latents:
-            return
         with self._open() as file:
             keys, labels, images = (
                 self._keys(file),

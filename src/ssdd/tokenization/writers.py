@@ -20,7 +20,7 @@ def open_writer(container: Container, file: BinaryIO, shape: Shape, dtype: torch
     if container == "lightningdit":
         from .lightningdit import LightningDiTWriter
 
-        return LightningDiTWriter(file)
+        return LightningDiTWriter(file, shape, dtype)
     if container == "mds":
         from .mds import MDSWriter
 

@@ -90,6 +90,7 @@ def test_paths(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ph
     (tmp_path / "list.txt").write_text("\n".join([expected[0], "", str(shards / "{000001..000002}.tar"), ""]))
     assert expand([str(shards)]) == expected
     assert expand([f"@{tmp_path / 'list.txt'}"]) == expected
+    assert expand([str(shards / "*.tar")]) == expected
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(expected)))
     assert expand(["@-"]) == expected
     assert expand([str(photographs), "hf:a/b"]) == [str(photographs), "hf:a/b"]
@@ -178,6 +179,21 @@ def test_a_file_of_labels(job: Job, photographs: Path, tmp_path: Path, kind: str
     data = LatentDataset(tmp_path / "out", members=("txt",))
     assert [int(item["label"]) for item in data.stream()] == [1, 0]
     assert [item["txt"] for item in data.stream()] == [None if kind == "edm" else f"ant {i}" for i in range(2)]
+
+
+def test_a_file_of_labels_for_some_images(job: Job, photographs: Path, shards: Path, tmp_path: Path) -> None:
+    """One class is a class, and how many latents have none is in the manifest."""
+    path = tmp_path / "labels.csv"
+    path.write_text("file_name,label\nant/0.png,only\n0001.png,only\n")
+    for paths, images in ((str(photographs), 7), (str(shards), None)):
+        out = tmp_path / f"out-{images}"
+        done = tokenize(job(paths=(paths,), label_file=str(path), shard_images=images), out, workers=0)
+        assert done.manifest is not None
+        assert (done.manifest.classes, done.manifest.unlabelled) == (["only"], 5)
+        assert sorted(int(item["label"]) for item in LatentDataset(out).stream()) == [-1] * 5 + [0]
+    path.write_text("file_name,label\nnobody.png,1\n")
+    with pytest.raises(ValueError, match=r"expected names like 'ant/0\.png' in the file of labels, found none"):
+        tokenize(job(label_file=str(path)), tmp_path / "none", workers=0)
 
 
 def test_a_file_that_holds_no_labels(tmp_path: Path) -> None:

@@ -223,6 +223,8 @@ def _tell(manifest: "Manifest", out: str, made: str) -> None:
         f"{len(manifest.shards)} shards{made}: {out}"
     )
     print(f"{len(manifest.classes):,} classes, {manifest.skipped_images:,} images skipped")
+    if manifest.unlabelled and (manifest.classes or manifest.data.labels not in ("auto", "none")):
+        print(f"{manifest.unlabelled:,} latents have no class", file=sys.stderr)
     if manifest.left_out:
         print(describe_left_out(Counter(manifest.left_out)), file=sys.stderr)
     statistics = manifest.statistics

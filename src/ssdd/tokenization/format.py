@@ -252,7 +252,8 @@ class Manifest(Plan, frozen=True, kw_only=True):
     """A finished set: its plan, with all classes, and what its shards come to.
 
     skipped: the first ``MOST_SKIPPED`` images without latents; all are in the indices. skipped_images: their number.
-    left_out: other files of input shards, by their kind. first_digest: that of the plan, in the first format.
+    left_out: other files of input shards, by their kind. unlabelled: latents without a class.
+    first_digest: that of the plan, in the first format.
     """
 
     format: Literal["ssdd-latents-1", "ssdd-latents-2"] = FORMAT  # type: ignore[assignment]
@@ -263,6 +264,7 @@ class Manifest(Plan, frozen=True, kw_only=True):
     left_out: dict[str, Count]
     statistics: SetStatistics
     shards: list[ShardEntry]
+    unlabelled: Count = 0
     first_digest: Sha256 | None = None
 
 

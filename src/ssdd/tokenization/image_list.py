@@ -165,7 +165,7 @@ def make_list(
     if any(known != longest[: len(known)] for known in fixed):
         raise ValueError("expected data sets with the same classes, found different ones: tokenize each by itself")
     numbers, names_of_classes = classes.numbered(longest if all(fixed) else ())
-    if rule == "auto" and classes.kinds < 2:
+    if rule == "auto" and classes.kinds < 2 and (labels is None or not labels.has_labels):
         numbers, names_of_classes = np.full_like(numbers, NO_LABEL), []
     table = np.zeros(len(numbers), _ROW)
     for name, column in columns.items():

@@ -1,6 +1,7 @@
 """What the user names -> paths: list files, brace patterns, folders of shards, and what lies elsewhere (fsspec)."""
 
 import contextlib
+import glob
 import shutil
 import sys
 import tempfile
@@ -74,6 +75,8 @@ def _inside(path: str) -> list[str]:
     if is_remote(path):
         return _remote_files(path) if "*" in path or not is_shard(path) else [path]
     folder = Path(path)
+    if "*" in path and not folder.exists():
+        return sorted(found for found in glob.glob(path) if is_shard(found)) or [path]
     if not folder.is_dir():
         return [path]
     visible = [p for p in folder.iterdir() if p.name[0] != "."]

@@ -32,12 +32,13 @@ def make_manifest(plan: Plan, shards: Iterable[ShardIndex]) -> Manifest:
     """
     statistics, entries, labels = LatentStatistics(), list[ShardEntry](), set[Label]()
     skipped: list[SkippedImage] = []
-    skipped_images, left_out = 0, Counter[str]()
+    skipped_images, unlabelled, left_out = 0, 0, Counter[str]()
     for shard in shards:
         merge(statistics, shard)
         skipped += shard.skipped[: MOST_SKIPPED - len(skipped)]
         skipped_images += len(shard.skipped)
         left_out.update(shard.left_out)
+        unlabelled += shard.labels.count(None)
         labels.update(shard.labels)
         entries.append(
             ShardEntry(
@@ -56,7 +57,7 @@ def make_manifest(plan: Plan, shards: Iterable[ShardIndex]) -> Manifest:
     fields = {name: getattr(plan, name) for name in Plan.__struct_fields__}
     if plan.shard_images is None:
         classes = class_order(labels)
-        fields["classes"] = classes if len(labels - {None}) > (plan.data.labels != "folder") else []
+        fields["classes"] = classes if len(labels - {None}) > (plan.data.labels == "auto") else []
         if plan.data.labels == "folder" and not classes:
             raise ValueError("expected images whose folder or .cls names their class (--labels folder), found none")
     return Manifest(
@@ -66,6 +67,7 @@ def make_manifest(plan: Plan, shards: Iterable[ShardIndex]) -> Manifest:
         skipped=skipped,
         skipped_images=skipped_images,
         left_out=dict(left_out),
+        unlabelled=unlabelled,
         statistics=SetStatistics.of(statistics),
         shards=entries,
     )

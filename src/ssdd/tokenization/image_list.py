@@ -27,7 +27,7 @@ from .crops import CropProtocol
 from .format import Label
 from .inputs import is_remote, remote_content
 from .labels import NO_LABEL, LabelColumn, LabelFile
-from .sources import CAPTION, Annotation, LabelRule, Place, file_version, folder_of, read_place, tar_images
+from .sources import CAPTION, Annotation, FoundImage, LabelRule, Place, file_version, folder_of, read_place, tar_images
 
 FOLDER = "images.index"
 _ROW = np.dtype(
@@ -36,19 +36,6 @@ _ROW = np.dtype(
 """A path's number, a class, a place in a tar file or a row of a data set, and which ``_MEMBER`` are of its sample."""
 _MEMBER = np.dtype([("extension", "<u2"), ("offset", "<i8"), ("size", "<i8")])
 Kind = Literal["folder", "tar", "remote", "dataset"]
-
-
-_NOWHERE = Place(0, 0)
-
-
-@dataclass(frozen=True)
-class Listed:
-    """An image while it is listed: its name in the data, its class, its place and those of its sample in a tar file."""
-
-    name: str
-    label: Label
-    place: Place = _NOWHERE
-    members: tuple[tuple[str, Place], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -144,7 +131,7 @@ def make_list(
             row = number, image.place.offset, image.place.size, len(members["size"]), len(image.members)
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)
-            for extension, place in image.members:
+            for extension, place in image.members.items():
                 member = extensions.setdefault(extension, len(extensions)), place.offset, place.size
                 for column, value in zip(members.values(), member, strict=True):
                     column.append(value)
@@ -211,8 +198,8 @@ class _Opened:
     """A path while its images are listed: them, the classes that it fixes, and what reads the file of one of them."""
 
     source: ListedSource
-    images: Iterable[Listed]
-    read: Callable[[Listed], bytes]
+    images: Iterable[FoundImage]
+    read: Callable[[FoundImage], bytes]
     classes: list[str] = field(default_factory=list)
 
 
@@ -220,18 +207,17 @@ def _open(path: str, left_out: Counter[str]) -> _Opened:
     """Open a path; ``left_out`` counts files that are no images."""
     if is_remote(path):
         name = "/".join(path.split("://", 1)[1].split("/")[-2:])  # with the folder that may name its class
-        image = Listed(name, folder_of(name) or None)
+        image = FoundImage(name, folder_of(name) or None)
         return _Opened(ListedSource("remote", path), [image], lambda _: remote_content(path))
     if Path(path).is_file() and not path.endswith(".npz"):
         tar, version = Path(path), file_version(Path(path))
         images = tar_images(tar, printable(path), left_out)
-        listed = (Listed(i.name, i.label, i.place, tuple(i.members.items())) for i in images)
-        return _Opened(ListedSource("tar", path), listed, lambda i: read_place(tar, version, i.place, i.name))
+        return _Opened(ListedSource("tar", path), images, lambda i: read_place(tar, version, i.place, i.name))
     if Path(path).is_dir() and not is_saved_dataset(Path(path)):
         names, others = images_in_folder(Path(path))
         left_out.update(others)
         prefix, top = _prefix(path), Path(path).resolve().name
-        listed = (Listed(name, folder_of(name) or top or None) for name in names)
+        listed = (FoundImage(name, folder_of(name) or top or None) for name in names)
         return _Opened(ListedSource("folder", path), listed, lambda image: file_content(prefix + image.name))
     data = open_source([path]).sources[0]
     source = ListedSource("dataset", path)
@@ -250,16 +236,16 @@ def _prefix(path: str) -> str:
     return "" if path == "." else f"{Path(path)}".rstrip("/") + "/"  # the current folder's names have no such prefix
 
 
-def _rows(source: ImageSource) -> Iterator[Listed]:
+def _rows(source: ImageSource) -> Iterator[FoundImage]:
     classes: Sequence[Label] = source.classes() if isinstance(source, HuggingFaceSource) else [None] * len(source)
-    return (Listed(source.name(i).rsplit("/", 1)[-1], classes[i], Place(i, 0)) for i in range(len(source)))
+    return (FoundImage(source.name(i).rsplit("/", 1)[-1], classes[i], Place(i, 0)) for i in range(len(source)))
 
 
 def _fixed(source: ImageSource) -> list[str]:
     return source.class_names() if isinstance(source, HuggingFaceSource) else []
 
 
-def _shape(protocol: CropProtocol, content: Callable[[Listed], bytes], image: Listed) -> int:
+def _shape(protocol: CropProtocol, content: Callable[[FoundImage], bytes], image: FoundImage) -> int:
     """The bucket of an image by its header; any for one that cannot be read, which is skipped later."""
     try:
         with Image.open(io.BytesIO(content(image))) as opened:

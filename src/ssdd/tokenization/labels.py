@@ -25,6 +25,8 @@ class LabelFile:
 
     CSV with a header, JSON (a list of objects, an object name -> class, or ``{"labels": [[name, class], ...]}``), or
     Parquet; columns ``file_name``, and ``label``, ``caption`` or both.
+
+    has_labels, has_captions: whether any image has one.
     """
 
     def __init__(self, path: str) -> None:
@@ -40,19 +42,13 @@ class LabelFile:
                 )
             value = class_of(label)
             self._found[str(name)] = Annotation(value, None if caption is None else str(caption))
+        self.has_labels = any(entry.label is not None for entry in self._found.values())
+        self.has_captions = any(entry.caption is not None for entry in self._found.values())
 
     def __getitem__(self, name: str) -> Annotation:
         """Return what is said of an image; nothing where it is not in the file."""
         found = self._found.get(name) or self._found.get(name.rsplit(".", 1)[0])
         return found or Annotation(None, None)
-
-    @property
-    def has_labels(self) -> bool:
-        return any(entry.label is not None for entry in self._found.values())
-
-    @property
-    def has_captions(self) -> bool:
-        return any(entry.caption is not None for entry in self._found.values())
 
 
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:

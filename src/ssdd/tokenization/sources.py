@@ -70,8 +70,7 @@ class Annotation(NamedTuple):
 class Annotations(Protocol):
     """What a file of labels says, by the name of the image: ``LabelFile``."""
 
-    @property
-    def has_labels(self) -> bool: ...
+    has_labels: bool
 
     def __getitem__(self, name: str) -> Annotation: ...
 
@@ -90,17 +89,23 @@ class Place:
     size: int
 
 
+_NOWHERE = Place(0, 0)
+
+
 @dataclass(frozen=True)
-class TarImage:
-    """An image in a tar file, its class, and the places of what else is in its sample, by extension."""
+class FoundImage:
+    """An image before it is read: its name in the data and its class; in a tar file its place and those of its sample.
+
+    place: of images in a data set, ``offset`` is their row. members: by extension.
+    """
 
     name: str
-    place: Place
     label: Label
+    place: Place = _NOWHERE
     members: dict[str, Place] = field(default_factory=dict)
 
 
-def tar_images(path: Path, label: str, left_out: Counter[str] | None = None) -> Iterator[TarImage]:
+def tar_images(path: Path, label: str, left_out: Counter[str] | None = None) -> Iterator[FoundImage]:
     """Return the images of an uncompressed tar file in its order.
 
     Args:
@@ -131,7 +136,7 @@ def tar_images(path: Path, label: str, left_out: Counter[str] | None = None) -> 
                     os.pread(file.fileno(), min(found.size, _MOST_CLASS_BYTES), found.offset), f"{label}:{key}"
                 )
             for name, place in images:
-                yield TarImage(name, place, value, others)
+                yield FoundImage(name, value, place, others)
             if not images and left_out is not None:
                 left_out.update(kinds.values())
 

@@ -53,6 +53,8 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
             trained on a foreign encoder, whose scale it need not know. ``decode`` takes raw latents all the same.
         force_upcast: for SDXL in float16; false, for the model is finite in half precision (a KL-VAE may not be).
         has_encoder: false for a decoder of somebody else's latents.
+        encoder_sha256: of a model without an encoder, the digest of the one whose latents it decodes (see
+            ``checkpoints.identity``).
     """
 
     _supports_gradient_checkpointing = True
@@ -80,6 +82,7 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
         latents_convention: Convention = "measured",
         decoder_latents_mean: tuple[float, ...] | None = None,
         decoder_latents_std: tuple[float, ...] | None = None,
+        encoder_sha256: str | None = None,
     ) -> None:
         super().__init__()
         check_convention(latents_convention)
@@ -221,6 +224,11 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
     def attached_encoder(self) -> nn.Module | None:
         """The encoder that ``attach_encoder`` gave, if any."""
         return self._attached[0] if self._attached else None
+
+    @property
+    def latent_channels(self) -> int:
+        """Return c, the channels of a latent."""
+        return int(self.config.latent_channels)
 
     # ---- image -> latent ---------------------------------------------------------------------------------------
 

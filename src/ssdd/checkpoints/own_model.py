@@ -5,6 +5,7 @@ picture comes out at all.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -52,6 +53,11 @@ class _Checker:
             raise ValueError(f"expected {name} as true or false, found {short(value)}")
         return value
 
+    def digest(self, name: str) -> None:
+        value = self.values[name]
+        if value is not None and not (isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)):
+            raise ValueError(f"expected {name} as 64 hexadecimal digits, found {short(value)}")
+
     def levels(self, name: str) -> tuple[int, ...]:
         value = self.values[name]
         fits = isinstance(value, list | tuple) and 1 <= len(value) <= MOST_LEVELS
@@ -77,6 +83,7 @@ def check_config(values: Mapping[str, Any]) -> None:
     check.integer("noise_seed", _SEEDS[0], _SEEDS[-1])
     check.integer("sample_size", 1, MOST_PIXELS)
     check.flag("force_upcast")
+    check.digest("encoder_sha256")
     if check.flag("has_encoder"):
         check.divides("encoder_groups", encoder)
     check.divides("decoder_groups", decoder)

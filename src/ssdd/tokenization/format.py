@@ -13,6 +13,7 @@ import msgspec
 import torch
 from msgspec import Meta, Struct
 
+from ..checkpoints.identity import LatentIdentity
 from ..statistics import LatentStatistics
 from ..text import one_safe_line
 from .first_format import FIRST_FORMAT, in_todays_words
@@ -52,14 +53,7 @@ class TokenizedDataError(ValueError):
 # ---- the plan ------------------------------------------------------------------------------------------------------
 
 
-class ModelInfo(Struct, frozen=True):
-    """Whose latents these are."""
-
-    name: str
-    encoder_sha256: Sha256
-    spatial_factor: Annotated[int, Meta(ge=1, le=1024)]
-    latent_channels: Side
-    encoder: str | None = None
+ModelInfo = LatentIdentity
 
 
 class DataInfo(Struct, frozen=True):
@@ -112,7 +106,9 @@ class Plan(Struct, frozen=True, kw_only=True):
     def compared(self) -> dict[str, Any]:
         """Return the fields that two plans of the same set share."""
         fields = {name: value for name, value in plain(self).items() if name in Plan.__struct_fields__}
-        del fields["made_by"], fields["data"]["paths"], fields["model"]["name"], fields["model"]["encoder"]
+        del fields["made_by"], fields["data"]["paths"]
+        for name in ("name", "encoder", "scaling_factor", "shift_factor"):  # they change no latent
+            del fields["model"][name]
         return fields
 
 

@@ -3,6 +3,7 @@
 Shapes: c latent channels, h x w latent grid.
 """
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
+from ..checkpoints.identity import LatentIdentity, identify
 from .format import STORED, Label, Manifest, ShardIndex, TokenizedDataError, plain, shard_name
 from .labels import NO_LABEL
 from .manifest import plan_digest, read_index, read_manifest
@@ -43,11 +45,14 @@ class LatentDataset(Dataset[dict[str, Any]]):
         statistics: ``scaling_factor``, ``shift_factor``, ``latents_mean``, ``latents_std`` of these latents.
     """
 
-    def __init__(self, folder: str | Path, *, members: Sequence[str] = (), expect: str | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, *, members: Sequence[str] = (), expect: str | LatentIdentity | None = None
+    ) -> None:
         """
         Args:
             members: extensions, such as ``txt``, of other members of the samples to read.
-            expect: the encoder whose latents these have to be: its SHA-256, or the first digits of it.
+            expect: whose latents these have to be: a model's name, an identity (see ``checkpoints.identity``), or the
+                SHA-256 of the encoder, of which the first digits will do.
 
         Raises:
             FileNotFoundError, TokenizedDataError: no finished set, a shard that is missing or of another size, or
@@ -56,11 +61,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self.folder, self._members = Path(folder), tuple(members)
         self._manifest: Manifest = read_manifest(self.folder)
         model = self._manifest.model
-        if expect is not None and not (expect and model.encoder_sha256.startswith(expect)):
-            raise TokenizedDataError(
-                f"{self.folder}: expected latents of the encoder {expect[:12]}, found those of {model.name} "
-                f"({model.encoder_sha256[:12]})"
-            )
+        if expect is not None:
+            _check_encoder(self.folder, model, expect)
         self.model = model
         self.manifest: dict[str, Any] = plain(self._manifest)
         self.classes = self._manifest.classes
@@ -175,6 +177,17 @@ class LatentDataset(Dataset[dict[str, Any]]):
             raise IndexError(f"expected an index from 0 to {len(self) - 1}, found {index}")
         shard = int(np.searchsorted(self._ends, index, side="right"))
         return shard, index - int(self._ends[shard - 1] if shard else 0)
+
+
+def _check_encoder(folder: Path, model: LatentIdentity, expect: str | LatentIdentity) -> None:
+    digest = model.encoder_sha256 or ""
+    if isinstance(expect, str) and re.fullmatch("[0-9a-f]{6,64}", expect):
+        fits, expected = digest.startswith(expect), f"the encoder {expect[:12]}"
+    else:
+        identity = identify(expect) if isinstance(expect, str) else expect
+        fits, expected = model.same_encoder(identity), str(identity)
+    if not fits:
+        raise TokenizedDataError(f"{folder}: expected latents of {expected}, found those of {model}")
 
 
 def _text(content: bytes | None) -> str | bytes | None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ssdd.checkpoints.identity import LatentIdentity, identify
 from ssdd.generation.config import GenerationConfig
 from ssdd.generation.data import LatentStream, latent_batches
 from ssdd.generation.model import null_class
@@ -129,6 +130,25 @@ def test_other_data_are_refused(train: Train, tmp_path: Path) -> None:
         train(tmp_path / "run", random_latents(13), total_images=12)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": LatentIdentity("other", "2" * 64, 8, 4)}, "the encoder of the latents that this run began with"),
+        ({"digest": "3" * 64}, "the latents that this run began with"),
+        ({"classes": ["class2", "class1", "class0"]}, "the classes in order that this run began with"),
+    ],
+)
+def test_latents_of_as_many_others_are_refused(
+    train: Train, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    """The weights learnt the old latents, and the result would have the new statistics and names."""
+    train(tmp_path / "run", random_latents(), total_images=12)
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path / "run", bad(**changes), total_images=12)
+    renamed = replace(random_latents(), model=LatentIdentity("moved/elsewhere", "0" * 64, 8, 4))
+    train(tmp_path / "run", renamed, total_images=12)
+
+
 def test_result_says_what_its_latents_are(train: Train, tmp_path: Path) -> None:
     model = train(tmp_path / "run", random_latents(classes=0), total_images=4)
     facts = json.loads((model / "generation.json").read_text())
@@ -155,8 +175,15 @@ def test_diverged_run_leaves_its_latents(train: Train, tmp_path: Path) -> None:
 
 def test_grids_of_samples_while_it_trains(train: Train, tmp_path: Path, tiny_model: Path) -> None:
     log = LogConfig(stats_images=8, sample_images=4, sample_count=2, checkpoint_images=8)
-    train(tmp_path / "run", random_latents(), total_images=4, decoder=str(tiny_model), log=log)
+    data = replace(random_latents(), model=identify(str(tiny_model)))
+    train(tmp_path / "run", data, total_images=4, decoder=str(tiny_model), log=log)
     assert [p.name for p in (tmp_path / "run" / "samples").iterdir()] == ["000000000004.png"]
+
+
+def test_grids_by_another_encoders_decoder_are_refused(train: Train, tmp_path: Path, tiny_model: Path) -> None:
+    log = LogConfig(stats_images=8, sample_images=4, sample_count=2, checkpoint_images=8)
+    with pytest.raises(ValueError, match=r"a decoder of the encoder that made the latents, none.*found .*tiny-model"):
+        train(tmp_path / "run", random_latents(), total_images=4, decoder=str(tiny_model), log=log)
 
 
 def bad(**changes: object) -> object:

@@ -40,6 +40,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     Attributes:
         manifest: content of ``manifest.json``. model: whose latents they are.
+        digest: SHA-256 of the plan that the set was made by; the same set, made again, has it too.
         classes: names by label; empty without labels.
         latent_shape: (c, h, w); of sets with buckets that of a square.
         statistics: ``scaling_factor``, ``shift_factor``, ``latents_mean``, ``latents_std`` of these latents.
@@ -70,7 +71,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         values = {name: self.manifest["statistics"][name] for name in _STATISTICS}
         self.statistics = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         self._numbers: dict[Label, int] = {name: number for number, name in enumerate(self.classes)}
-        self._digest = plan_digest(self._manifest)
+        self.digest = plan_digest(self._manifest)
         self._ends = np.cumsum([entry.latents for entry in self._manifest.shards])
         self._open: OrderedDict[int, tuple[ShardReader, np.ndarray]] = OrderedDict()
         for number, entry in enumerate(self._manifest.shards):
@@ -159,7 +160,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
     def _shard(self, number: int) -> tuple[ShardReader, np.ndarray]:
         """A shard, opened, and the labels of its latents; the last few stay open."""
         if number not in self._open:
-            index = read_index(self.folder, number, self._manifest, self._digest)
+            index = read_index(self.folder, number, self._manifest, self.digest)
             try:
                 labels = np.array([self._number(label) for label in index.labels], np.int64)
             except KeyError as error:
@@ -181,7 +182,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
 def _check_encoder(folder: Path, model: LatentIdentity, expect: str | LatentIdentity) -> None:
     digest = model.encoder_sha256 or ""
-    if isinstance(expect, str) and re.fullmatch("[0-9a-f]{6,64}", expect):
+    if isinstance(expect, str) and re.fullmatch("[0-9a-f]{4,64}", expect):
         fits, expected = digest.startswith(expect), f"the encoder {expect[:12]}"
     else:
         identity = identify(expect) if isinstance(expect, str) else expect

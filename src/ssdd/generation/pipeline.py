@@ -38,11 +38,11 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         facts: the fields of ``LatentFacts`` as JSON types.
     """
 
-    def __init__(self, transformer: Any, vae: Any, facts: dict[str, Any]) -> None:
+    def __init__(self, transformer: Any, vae: Any, facts: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae)
         self.register_to_config(facts=facts)
-        self.latent_facts = msgspec.convert(facts, LatentFacts)
+        self.latent_facts = msgspec.convert(facts, LatentFacts)  # diffusers takes what has a default for a setting
 
     @torch.inference_mode()
     def __call__(

@@ -137,7 +137,7 @@ def _noise(shape: tuple[int, int, int], seed: int, numbers: Sequence[int]) -> Te
     for number in numbers:
         state = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)
         random = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
-        draws.append(torch.randn(shape, generator=random))
+        draws.append(torch.randn(shape, generator=random, device="cpu"))
     return torch.stack(draws)
 
 

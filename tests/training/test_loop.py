@@ -210,10 +210,19 @@ def test_divergence_in_the_last_interval(small: Small, tmp_path: Path) -> None:
 
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole networks are compiled."""
+    monkeypatch.setattr(state, "can_compile", lambda device: True)
     compile_networks = state.compile_networks
     monkeypatch.setattr(
         state, "compile_networks", lambda stage, config, _: compile_networks(stage, config, torch.device("cuda"))
     )
+
+
+@pytest.mark.parametrize("recipe", ["tiny-encoder", "tiny-kl-vae"])
+def test_compiling_without_a_compiler(small: Small, tmp_path: Path, recipe: str, no_compiler: None) -> None:
+    """A training on a machine without g++ ends at its first update."""
+    with pytest.warns(UserWarning, match=r"torch\.compile does not work here"):
+        train(small("--compile", "--total-images", "8", *NO_GAN, recipe=recipe), tmp_path / "run")
+    assert (tmp_path / "run" / "model").is_dir()
 
 
 @pytest.mark.parametrize("recipe", ["tiny-encoder", "tiny-kl-vae"])

@@ -81,8 +81,11 @@ class LogConfig:
     milestone_images: Images = 0
     """Checkpoints nearest above multiples of this are kept for ever; 0 for none."""
     to: Literal["tensorboard", "wandb", "trackio"] = "tensorboard"
-    """Where curves and grids go besides ``stats.jsonl`` and ``samples/``."""
+    """Where curves and grids go besides ``stats.jsonl`` and ``samples/``; one that does not work is left out."""
 
+
+PLACES = ("data.paths", "model.encoder", "model.start_from", "loss.repa_network")
+"""Settings that say where something lies, which may move: what lies there is compared, see ``run_folder``."""
 
 RESUMABLE = ("log.*", "compile", "recompute", "parallel", "microbatch", "nonfinite_limit")
 """Settings that may change between two starts of any run: they change nothing that is computed, but for rounding."""

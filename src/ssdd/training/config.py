@@ -478,8 +478,10 @@ def check_effects(config: RunConfig, base: RunConfig) -> None:
 def without_idle(config: C, base: RunConfig) -> C:
     """Return the config with defaults for settings that have no effect beside the others.
 
-    Such as LPIPS' network where a recipe's LPIPS was switched off. Raise ValueError as ``check_effects``.
+    Such as LPIPS' network where a recipe's LPIPS was switched off. Raise ValueError as ``check_ranges`` and
+    ``check_effects``.
     """
+    check_ranges(config)
     check_effects(config, base)
     defaults = type(config)()
     for setting in config.without_effect():

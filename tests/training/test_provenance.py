@@ -101,3 +101,19 @@ def test_hostile_file(small: Small, stopped: Stopped, start: tuple[str, ...], tm
         (run / "trained_on.json").write_text(text)
         with pytest.raises(ValueError, match=r"trained_on\.json: expected what the run was trained on"):
             train(small(*start), run)
+
+
+def test_network_of_repa_moved_or_replaced(
+    small: Small, stopped: Stopped, start: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The features that a decoder is aligned with change in silence, or their folder may not move."""
+    transformers = pytest.importorskip("transformers", reason="REPA needs transformers")
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    for name in ("dino", "other"):
+        transformers.Dinov2Model(transformers.Dinov2Config(hidden_size=16, **sizes)).save_pretrained(tmp_path / name)
+    options = (*start, "--loss.repa", "0.5", "--loss.repa-network")
+    run = stopped(tmp_path / "run", *options, str(tmp_path / "dino"))
+    (tmp_path / "dino").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="expected the features that this run began with, found other weights"):
+        train(small(*options, str(tmp_path / "other")), run)
+    train(small(*options, str(tmp_path / "moved")), run)

@@ -3,6 +3,8 @@
 Shapes: B latents of this process.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,7 +64,10 @@ class GenerationTask(Task):
         return f"DiT-{self.config.size}"
 
     def provenance(self) -> dict[str, Any]:
-        return {"latents": {"count": len(self.stream.data)}}
+        data = self.stream.data
+        facts = [data.manifest.get("model"), [shard["sha256"] for shard in data.manifest.get("shards", ())]]
+        digest = hashlib.sha256(json.dumps([*facts, list(data.classes)]).encode()).hexdigest()
+        return {"latents": {"count": len(data), "sha256": digest}}
 
     def batches(self, seen: int, processes: Processes, position: Any = None) -> Iterator[LatentBatch]:
         config = self.config

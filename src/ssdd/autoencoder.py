@@ -331,7 +331,7 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
             return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         # Drawn on the CPU in float32, once for all images of the batch: they are all of the same size.
         fixed = torch.Generator("cpu").manual_seed(self.config.noise_seed)
-        return torch.randn(shape[1:], generator=fixed, dtype=torch.float32).to(device).expand(shape)
+        return torch.randn(shape[1:], generator=fixed, dtype=torch.float32, device="cpu").to(device).expand(shape)
 
     def _tiles(self, grid: tuple[int, int]) -> TileGrid | None:
         """How to cut a latent grid, or None where tiling is off or one tile covers it."""

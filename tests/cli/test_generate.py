@@ -182,6 +182,9 @@ def test_typed_settings_without_effect(ssdd: Ssdd, typed: tuple[str, ...], messa
 def test_wrong_usage(ssdd: Ssdd) -> None:
     assert ssdd("generate").status == 2
     assert ssdd("generate", "draw").status == 2
+    result = ssdd("generate", "train", "here", "--log.sample-count", "-1")
+    assert result.status == 2
+    assert "expected log.sample_count of at least 0, found -1" in result.err
     result = ssdd("generate", "train", "here", "--recipe", "gpus")
     assert result.status == 2
     assert "did you mean gpu?" in result.err

@@ -241,6 +241,26 @@ def test_settings_that_may_change() -> None:
     assert differences(other, to_json(config)) == ["label_dropout: 0.1 -> 0.2", "size: S/2 -> B/2"]
 
 
+def test_other_latents_in_a_finished_runs_folder(train: Train, tmp_path: Path) -> None:
+    """As many latents of something else pass for those that the model was trained on."""
+    run, data = tmp_path / "run", two_classes()
+    train(run, data, total_images=8)
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    train(run, data, total_images=8)
+    other = two_classes()
+    other.classes = other.classes[::-1]
+    with pytest.raises(ValueError, match="expected the latents that this run began with, found others"):
+        train(run, other, total_images=8)
+    assert {path: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+def test_compiling_without_a_compiler(train: Train, tmp_path: Path, no_compiler: None) -> None:
+    """A training on a machine without g++ ends at its first update."""
+    with pytest.warns(UserWarning, match=r"torch\.compile does not work here"):
+        train(tmp_path / "run", two_classes(), total_images=8, compile=True)
+    assert (tmp_path / "run" / "model").is_dir()
+
+
 def test_compiled_run_is_the_same_run(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(tmp_path / "eager", two_classes(), total_images=8)
     compile_module = torch.nn.Module.compile

@@ -337,12 +337,12 @@ def spoil(weights: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        ("huge header", "expected complete safetensors files"),
-        ("header of gigabytes", "expected complete safetensors files"),
-        ("overlapping", "expected complete safetensors files"),
-        ("shape", "expected complete safetensors files"),
-        ("cut", "expected complete safetensors files"),
-        ("empty", "expected complete safetensors files"),
+        ("huge header", "expected a complete safetensors file"),
+        ("header of gigabytes", "expected a complete safetensors file"),
+        ("overlapping", "expected a complete safetensors file"),
+        ("shape", "expected a complete safetensors file"),
+        ("cut", "expected a complete safetensors file"),
+        ("empty", "expected a complete safetensors file"),
         ("integers", "expected decoder.conv_in.weight as F64, F32, F16, BF16, found I32"),
         ("transposed", "decoder.conv_in.weight is ["),
         ("less", "no decoder.conv_in.weight"),

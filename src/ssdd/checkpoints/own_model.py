@@ -14,13 +14,13 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .embedded import embedded_folder
 from .kl_vae import (
     MOST_CHANNELS,
     find_weights,
+    open_weights,
     read_config,
     read_index,
     read_json,
@@ -148,13 +148,8 @@ def check_folder(
     if any_size:
         return
     with ExitStack() as stack:
-        try:
-            opened = [stack.enter_context(safe_open(path, "pt")) for path in files]
-            headers = {name: weight_header(str(folder), file, name) for file in opened for name in sorted(file.keys())}
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{folder}: expected complete safetensors files, found something else or a part of one ({error})"
-            ) from error
+        opened = [stack.enter_context(open_weights(path)) for path in files]
+        headers = {name: weight_header(str(folder), file, name) for file in opened for name in sorted(file.keys())}
     take(str(folder), headers, expected)
 
 

@@ -93,7 +93,7 @@ class FlowStage(Stage):
         self.weights = {"flow": loss.flow, "repa": loss.repa} | self.weights
         projection = None
         if objectives and loss.repa:
-            self.frozen["features"] = features = DinoFeatures(loss.repa_network)
+            self.frozen["features"] = self.given["features"] = features = DinoFeatures(loss.repa_network)
             projection = Projection(decoder.size.channels[-1], features.width)
         if isinstance(config, FlowConfig):
             self.weights |= {"kl": config.loss.kl, "adversarial": config.loss.adversarial}

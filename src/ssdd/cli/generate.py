@@ -274,7 +274,10 @@ def _sample(options: Sample) -> int:
     device = _local_device(options)
     generator, decoder = options.load(device, optimize=options.count >= _MANY)
     guide = options.load_guide(device)
-    files = FILES[options.format](options.out, labels, _PART_SIZES[options.format])
+    part_size = _PART_SIZES[options.format]
+    if options.format == "png":  # its parts need not be the same when more processes go on with them
+        part_size = min(part_size, -(-options.count // processes))
+    files = FILES[options.format](options.out, labels, part_size)
     begin(
         files,
         {**_models(options, generator, decoder, guide), "format": options.format, **_how(sampling, labels)},

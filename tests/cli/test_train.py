@@ -146,6 +146,8 @@ def test_missing_data(ssdd: Ssdd, tmp_path: Path) -> None:
         ("demos",),
         ("demo", "--batch-size", "many"),
         *(("demo", f"--log.{name}", "-1") for name in ("sample-count", "sample-images", "milestone-images")),
+        *(("demo", f"--{name}", "-1") for name in ("seed", "data.workers")),
+        *(("demo", f"--{name}", "nan") for name in ("optimizer.learning-rate", "loss.flow")),
         ("demo", "--log.stats-images", "0"),
     ],
 )

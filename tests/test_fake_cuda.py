@@ -73,14 +73,14 @@ def test_mistakes_show() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("size", [(64, 64), (40, 136)])
 def test_encode_and_decode(dtype: torch.dtype, size: tuple[int, int]) -> None:
-    """The only copy is that of the noise, which is drawn on the CPU."""
+    """Nothing is copied but the noise, once a size, by an operator that fake tensors pass over."""
     model = autoencoder(dtype)
     with fake_cuda() as device, torch.inference_mode():
         to_fake_cuda(model)
         x = torch.zeros(2, 3, *size, device=CUDA, dtype=dtype)
         image = model.decode(model.encode(x).latent_dist.mode(), num_inference_steps=3).sample
     assert (image.device, image.shape, image.dtype) == (CUDA, x.shape, dtype)
-    assert [copy.shape for copy in device.copies] == [(3, *size)]
+    assert device.copies == []
 
 
 def test_tiles_and_slices() -> None:

@@ -11,7 +11,8 @@ from torch import nn
 
 from ssdd import AutoencoderSSDD, tiling
 from ssdd.data.pixels import image_to_tensor
-from ssdd.norm_statistics import NormStatistics
+from ssdd.nn.blocks import GroupNorm, GroupNormSilu
+from ssdd.nn.whole_image import NormStatistics
 from ssdd.tiling import Span, TileGrid, decode_tiles, encode_tiles
 
 TWO = TileGrid((Span(0, 8), Span(6, 14)), (Span(0, 13),))
@@ -117,9 +118,8 @@ class Norms(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(3, 8, 1), nn.GroupNorm(4, 8), nn.SiLU(), nn.Conv2d(8, 8, 1), nn.GroupNorm(2, 8, affine=False),
-            nn.SiLU(), nn.Conv2d(8, 4, 1),
-        )  # fmt: skip
+            nn.Conv2d(3, 8, 1), GroupNorm(4, 8), nn.SiLU(), nn.Conv2d(8, 8, 1), GroupNormSilu(2, 8), nn.Conv2d(8, 4, 1)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layers(x)

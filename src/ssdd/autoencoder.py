@@ -15,7 +15,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.modeling_utils import ModelMixin, get_parameter_dtype
 from diffusers.utils import is_accelerate_available
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from diffusers.utils.torch_utils import randn_tensor
@@ -23,14 +23,18 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from . import flow
+from .checkpoints.own_code import ForeignEncoder
 from .checkpoints.own_model import HUB_OPTIONS, check_config, check_finite, check_folder, find_folder
 from .files import share
 from .nn.decoder import Decoder
 from .nn.encoder import Encoder
+from .nn.noise import fixed_noise
 from .nn.presets import ENCODER_WIDTH, GROUPS, DecoderSize, EncoderSize, decoder_size, encoder_size
 from .normalization import Convention, NormalizationMixin, check_convention
 from .optimization import optimize
-from .tiling import TileGrid, decode_tiles, encode_tiles
+from .tiling import LEAST_TILE_PIXELS, OVERLAP_PIXELS, TILE_PIXELS, TileGrid, decode_tiles, encode_tiles
+
+_WRAPPED = "_orig_mod."  # what torch.compile puts before the names of a module's weights
 
 
 class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMixin):
@@ -59,6 +63,8 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ("ResNetBlock", "TransformerBlock", "EncoderBlock")
+    _repeated_blocks = ("ResNetBlock", "TransformerBlock", "EncoderBlock")
+    _skip_layerwise_casting_patterns = ("norm", "modulation", "time")
 
     @register_to_config
     def __init__(
@@ -95,7 +101,24 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
         self._attached: list[nn.Module] = []  # a list keeps the module out of the registered ones
         self.use_slicing = False
         self.use_tiling = False
+        self._tile_pixels: int | None = None
+        self.tile_overlap_factor = OVERLAP_PIXELS / TILE_PIXELS
         self.to(memory_format=torch.channels_last)
+
+    # A part that torch.compile wrapped keeps its names: files are the same with and without.
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the weights under their own names, also of parts that ``torch.compile`` has wrapped."""
+        state = super().state_dict(*args, **kwargs)
+        for name in [name for name in state if _WRAPPED in name]:
+            state[name.replace(_WRAPPED, "")] = state.pop(name)
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load what ``state_dict`` returned."""
+        wrapped = {name.replace(_WRAPPED, ""): name for name in super().state_dict() if _WRAPPED in name}
+        state = {wrapped.get(name, name): value for name, value in state_dict.items()}
+        return super().load_state_dict(state, strict, assign)
 
     # ---- making one -------------------------------------------------------------------------------------------
 
@@ -248,7 +271,9 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
                 f"expected images (B, 3, H, W) with H and W multiples of {factor}, found {tuple(x.shape)}; "
                 "pad or crop them first"
             )
-        x = x.to(getattr(encoder, "dtype", x.dtype))
+        if not x.is_floating_point():
+            raise ValueError(f"expected images of floating-point numbers in [-1, 1], found {x.dtype}: x / 127.5 - 1")
+        x = x.to(_compute_dtype(encoder) or x.dtype)
         if self.use_slicing and x.shape[0] > 1:
             moments = torch.cat([self._encode(image) for image in x.split(1)])
         else:
@@ -307,7 +332,7 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
             raise ValueError(f"expected noise {shape}, found {tuple(noise.shape)}")
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
 
-        z = z.to(self.decoder.conv_in.weight.dtype)
+        z = z.to(_compute_dtype(self.decoder) or z.dtype)
         noise = noise.to(z.device)
         if self.use_slicing and z.shape[0] > 1:
             pairs = zip(z.split(1), noise.split(1), strict=True)
@@ -329,15 +354,40 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
     ) -> Tensor:
         if generator is not None:
             return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        # Drawn on the CPU in float32, once for all images of the batch: they are all of the same size.
-        fixed = torch.Generator("cpu").manual_seed(self.config.noise_seed)
-        return torch.randn(shape[1:], generator=fixed, dtype=torch.float32, device="cpu").to(device).expand(shape)
+        return fixed_noise(self.config.noise_seed, list(shape[1:]), device).expand(shape)  # one for the whole batch
 
     def _tiles(self, grid: tuple[int, int]) -> TileGrid | None:
         """How to cut a latent grid, or None where tiling is off or one tile covers it."""
         if not self.use_tiling:
             return None
-        return TileGrid.cover(grid, self.config.sample_size // self.spatial_factor, self.spatial_factor)
+        if self._tile_pixels is None:
+            return TileGrid.cover(grid, self.config.sample_size // self.spatial_factor, self.spatial_factor)
+        overlap = max(1, round(self._tile_pixels * self.tile_overlap_factor / self.spatial_factor))
+        return TileGrid.exact(grid, self._tile_pixels // self.spatial_factor, overlap, self.spatial_factor)
+
+    @property
+    def tile_sample_min_size(self) -> int:
+        """Side of a tile in pixels, as diffusers' autoencoders have it: 512, or that of the training images if larger.
+
+        Setting it, here or in latent cells as ``tile_latent_min_size``, fixes it: smaller tiles take less memory, and a
+        pixel sees no farther than its tile. Raises ValueError below 128.
+        """
+        return self._tile_pixels or max(TILE_PIXELS, self.config.sample_size)
+
+    @tile_sample_min_size.setter
+    def tile_sample_min_size(self, pixels: int) -> None:
+        if pixels < LEAST_TILE_PIXELS:
+            raise ValueError(f"expected tiles of at least {LEAST_TILE_PIXELS} pixels, found {pixels}")
+        self._tile_pixels = pixels
+
+    @property
+    def tile_latent_min_size(self) -> int:
+        """Side of a tile in latent cells; see ``tile_sample_min_size``."""
+        return self.tile_sample_min_size // self.spatial_factor
+
+    @tile_latent_min_size.setter
+    def tile_latent_min_size(self, cells: int) -> None:
+        self.tile_sample_min_size = cells * self.spatial_factor
 
     # ---- speed -------------------------------------------------------------------------------------------------
 
@@ -373,6 +423,13 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
     def post_quant_conv(self) -> nn.Module:
         """The layer that takes the latent: SDXL's pipelines ask it for the dtype where ``force_upcast`` is set."""
         return self.decoder.conv_in
+
+
+def _compute_dtype(network: nn.Module) -> torch.dtype | None:
+    """Return the dtype that a network computes in, whatever its weights are stored in; None without parameters."""
+    if isinstance(network, ForeignEncoder):
+        return network.dtype
+    return get_parameter_dtype(network) if next(network.parameters(), None) is not None else None
 
 
 def _decoder_config(name: str) -> dict[str, Any]:

@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 def optimize(autoencoder: "AutoencoderSSDD", dtype: torch.dtype | None, compile: bool) -> None:
     """See ``AutoencoderSSDD.optimize``."""
     device = autoencoder.device
+    dtype = dtype or fastest_dtype(device)
+    if dtype == torch.float16 and autoencoder.config.force_upcast:
+        dtype = torch.float32
     autoencoder.eval().requires_grad_(False)
     # nn.Module's own: that of diffusers warns of a list of exceptions that is empty here.
-    nn.Module.to(autoencoder, dtype or fastest_dtype(device))
+    nn.Module.to(autoencoder, dtype)
     nn.Module.to(autoencoder, memory_format=torch.channels_last)
     if device.type == "cpu":
         keep_freed_memory()

@@ -20,13 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .norm_statistics import NormStatistics
+from .nn.whole_image import NormStatistics
 
 TILE_PIXELS = 512
 """Least side of a tile: well above the 120 pixels of the decoder's attention window."""
 
 OVERLAP_PIXELS = 64
 """That neighbours share at least, and in which they are blended."""
+
+LEAST_TILE_PIXELS = 128
+"""Side of a tile that a user may ask for: less than the decoder's attention window would be seen."""
 
 TOKEN_PIXELS = 8
 """Side of a token of the decoder's transformer: tiles begin at multiples of it."""
@@ -73,11 +76,17 @@ class TileGrid:
     @classmethod
     def cover(cls, grid: tuple[int, int], size: int, factor: int) -> "TileGrid | None":
         """Tiles over an h x w grid, of ``size`` cells or at least ``TILE_PIXELS``; None if one tile covers it."""
+        return cls.exact(grid, max(size, TILE_PIXELS // factor), OVERLAP_PIXELS // factor, factor)
+
+    @classmethod
+    def exact(cls, grid: tuple[int, int], size: int, overlap: int, factor: int) -> "TileGrid | None":
+        """Return tiles of ``size`` cells that share about ``overlap`` or more; None if one tile covers the grid."""
         unit = max(1, TOKEN_PIXELS // factor)
-        size = math.ceil(max(size, TILE_PIXELS // factor) / unit) * unit
+        size = math.ceil(size / unit) * unit
         if max(grid) <= size:
             return None
-        rows, columns = (_spans(length, size, max(unit, OVERLAP_PIXELS // factor), unit) for length in grid)
+        overlap = min(max(unit, overlap), size // 2)
+        rows, columns = (_spans(length, size, overlap, unit) for length in grid)
         return cls(rows, columns)
 
     def __iter__(self) -> Iterator[tuple[Span, Span]]:

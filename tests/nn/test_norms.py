@@ -11,7 +11,7 @@ from torch import Tensor
 from ssdd.nn import norm_autograd, norms
 from ssdd.nn.blocks import GroupNormSilu, ResNetBlock, UpsampleConv2d
 from ssdd.nn.norms import affine_group_norm, fused_norm_silu, modulate, norm_silu
-from ssdd.norm_statistics import NormStatistics
+from ssdd.nn.whole_image import Moments
 
 EPS = 1e-5
 GRIDS = [(1, 1), (4, 3), (8, 6), (16, 12), (32, 24)]
@@ -57,11 +57,20 @@ def test_fused_in_half_precision_is_as_near_as_plain() -> None:
     assert fused <= 1.05 * plain
 
 
-def test_fused_is_not_taken_for_tiles_or_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+@torch.no_grad()
+@pytest.mark.parametrize("grid", GRIDS)
+def test_given_moments_are_used_by_both(grid: tuple[int, int]) -> None:
+    """Tiles take the moments of the whole image."""
+    x, scale, shift = inputs(grid)
+    moments = Moments.of(3 * x + 1, 8)
+    plain, fused = (norm(x, 8, scale, shift, EPS, moments) for norm in (norm_silu, fused_norm_silu))
+    torch.testing.assert_close(fused, plain, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(plain, norm_silu(x, 8, scale, shift, EPS), atol=0.1)
+
+
+def test_fused_is_not_taken_for_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(norms, "norm_compiled", None)  # fused would call it
     x, scale, shift = inputs((4, 3))
-    with torch.no_grad(), NormStatistics().measure():
-        fused_norm_silu(x, 8, scale, shift, EPS)
     out = fused_norm_silu(x.double(), 8, scale.double(), shift.double(), EPS)
     torch.testing.assert_close(out, definition(x, 8, scale, shift))
 

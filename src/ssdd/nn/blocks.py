@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .norms import affine_group_norm, fused_norm_silu, norm_silu
+from .whole_image import moments_for
 
 
 def run(block: nn.Module, *inputs: Any, recompute: bool) -> Tensor:
@@ -38,7 +39,8 @@ class AdaptiveGroupNormSilu(nn.Module):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x: (B, C, H, W); context: (B, E, h, w); returns (B, C, H, W)."""
         scale, shift = self.modulation(context).chunk(2, dim=1)
-        return (fused_norm_silu if self.fused else norm_silu)(x, self.groups, 1 + scale, shift, 1e-5)
+        moments = moments_for(self, x, self.groups)
+        return (fused_norm_silu if self.fused else norm_silu)(x, self.groups, 1 + scale, shift, 1e-5, moments)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -47,7 +49,8 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         weight, bias = (p[None, :, None, None] for p in (self.weight, self.bias))
-        return affine_group_norm(input, self.num_groups, weight, bias, self.eps)
+        moments = moments_for(self, input, self.num_groups)
+        return affine_group_norm(input, self.num_groups, weight, bias, self.eps, moments)
 
 
 class GroupNormSilu(nn.GroupNorm):
@@ -62,7 +65,8 @@ class GroupNormSilu(nn.GroupNorm):
         if scale is not None and shift is not None:
             weight, bias = weight * (1 + scale), bias * (1 + scale) + shift
         weight, bias = weight[:, :, None, None], bias[:, :, None, None]
-        return (fused_norm_silu if self.fused else norm_silu)(x, self.num_groups, weight, bias, self.eps)
+        moments = moments_for(self, x, self.num_groups)
+        return (fused_norm_silu if self.fused else norm_silu)(x, self.num_groups, weight, bias, self.eps, moments)
 
 
 class ResNetBlock(nn.Module):

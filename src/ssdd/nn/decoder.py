@@ -82,18 +82,23 @@ class UpLevel(nn.Module):
         )
         self.upsample = None if last else Upsample(cout)
 
-    def forward(self, stack: list[Tensor], context: Tensor, time: Tensor, recompute: bool) -> None:
-        """Takes its input and then its skips from the end of the list, and puts its result there.
+    def forward(
+        self, inputs: list[Tensor], context: Tensor, time: Tensor, size: torch.Size | None, recompute: bool
+    ) -> Tensor:
+        """Return the level's result, upsampled to ``size`` (H, W) but in the last level.
 
-        So that nobody else holds them: they are most of the memory of a decoding.
+        Args:
+            inputs: the skips, then what comes from below, last. The list is emptied on the way, so that nobody else
+                holds them: they are most of the memory of a decoding.
+            context, time: see ``ResNetBlock``.
+            size: of the level above.
+            recompute: see ``run``.
         """
+        x = inputs.pop()
         for block in self.blocks:
-            joined = torch.cat([stack.pop(), stack.pop()], dim=1)
-            stack.append(run(block, joined, context, time, recompute=recompute))
-            del joined
-        if self.upsample is not None:
-            x = stack.pop()
-            stack.append(self.upsample(x, stack[-1].shape[-2:]))
+            x = torch.cat([x, inputs.pop()], dim=1)
+            x = run(block, x, context, time, recompute=recompute)
+        return x if self.upsample is None or size is None else self.upsample(x, size)
 
 
 class Middle(nn.Module):
@@ -233,7 +238,7 @@ class Decoder(nn.Module):
 
         if self.latents_mean is not None and self.latents_std is not None:
             z = ((z - self.latents_mean) / self.latents_std).to(z.dtype)
-        time, context, recompute = self.time(t, self.conv_in.weight.dtype), self.context(z), self.gradient_checkpointing
+        time, context, recompute = self.time(t, x_t.dtype), self.context(z), self.gradient_checkpointing
         x = self.conv_in(torch.cat([x_t, F.interpolate(z, size=x_t.shape[-2:], mode="nearest")], dim=1))
         skips = [x]
         for level in self.down:
@@ -243,9 +248,9 @@ class Decoder(nn.Module):
         grid = (x.shape[-2], x.shape[-1])
         x, features = self.middle(x, context, feature_block, recompute)
 
-        skips.append(x)
-        del x
         for level in self.up:
-            level(skips, context, time, recompute)
-        velocity = self.conv_out(self.norm_out(skips.pop()))
+            inputs = [*skips[-UP_BLOCKS:], x]
+            del skips[-UP_BLOCKS:], x
+            x = level(inputs, context, time, skips[-1].shape[-2:] if skips else None, recompute)
+        velocity = self.conv_out(self.norm_out(x))
         return velocity if features is None else VelocityFeatures(velocity, features, grid)

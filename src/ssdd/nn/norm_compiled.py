@@ -28,14 +28,26 @@ def norm_silu_without_gradient(x: Tensor, groups: int, scale: Tensor, shift: Ten
     return _forward(x, groups, scale, shift, eps)[0]
 
 
+def norm_silu_by_moments(x: Tensor, mean: Tensor, variance: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """Return the same with given moments of each channel, (C,), for inference."""
+    mean, deviation = (m.expand(len(x), -1) for m in (mean, torch.rsqrt(variance + eps)))
+    return _normalize_image(x, mean, deviation, scale, shift)
+
+
 def _forward(x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """(B, C, H, W); mean of the group, and one over its deviation, for each channel: (B, C)."""
     pixels = x.permute(0, 2, 3, 1)  # (B, H, W, C)
+    mean, deviation = _statistics(pixels, group_origin(pixels, groups), groups, eps)
+    return _normalize_image(x, mean, deviation, scale, shift), mean, deviation
+
+
+def _normalize_image(x: Tensor, mean: Tensor, deviation: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x: (B, C, H, W). mean, deviation: (B, C). scale, shift: (B or 1, C, h, w)."""
+    pixels = x.permute(0, 2, 3, 1)  # (B, H, W, C)
     rows, columns = scale.shape[2:]
     blocks = pixels.unflatten(2, (columns, -1)).unflatten(1, (rows, -1))  # (B, h, H/h, w, W/w, C)
-    mean, deviation = _statistics(pixels, group_origin(pixels, groups), groups, eps)
     out = _normalize(blocks, mean, deviation, scale.permute(0, 2, 3, 1), shift.permute(0, 2, 3, 1))
-    return out.view(pixels.shape).permute(0, 3, 1, 2), mean, deviation
+    return out.view(pixels.shape).permute(0, 3, 1, 2)
 
 
 class _NormSilu(torch.autograd.Function):

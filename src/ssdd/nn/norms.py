@@ -10,24 +10,38 @@ rounding.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import has_torch_function_unary
 
 from . import norm_autograd, norm_compiled
 from .norm_autograd import cells, channel_statistics, group_origin, per_cell
+from .whole_image import Moments
 
 
-def norm_silu(x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
-    """``silu(norm(x) * scale + shift)`` with the group norm without weights.
+def norm_silu(
+    x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: float, moments: Moments | None = None
+) -> Tensor:
+    """Return ``silu(norm(x) * scale + shift)`` with the group norm without weights, (B, C, H, W).
 
-    x: (B, C, H, W). scale, shift: (B or 1, C, h, w), any grid; nearest neighbour. Returns (B, C, H, W).
+    Args:
+        x: (B, C, H, W).
+        groups: G.
+        scale, shift: (B or 1, C, h, w), any grid; nearest neighbour.
+        eps: added to the variance.
+        moments: to use instead of those of each image of x.
     """
-    if wants_gradient(x, scale, shift) and _own_path(x) and _whole_cells(x, scale):
+    if moments is None and wants_gradient(x, scale, shift) and _own_path(x) and _whole_cells(x, scale):
         return norm_autograd.norm_silu(x, groups, scale.to(x.dtype), shift.to(x.dtype), eps)
-    return silu(affine_group_norm(x, groups, scale, shift, eps))
+    return silu(affine_group_norm(x, groups, scale, shift, eps, moments))
 
 
-def affine_group_norm(x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
-    """``norm(x) * scale + shift``; arguments as for ``norm_silu``."""
+def affine_group_norm(
+    x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: float, moments: Moments | None = None
+) -> Tensor:
+    """Return ``norm(x) * scale + shift``; arguments as for ``norm_silu``."""
+    uniform = scale.numel() == scale.shape[1]  # the same everywhere: weights of the norm
+    if moments is not None:
+        if uniform:
+            return moments.normalize(x, eps, scale.flatten(), shift.flatten())
+        return modulate(moments.normalize(x, eps), scale, shift)
     if _own_path(x):
         if wants_gradient(x):
             return modulate(norm_autograd.group_norm(x, groups, eps), scale, shift)
@@ -37,19 +51,14 @@ def affine_group_norm(x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps:
             mean, deviation = (v[:, :, None, None] for v in statistics)
             factor = deviation * scale
             return modulate(x, factor, shift - mean * factor)
-    if scale.numel() == scale.shape[1]:  # the same everywhere: weights of the norm
+    if uniform:
         return F.group_norm(x, groups, scale.flatten(), shift.flatten(), eps)
     return modulate(F.group_norm(x, groups, eps=eps), scale, shift)
 
 
 def _own_path(x: Tensor) -> bool:
-    """With channels last on a CPU: PyTorch's own is exact to 1e-4 there, and its gradient slow.
-
-    Under a torch function mode it is left alone: ``NormStatistics`` looks for it.
-    """
-    if x.device.type != "cpu" or x.is_contiguous():
-        return False
-    return not torch.compiler.is_compiling() and not has_torch_function_unary(x)
+    """Whether channels are last, on a CPU: PyTorch's own norm is exact to 1e-4 there, and its gradient slow."""
+    return x.device.type == "cpu" and not x.is_contiguous() and not torch.compiler.is_compiling()
 
 
 def _whole_cells(x: Tensor, scale: Tensor) -> bool:
@@ -78,14 +87,15 @@ def wants_gradient(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def fused_norm_silu(x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
-    """``norm_silu``, quicker on a CPU, where it can be: channels last, whole cells, no more than float32.
-
-    Under a torch function mode the plain version runs: ``NormStatistics`` looks for ``F.group_norm``.
-    """
+def fused_norm_silu(
+    x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: float, moments: Moments | None = None
+) -> Tensor:
+    """Return ``norm_silu``, quicker on a CPU, where it can be: channels last, whole cells, no more than float32."""
     compiled = _own_path(x) and _whole_cells(x, scale) and x.dtype != torch.float64
     if not compiled or not x.is_contiguous(memory_format=torch.channels_last):
-        return norm_silu(x, groups, scale, shift, eps)
+        return norm_silu(x, groups, scale, shift, eps, moments)
+    if moments is not None:
+        return norm_compiled.norm_silu_by_moments(x, *moments.per_channel(x.shape[1]), scale, shift, eps)
     if wants_gradient(x, scale, shift):
         return norm_compiled.norm_silu(x, groups, scale, shift, eps)
     return norm_compiled.norm_silu_without_gradient(x, groups, scale, shift, eps)

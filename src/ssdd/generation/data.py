@@ -15,6 +15,9 @@ from ..checkpoints.identity import LatentIdentity
 from ..data.loader import BatchPositions, start_worker
 from ..data.permutation import KeyedPermutation
 
+Shape = tuple[int, int, int]
+"""(c, h, w)."""
+
 STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 

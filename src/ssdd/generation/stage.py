@@ -1,6 +1,6 @@
 """Flow matching on normalised latents, class-conditional.
 
-Shapes: B batch, c latent channels, g x g latent grid.
+Shapes: B batch, c latent channels, h x w latent grid.
 """
 
 from typing import Any
@@ -17,11 +17,15 @@ from ..training.random import BatchRandom
 from ..training.stages.base import Network, State, StepLosses
 from .config import GenerationConfig
 from .data import LatentBatch, Latents, normalization_of
-from .model import build_dit, null_class, predict_velocity, prepare
+from .model import build_dit, dit_size, null_class, predict_velocity, prepare
 
 
 class LatentStage:
     """L = mean (v - v_hat)^2 at t = sigmoid(N(0, 1)), labels hidden at random for classifier-free guidance.
+
+    Args:
+        config: of the run.
+        data: the latents.
 
     Raises:
         ValueError: data and settings do not go together.
@@ -33,7 +37,8 @@ class LatentStage:
         self.config = config
         self.shape = tuple(data.latent_shape)
         self.statistics = normalization_of(data.statistics, self.shape[0])
-        self.model = build_dit(config.size, data.latent_shape, len(data.classes))
+        size = dit_size(config.size, [data.latent_shape], data.model.spatial_factor)
+        self.model = build_dit(size, data.latent_shape, len(data.classes), config.network)
         if config.recompute:
             self.model.enable_gradient_checkpointing()
         self.frozen: dict[str, nn.Module] = {}
@@ -49,7 +54,7 @@ class LatentStage:
         return StepLosses(loss, {"flow": loss})
 
     def normalized(self, batch: LatentBatch, noise: Tensor) -> Tensor:
-        """Return normalised latents, (B, c, g, g), of samples of the posterior, or of its mean."""
+        """Return normalised latents, (B, c, h, w), of samples of the posterior, or of its mean."""
         z = batch.mean
         if self.config.posterior == "sample":
             z, _ = sample_posterior(torch.cat([batch.mean, batch.logvar], dim=1), noise)

@@ -22,6 +22,7 @@ from ..training.task import Task
 from ..training.validation import grid
 from .config import GenerationConfig
 from .data import LatentBatch, Latents, LatentStream, latent_batches, open_latents
+from .model import TITLES
 from .result import Generator, LatentFacts, save_generator
 from .sampling import Sampling, generate_images
 from .stage import LatentStage
@@ -61,7 +62,7 @@ class GenerationTask(Task):
 
     @property
     def name(self) -> str:
-        return f"DiT-{self.config.size}"
+        return f"{TITLES[self.config.network]}-{self.config.size}"
 
     def provenance(self) -> dict[str, Any]:
         data = self.stream.data

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 
 from ssdd.checkpoints.identity import LatentIdentity, identify
-from ssdd.checkpoints.identity import LatentIdentity
 from ssdd.generation.config import GenerationConfig
 from ssdd.generation.data import LatentStream, latent_batches
 from ssdd.generation.model import null_class

@@ -55,9 +55,9 @@ class GenerationTask(Task):
     def __init__(self, config: GenerationConfig, data: Latents | None = None) -> None:
         self.config = config
         data = open_latents(config.latents) if data is None else data
-        self.stream = LatentStream(data, config.seed)
+        self.stream = LatentStream(data, config.seed, config.batch_size)
         self.facts = LatentFacts.of(data)
-        self.stage = LatentStage(config, data)
+        self.stage = LatentStage(config, data, self.stream.shapes)
         self._decoder: LatentDecoder | None = None
 
     @property

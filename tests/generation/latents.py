@@ -22,6 +22,7 @@ class MemoryLatents:
     statistics: dict[str, Any] = field(default_factory=lambda: dict(STATISTICS))
     model: LatentIdentity = NOBODY
     digest: str = "1" * 64
+    manifest: dict[str, Any] = field(default_factory=dict)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -35,6 +36,37 @@ class MemoryLatents:
         mean, label = self.means[index], self.labels[index]
         number = torch.tensor(-1 if label is None else label)
         return {"mean": mean, "logvar": torch.full_like(mean, -30.0), "label": number, "key": f"{index:04d}"}
+
+
+@dataclass
+class BucketedLatents(MemoryLatents):
+    """Shards of latents, each of one shape, as ``ssdd tokenize --buckets`` makes them."""
+
+    shards: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        entries = [{"latents": len(shard)} for shard in self.shards]
+        self.manifest |= {"protocol": {"bucket_step": 16}, "shards": entries}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        latents = [latent for shard in self.shards for latent in shard]
+        mean, label = latents[index], self.labels[index]
+        return {"mean": mean, "logvar": torch.full_like(mean, -30.0), "label": torch.tensor(label), "key": str(index)}
+
+
+def bucketed_latents(counts: dict[tuple[int, int], list[int]], channels: int = 4) -> BucketedLatents:
+    """Latents of several shapes, (h, w): how many are in each of its shards. The label of each is its number."""
+    random = torch.Generator().manual_seed(0)
+    shards = [
+        torch.randn(count, channels, *shape, generator=random) for shape, shard in counts.items() for count in shard
+    ]
+    total = sum(len(shard) for shard in shards)
+    return BucketedLatents(
+        torch.zeros(0, channels, 4, 4), list(range(total)), [str(i) for i in range(total)], shards=shards
+    )
 
 
 TWO = torch.tensor([[3.0, -1.0, 1.0, 1.0], [-1.0, 3.0, 1.0, 1.0]])

@@ -19,11 +19,12 @@ from ssdd.training.config import LogConfig, differences, to_json
 from ssdd.training.random import BatchRandom
 from ssdd.training.watch import StopRequest, TrainingStopped
 from tests.generation.conftest import SMALL
-from tests.generation.latents import STATISTICS, random_latents, two_classes
+from tests.generation.latents import STATISTICS, MemoryLatents, random_latents, two_classes
 from tests.training.runs import figures, newest, stats
 
 Train = Callable[..., Path]
 CPU = torch.device("cpu")
+MUON = replace(SMALL.optimizer, name="muon")
 
 
 def draws(count: int) -> BatchRandom:
@@ -34,6 +35,71 @@ def test_loss_decreases_on_two_classes(two: Path) -> None:
     lines = stats(two)
     assert lines[-1]["flow"] < 0.2 * lines[0]["flow"], [line["flow"] for line in lines]
     assert {"total", "flow", "gradient", "learning_rate", "skipped_updates"} <= lines[0].keys()
+
+
+@pytest.mark.parametrize("network", ["dit", "lightning"])
+def test_each_network_learns(train: Train, tmp_path: Path, network: str) -> None:
+    """As ``two`` does, in a third of its time; the folder of the run loads."""
+    optimizer = replace(SMALL.optimizer, learning_rate=3e-3)
+    log = LogConfig(stats_images=160, sample_images=0, checkpoint_images=960)
+    settings = {"network": network, "total_images": 960, "batch_size": 16, "optimizer": optimizer, "log": log}
+    train(tmp_path / "run", two_classes(), **settings)
+    losses = [line["flow"] for line in stats(tmp_path / "run")]
+    assert losses[-1] < 0.35 * losses[0], losses
+    config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert (config["_class_name"], config["rope"]) == ("LatentTransformer", network == "lightning")
+    assert load_generator(tmp_path / "run").facts.classes == ("plus", "minus")
+
+
+@pytest.mark.parametrize(
+    ("shape", "factor", "patch"),
+    [
+        ((4, 8, 8), 8, 2),  # f8c4, KL-VAE
+        ((4, 5, 7), 8, 1),
+        ((4, 4, 6), 16, 1),  # f16c4
+        ((16, 4, 4), 16, 1),  # f16c16
+        ((64, 2, 2), 32, 1),  # f32c64
+        ((32, 8, 8), 8, 2),  # FLUX.2
+    ],
+)
+def test_latents_of_any_tokenizer(
+    train: Train, tmp_path: Path, shape: tuple[int, int, int], factor: int, patch: int
+) -> None:
+    """A size without a patch, statistics of each channel: the network sees latents of about mean 0 and deviation 1."""
+    channels = shape[0]
+    mean, std = torch.linspace(-3, 3, channels), torch.linspace(0.5, 4, channels)
+    means = mean[:, None, None] + std[:, None, None] * torch.randn(8, *shape)
+    statistics = {
+        "latents_mean": mean.tolist(),
+        "latents_std": std.tolist(),
+        "scaling_factor": 0.4,
+        "shift_factor": 0.1,
+    }
+    data = MemoryLatents(means, [0] * 8, ["all"], statistics, LatentIdentity("none", "0" * 64, factor, channels))
+    train(tmp_path / "run", data, network="lightning", size="tiny", total_images=4)
+    generator = load_generator(tmp_path / "run")
+    assert (generator.model.config.patch_size, generator.facts.latent_shape) == (patch, shape)
+    stage = LatentStage(replace(SMALL, network="dit", size="tiny"), data)
+    stream = LatentStream(data, 0)
+    batch = stream.batch(range(8))
+    x = stage.normalized(batch, torch.zeros(8, *shape))
+    torch.testing.assert_close(x.std(dim=(0, 2, 3)), torch.ones(channels), atol=0.4, rtol=0)
+    torch.testing.assert_close(generator.facts.denormalize(x), batch.mean, atol=1e-4, rtol=1e-4)
+
+
+def test_run_of_before_there_was_a_choice_goes_on(train: Train, tmp_path: Path) -> None:
+    """Its settings do not name a network: it is diffusers'."""
+    settings = {"optimizer": replace(SMALL.optimizer, warmup_images=4)}  # the run can grow longer
+    train(tmp_path / "whole", random_latents(), total_images=24, **settings)
+    train(tmp_path / "cut", random_latents(), total_images=12, **settings)
+    path = tmp_path / "cut" / "config.json"
+    saved = json.loads(path.read_text())
+    assert saved.pop("network") == "diffusers"
+    path.write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match=r"other settings \(network: diffusers -> lightning\)"):
+        train(tmp_path / "cut", random_latents(), total_images=24, network="lightning", **settings)
+    train(tmp_path / "cut", random_latents(), total_images=24, **settings)
+    assert newest(tmp_path / "whole") == newest(tmp_path / "cut")
 
 
 def test_loss_is_flow_matching_on_normalised_latents() -> None:
@@ -101,12 +167,16 @@ def test_every_pass_is_another_order_of_all() -> None:
     assert whole[0] == parts[0] + parts[1], "two processes see other latents than one"
 
 
-@pytest.mark.parametrize("microbatch", [0, 2])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"microbatch": 2}, {"network": "dit"}, {"network": "lightning", "optimizer": MUON}],
+    ids=["plain", "microbatch", "dit", "lightning-muon"],
+)
 def test_interrupted_run_resumes_bit_for_bit(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, microbatch: int
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object]
 ) -> None:
     """Data, noise, hidden labels, average and optimiser go on as if nothing had been."""
-    train(tmp_path / "whole", random_latents(), microbatch=microbatch)
+    train(tmp_path / "whole", random_latents(), **settings)
     asked = 0
 
     def third_time(self: StopRequest) -> int:
@@ -116,8 +186,8 @@ def test_interrupted_run_resumes_bit_for_bit(
 
     monkeypatch.setattr(StopRequest, "agreed", third_time)
     with pytest.raises(TrainingStopped, match="at 12 images"):
-        train(tmp_path / "cut", random_latents(), microbatch=microbatch)
-    train(tmp_path / "cut", random_latents(), microbatch=microbatch)
+        train(tmp_path / "cut", random_latents(), **settings)
+    train(tmp_path / "cut", random_latents(), **settings)
     assert newest(tmp_path / "whole") == newest(tmp_path / "cut")
     assert stats(tmp_path / "whole") == stats(tmp_path / "cut")
     weights = [load_file(tmp_path / run / "model" / "diffusion_pytorch_model.safetensors") for run in ("whole", "cut")]
@@ -261,11 +331,14 @@ def test_compiling_without_a_compiler(train: Train, tmp_path: Path, no_compiler:
     assert (tmp_path / "run" / "model").is_dir()
 
 
-def test_compiled_run_is_the_same_run(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(tmp_path / "eager", two_classes(), total_images=8)
+@pytest.mark.parametrize("network", ["diffusers", "lightning"])
+def test_compiled_run_is_the_same_run(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str
+) -> None:
+    train(tmp_path / "eager", two_classes(), total_images=8, network=network)
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend="aot_eager"))
-    train(tmp_path / "compiled", two_classes(), total_images=8, compile=True)
+    train(tmp_path / "compiled", two_classes(), total_images=8, compile=True, network=network)
     torch._dynamo.reset()
     for a, b in zip(figures(tmp_path / "eager"), figures(tmp_path / "compiled"), strict=True):
         assert b == pytest.approx(a, rel=1e-3)

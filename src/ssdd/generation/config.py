@@ -7,6 +7,8 @@ import tyro
 
 from ..training.config import RESUMABLE, Images, OptimizerConfig, RunConfig, Share
 
+NetworkName = Literal["dit", "lightning", "diffusers"]
+
 
 @dataclass(frozen=True)
 class GenerationConfig(RunConfig):
@@ -18,8 +20,12 @@ class GenerationConfig(RunConfig):
     )
     latents: Annotated[str, tyro.conf.Positional] = ""
     """Folder of tokenized latents."""
+    network: NetworkName = "diffusers"  # of runs that began before there was a choice; recipes have another
+    """dit: the published block. lightning: LightningDiT's, with RMS norms, rotary embedding and SwiGLU. diffusers:
+    diffusers' DiT, with embeddings of time and class in each block; square latents of one shape only."""
     size: str = "S/2"
-    """XL, L, B, S or tiny, a slash, and the side of a patch in latent pixels."""
+    """XL, L, B, S or tiny, a slash, and the side of a patch in latent pixels. Without the slash: 2 where the
+    tokenizer's factor is at most 8 and the grid even, else 1."""
     label_dropout: Share = 0.1
     """Share of the labels that are hidden, so that the model learns what guidance starts from."""
     posterior: Literal["sample", "mean"] = "sample"

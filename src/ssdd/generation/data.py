@@ -1,10 +1,19 @@
-"""An endless, seeded stream of latents that can start at any image: position p is a function of (seed, p) alone.
+"""An endless, seeded stream of latents that can start at any batch: position p is a function of (seed, p) alone.
+
+A set that was tokenized with ``--buckets`` has latents of several shapes, and a batch holds one of them. Every bucket,
+the latents of one shape, is an endless stream of its own: pass after pass, each a fresh permutation, cut into whole
+batches. An epoch of the set is one pass of every bucket, and takes its batches in random order: those that the buckets
+have complete by then. What is left of a pass, less than a batch, begins the bucket's first batch of a later epoch; so
+nothing is ever left out, and a bucket smaller than a batch has its turn every few epochs.
 
 Shapes: B latents of this process, c latent channels, h x w latent grid.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -15,16 +24,19 @@ from ..checkpoints.identity import LatentIdentity
 from ..data.loader import BatchPositions, start_worker
 from ..data.permutation import KeyedPermutation
 
+Shape = tuple[int, int, int]
+"""(c, h, w)."""
+
 STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 
 class Latents(Protocol):
     """What training needs of tokenized data; ``ssdd.tokenization.LatentDataset`` is one.
 
-    classes: their names. model: whose latents. digest: of what decides them. latent_shape: (c, h, w). statistics:
-    entries of a model's config.
-    ``data[i]`` has the posterior's ``mean`` and ``logvar``, float32 (c, h, w), the ``label``, an int64 scalar that is
-    -1 for none, and the ``key``.
+    classes: their names. model: whose latents. digest: of what decides them. manifest: of the data. latent_shape:
+    (c, h, w); of a set with buckets that of a square. statistics: entries of a model's config. ``data[i]`` has the
+    posterior's ``mean`` and ``logvar``, float32 (c, h, w), the ``label``, an int64 scalar that is -1 for none, and
+    the ``key``.
     """
 
     @property
@@ -35,6 +47,9 @@ class Latents(Protocol):
 
     @property
     def digest(self) -> str: ...
+
+    @property
+    def manifest(self) -> Mapping[str, Any]: ...
 
     @property
     def latent_shape(self) -> tuple[int, int, int]: ...
@@ -95,26 +110,116 @@ class LatentBatch:
         return LatentBatch(*(t.to(device, non_blocking=True) for t in (self.mean, self.logvar, self.labels)))
 
 
-class LatentStream:
-    """Maps positions to latents: every pass is a fresh permutation."""
+@dataclass(frozen=True)
+class Bucket:
+    """The latents of one shape, by their numbers in the set.
 
-    def __init__(self, data: Latents, seed: int) -> None:
-        """Raises ValueError for no data."""
+    Attributes:
+        shape: (c, h, w).
+        ranges: of their numbers; in a tokenized set there is one, or few.
+    """
+
+    shape: Shape
+    ranges: tuple[range, ...]
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(len(numbers) for numbers in self.ranges))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> int:
+        """Return the number of a latent of this bucket in the whole set."""
+        number = bisect_right(self._ends, index)
+        return self.ranges[number][index - (self._ends[number - 1] if number else 0)]
+
+
+def find_buckets(data: Latents) -> list[Bucket]:
+    """Return the buckets of a set, the largest first: one for each shape.
+
+    Of a set with buckets one latent of each shard is read, since a shard holds one shape. Raises as ``data[i]`` does.
+    """
+    if (data.manifest.get("protocol") or {}).get("bucket_step") is None:
+        return [Bucket(data.latent_shape, (range(len(data)),))]
+    ranges: dict[Shape, list[range]] = {}
+    start = 0
+    for shard in data.manifest["shards"]:
+        if not shard["latents"]:
+            continue
+        numbers = range(start, start + shard["latents"])
+        start = numbers.stop
+        channels, height, width = data[numbers.start]["mean"].shape
+        known = ranges.setdefault((channels, height, width), [])
+        if known and known[-1].stop == numbers.start:
+            known[-1] = range(known[-1].start, numbers.stop)
+        else:
+            known.append(numbers)
+    buckets = [Bucket(shape, tuple(numbers)) for shape, numbers in ranges.items()]
+    return sorted(buckets, key=len, reverse=True)
+
+
+class LatentStream:
+    """Maps positions to latents.
+
+    Args:
+        data: the latents.
+        seed: of their order.
+        batch_size: positions of a global batch. A set of one shape has the same order whatever it is.
+
+    Raises:
+        ValueError: there are no data.
+    """
+
+    def __init__(self, data: Latents, seed: int, batch_size: int = 1) -> None:
         if not len(data):
             raise ValueError("expected latents to train on, found none: all images were skipped")
-        self.data, self.seed = data, seed
+        self.data, self.seed, self.batch_size = data, seed, batch_size
+        self.buckets = find_buckets(data)
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """All shapes, (c, h, w), the most frequent one first."""
+        return [bucket.shape for bucket in self.buckets]
 
     def batch(self, positions: Sequence[int]) -> LatentBatch:
-        """Raises ValueError for a latent of another shape, or a class that there is not."""
-        items = [self._item(position) for position in positions]
+        """Return latents of one global batch. Raises ValueError for one of another shape, or an unknown class."""
+        items = [self._item(*self.locate(position)) for position in positions]
         labels = torch.stack([item["label"] for item in items])
         means, logvars = (torch.stack([item[name] for item in items]) for name in ("mean", "logvar"))
         return LatentBatch(means.float(), logvars.float(), labels.where(labels >= 0, len(self.data.classes)))
 
-    def _item(self, position: int) -> Mapping[str, Any]:
-        epoch, offset = divmod(position, len(self.data))
-        item = self.data[KeyedPermutation(len(self.data), self.seed, epoch)[offset]]
-        shape, classes, key = tuple(self.data.latent_shape), len(self.data.classes), item["key"]
+    def locate(self, position: int) -> tuple[Bucket, int]:
+        """Return the bucket of a position, and the number in the set of the latent that stands there."""
+        if len(self.buckets) == 1:
+            bucket = self.buckets[0]
+        else:
+            batch, offset = divmod(position, self.batch_size)
+            bucket, batch_of_bucket = self._bucket_of(batch)
+            position = batch_of_bucket * self.batch_size + offset
+        passes, offset = divmod(position, len(bucket))
+        return bucket, bucket[KeyedPermutation(len(bucket), self.seed, passes)[offset]]
+
+    def _bucket_of(self, batch: int) -> tuple[Bucket, int]:
+        """Return the bucket that makes a global batch, and which of that bucket's batches it is."""
+        epoch = batch * self.batch_size // len(self.data)  # not later than the right one, by few epochs at most
+        while sum(self._batches_before(epoch + 1)) <= batch:
+            epoch += 1
+        before, after = self._batches_before(epoch), self._batches_before(epoch + 1)
+        turn = KeyedPermutation(sum(after) - sum(before), self.seed, epoch)[batch - sum(before)]
+        for bucket, first, end in zip(self.buckets, before, after, strict=True):
+            if turn < end - first:
+                return bucket, first + turn
+            turn -= end - first
+        raise AssertionError("an epoch has as many turns as its buckets have batches")
+
+    def _batches_before(self, epoch: int) -> list[int]:
+        """Return how many batches each bucket has complete when an epoch begins."""
+        return [epoch * len(bucket) // self.batch_size for bucket in self.buckets]
+
+    def _item(self, bucket: Bucket, number: int) -> Mapping[str, Any]:
+        item = self.data[number]
+        shape, classes, key = bucket.shape, len(self.data.classes), item["key"]
         if tuple(item["mean"].shape) != shape or tuple(item["logvar"].shape) != shape:
             raise ValueError(f"{key}: expected a latent {shape} of {shape[0]} channels, found {item['mean'].shape}")
         if not -1 <= int(item["label"]) < classes:

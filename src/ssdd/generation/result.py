@@ -15,16 +15,16 @@ from typing import Any
 
 import msgspec
 import torch
-from diffusers import DiTTransformer2DModel
 from diffusers.utils import is_accelerate_available
 from torch import Tensor
 
 from ..checkpoints.identity import LatentIdentity, OtherEncoderError
+from ..checkpoints.kl_vae import read_config
 from ..evaluation.weights import sha256
 from ..files import share
 from ..normalization import latent_map
 from .data import Latents, normalization_of
-from .model import prepare
+from .model import model_class, null_class, prepare, sample_shape
 
 FACTS = "generation.json"
 _FORMAT = "ssdd-generation-1"
@@ -157,11 +157,10 @@ def load_generator(
     """
     folder = _find_folder(name)
     facts = _read_facts(folder / FACTS)
-    model = DiTTransformer2DModel.from_pretrained(
+    model = model_class(read_config(folder)["_class_name"]).from_pretrained(
         str(folder), use_safetensors=True, torch_dtype=dtype, low_cpu_mem_usage=is_accelerate_available()
     )
-    expected = (model.config.in_channels, model.config.sample_size, model.config.sample_size)
-    if facts.latent_shape != expected or len(facts.classes) != model.config.num_embeds_ada_norm:
+    if facts.latent_shape != sample_shape(model) or len(facts.classes) != null_class(model):
         raise ValueError(f"{folder}: {FACTS} and the model's config.json contradict each other")
     return Generator(prepare(model).to(device).eval(), facts, folder)
 

@@ -1,8 +1,9 @@
 """Flow matching on normalised latents, class-conditional.
 
-Shapes: B batch, c latent channels, g x g latent grid.
+Shapes: B batch, c latent channels, h x w latent grid.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,12 +17,17 @@ from ..objectives.kl import sample_posterior
 from ..training.random import BatchRandom
 from ..training.stages.base import Network, State, StepLosses
 from .config import GenerationConfig
-from .data import LatentBatch, Latents, normalization_of
-from .model import build_dit, null_class, predict_velocity, prepare
+from .data import LatentBatch, Latents, Shape, normalization_of
+from .model import build_dit, dit_size, null_class, predict_velocity, prepare
 
 
 class LatentStage:
     """L = mean (v - v_hat)^2 at t = sigmoid(N(0, 1)), labels hidden at random for classifier-free guidance.
+
+    Args:
+        config: of the run.
+        data: the latents.
+        shapes: (c, h, w) of them, the most frequent one first; by default the one of ``data``.
 
     Raises:
         ValueError: data and settings do not go together.
@@ -29,17 +35,26 @@ class LatentStage:
 
     adversary: PatchDiscriminator | None = None
 
-    def __init__(self, config: GenerationConfig, data: Latents) -> None:
+    def __init__(self, config: GenerationConfig, data: Latents, shapes: Sequence[Shape] = ()) -> None:
         self.config = config
-        self.shape = tuple(data.latent_shape)
+        shapes = shapes or [data.latent_shape]
+        if config.network == "diffusers" and any(shape != data.latent_shape for shape in shapes):
+            raise ValueError(
+                "diffusers' DiT needs square latents of one shape, found a set with buckets: use --network dit or "
+                "lightning"
+            )
+        self.shape = tuple(shapes[0])
         self.statistics = normalization_of(data.statistics, self.shape[0])
-        self.model = build_dit(config.size, data.latent_shape, len(data.classes))
+        grids = [*shapes, data.latent_shape]  # the last is what samples have
+        size = dit_size(config.size, grids, data.model.spatial_factor)
+        self.model = build_dit(size, data.latent_shape, len(data.classes), config.network)
         if config.recompute:
             self.model.enable_gradient_checkpointing()
         self.frozen: dict[str, nn.Module] = {}
 
     def losses(self, network: Network, batch: LatentBatch, random: BatchRandom, seen: int) -> StepLosses:
-        noise, posterior_noise = random.normal(*self.shape), random.normal(*self.shape)
+        shape = batch.mean.shape[1:]
+        noise, posterior_noise = random.normal(*shape), random.normal(*shape)
         t = flow.logit_normal_time(random.normal())
         hidden = torch.special.ndtr(random.normal()) < self.config.label_dropout  # uniform in [0, 1]
         x = self.normalized(batch, posterior_noise)
@@ -49,7 +64,7 @@ class LatentStage:
         return StepLosses(loss, {"flow": loss})
 
     def normalized(self, batch: LatentBatch, noise: Tensor) -> Tensor:
-        """Return normalised latents, (B, c, g, g), of samples of the posterior, or of its mean."""
+        """Return normalised latents, (B, c, h, w), of samples of the posterior, or of its mean."""
         z = batch.mean
         if self.config.posterior == "sample":
             z, _ = sample_posterior(torch.cat([batch.mean, batch.logvar], dim=1), noise)

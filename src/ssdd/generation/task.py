@@ -22,6 +22,7 @@ from ..training.task import Task
 from ..training.validation import grid
 from .config import GenerationConfig
 from .data import LatentBatch, Latents, LatentStream, latent_batches, open_latents
+from .model import TITLES
 from .result import Generator, LatentFacts, save_generator
 from .sampling import Sampling, generate_images
 from .stage import LatentStage
@@ -54,14 +55,14 @@ class GenerationTask(Task):
     def __init__(self, config: GenerationConfig, data: Latents | None = None) -> None:
         self.config = config
         data = open_latents(config.latents) if data is None else data
-        self.stream = LatentStream(data, config.seed)
+        self.stream = LatentStream(data, config.seed, config.batch_size)
         self.facts = LatentFacts.of(data)
-        self.stage = LatentStage(config, data)
+        self.stage = LatentStage(config, data, self.stream.shapes)
         self._decoder: LatentDecoder | None = None
 
     @property
     def name(self) -> str:
-        return f"DiT-{self.config.size}"
+        return f"{TITLES[self.config.network]}-{self.config.size}"
 
     def provenance(self) -> dict[str, Any]:
         data = self.stream.data

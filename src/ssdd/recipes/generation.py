@@ -1,4 +1,7 @@
-"""Latent DiTs: one for two CPU cores, one for a GPU and an afternoon's data, and the published sizes."""
+"""Latent DiTs: one for two CPU cores, one for a GPU and an afternoon's data, and the published sizes.
+
+The first two have LightningDiT's block, and patches as the latents ask for; the others are the published DiT.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,9 +16,10 @@ _IMAGENET_BATCH = 256
 def tiny() -> GenerationConfig:
     """Four blocks of width 128, minutes on two CPU cores: layout and colours of a few classes."""
     return GenerationConfig(
-        size="tiny/2",
+        network="lightning",
+        size="tiny",
         optimizer=OptimizerConfig(
-            learning_rate=1e-3, betas=(0.9, 0.99), weight_decay=0.0, warmup_images=1000, decay_images=10_000
+            learning_rate=4e-3, betas=(0.9, 0.99), weight_decay=0.0, warmup_images=1000, decay_images=10_000
         ),
         average=AverageConfig(halflife_images=3000),
         log=LogConfig(stats_images=1000, sample_images=20_000, sample_count=8, checkpoint_images=10_000),
@@ -27,11 +31,12 @@ def tiny() -> GenerationConfig:
 
 
 def gpu() -> GenerationConfig:
-    """DiT-S/2 for some thousand images in some dozens of classes, and one GPU."""
+    """LightningDiT-S for some thousand images in some dozens of classes, and one GPU."""
     # At 16 x 16 latents (64 tokens) a training image of S/2 is 8.5 GFLOP: six million are 5e16 operations, ten minutes
     # of a data centre's GPU at 100 TFLOP/s. Ten thousand latents are seen 600 times: more would be learnt by heart.
     return GenerationConfig(
-        size="S/2",
+        network="lightning",
+        size="S",
         optimizer=OptimizerConfig(
             learning_rate=4e-4, betas=(0.9, 0.99), weight_decay=0.0, warmup_images=100_000, decay_images=1_000_000
         ),
@@ -47,6 +52,7 @@ def gpu() -> GenerationConfig:
 def published(size: str) -> GenerationConfig:
     """A published size at its published batch and rate (Peebles & Xie 2023), 400,000 updates."""
     return GenerationConfig(
+        network="dit",
         size=size,
         average=AverageConfig(halflife_images=_IMAGENET_BATCH * 6931),  # 0.9999 an update
         log=LogConfig(

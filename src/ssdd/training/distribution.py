@@ -52,7 +52,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     """Return the parts that a model is gathered, and compiled, by."""
     from ..autoencoder import AutoencoderSSDD
 
-    names = (*AutoencoderSSDD._no_split_modules, "BasicTransformerBlock")  # the latter of diffusers' DiT
+    names = (*AutoencoderSSDD._no_split_modules, "DiTBlock", "BasicTransformerBlock")  # the last of diffusers' DiT
     return [module for module in model.modules() if type(module).__name__ in names]
 
 

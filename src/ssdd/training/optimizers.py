@@ -10,8 +10,12 @@ from .parts import PartWatch
 UNDECAYED = "bias_table"
 """Tables of position biases are not decayed, as biases and norms are not."""
 
-ENDS = ("conv_in", "conv_out", "moments")
-"""First and last layers of a network, which Muon leaves to AdamW."""
+ENDS = (
+    *("conv_in", "conv_out", "moments"),
+    *("patch_embedding", "class_embedding", "patch_out"),
+    *("pos_embed.proj", "embedding_table", "proj_out_2"),  # of diffusers' DiT
+)
+"""First and last layers of a network and tables of embeddings, by the end of their name: Muon leaves them to AdamW."""
 
 
 def learning_rate(config: RunConfig, seen: int) -> float:
@@ -73,8 +77,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     undecayed = [p for name, p in named if p.dim() <= 1 or name.endswith(UNDECAYED)]
     weights = [(name, p) for name, p in named if p.dim() > 1 and not name.endswith(UNDECAYED)]
     if config.name == "muon":
-        hidden = [p for name, p in weights if name.split(".")[-2] not in ENDS]
-        ends = [p for name, p in weights if name.split(".")[-2] in ENDS]
+        ends = [p for name, p in weights if name.removesuffix(".weight").endswith(ENDS)]
+        hidden = [p for name, p in weights if not name.removesuffix(".weight").endswith(ENDS)]
         return Muon(hidden, ends, undecayed, config)
     groups = [
         {"params": [p for _, p in weights], "weight_decay": config.weight_decay},

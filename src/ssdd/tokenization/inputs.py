@@ -1,16 +1,17 @@
 """What the user names -> paths: list files, brace patterns, folders of shards, and what lies elsewhere (fsspec)."""
 
 import contextlib
+import errno
 import glob
 import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from ..data.find import IMAGE_SUFFIXES, check_left_out
@@ -22,6 +23,7 @@ SHARD_SUFFIXES = (".tar", ".parquet")
 ATTEMPTS = 4
 """How often a file that lies elsewhere is asked for, with growing pauses, before it is named."""
 _PAUSE_SECONDS = 0.5
+T = TypeVar("T")
 
 
 def expand(paths: Sequence[str]) -> list[str]:
@@ -173,20 +175,57 @@ def remote_content(address: str) -> bytes:
     return content
 
 
-def retried(address: str, work: Any) -> Any:
-    """Return what ``work`` returns, in several attempts. Raises ImageError for nothing there, or ImageReadError."""
+def retried(address: str, work: Callable[[], T], verb: str = "read") -> T:
+    """Return what ``work`` returns, in several attempts where a connection breaks or a server fails.
+
+    Args:
+        address: Named in errors.
+        work: What asks the storage.
+        verb: What it does there, for errors: ``read`` or ``write``.
+
+    Raises:
+        ImageError: There is nothing at the address.
+        ImageReadError: No permission or credentials, or no answer in any of the attempts.
+    """
     for attempt in range(ATTEMPTS):
         try:
             return work()
-        except FileNotFoundError as error:
-            raise ImageError(f"{printable(address)}: expected a file, found none") from error
-        except PermissionError as error:
-            raise ImageReadError(f"{printable(address)}: expected to read it, found {reason_of(error)}") from error
         except Exception as error:  # whatever the storage and the network raise
-            if attempt == ATTEMPTS - 1:
-                message = f"expected to read it, found in {ATTEMPTS} attempts: {reason_of(error)}"
-                raise ImageReadError(f"{printable(address)}: {message}") from error
-            time.sleep(_PAUSE_SECONDS * 4**attempt)
+            cause = _cause(error)
+            if isinstance(cause, FileNotFoundError) or _status(cause) == 404:
+                raise ImageError(f"{printable(address)}: expected a file, found none") from error
+            found = f"found {reason_of(cause)}"
+            if _may_pass(cause):
+                if attempt < ATTEMPTS - 1:
+                    time.sleep(_PAUSE_SECONDS * 4**attempt)
+                    continue
+                found = f"found in {ATTEMPTS} attempts: {reason_of(cause)}"
+            raise ImageReadError(f"{printable(address)}: expected to {verb} it, {found}") from error
+    raise AssertionError("unreachable")
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the error behind another: fsspec says "not found" for whatever an HTTP server answers."""
+    return error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+
+
+def _status(error: BaseException) -> int | None:
+    """Return the HTTP status of an error of aiohttp, gcsfs or botocore; None where it has none."""
+    answer = getattr(error if error.__cause__ is None else error.__cause__, "response", None)
+    if isinstance(answer, dict):
+        return answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    status = getattr(error, "status", None) or getattr(error, "code", None)
+    return status if isinstance(status, int) else None
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether another attempt may succeed: not without permission, credentials, or room on this machine's disk."""
+    if isinstance(error, (PermissionError, ImportError)) or "Credential" in type(error).__name__:
+        return False
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return False
+    status = _status(error)
+    return status is None or status >= 500 or status in (408, 429)
 
 
 def _is_http(address: str) -> bool:

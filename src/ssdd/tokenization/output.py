@@ -2,10 +2,10 @@
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..data.images import reason_of
 from ..files import atomic_path
@@ -79,38 +79,45 @@ class RemoteOutput:
         with tempfile.TemporaryDirectory(prefix="ssdd-") as folder:
             path = Path(folder) / name
             yield path
-            retried(self.label(name), lambda: self._put(path, name))
+            self._ask(name, lambda place: self._put(path, place), "write")
 
-    def _put(self, path: Path, name: str) -> None:
+    def _put(self, path: Path, place: str) -> None:
         try:
-            self._system.put_file(str(path), f"{self._root}/{name}")
+            self._system.put_file(str(path), place)
         except FileNotFoundError:  # where folders have to be made
             self._system.makedirs(self._root, exist_ok=True)
-            self._system.put_file(str(path), f"{self._root}/{name}")
+            self._system.put_file(str(path), place)
 
     def read(self, name: str) -> bytes:
         if self.size(name) is None:
             raise FileNotFoundError(f"{self.label(name)}: expected this file, found none")
-        content: bytes = retried(self.label(name), lambda: self._system.cat_file(f"{self._root}/{name}"))
-        return content
+        return bytes(self._ask(name, self._system.cat_file))
 
     def size(self, name: str) -> int | None:
-        path = f"{self._root}/{name}"
+        def ask(place: str) -> int | None:
+            return int(self._system.info(place)["size"]) if self._system.exists(place) else None
+
         self._system.invalidate_cache()
-        return int(self._system.info(path)["size"]) if self._system.exists(path) else None
+        size: int | None = self._ask(name, ask)
+        return size
 
     def names(self) -> list[str]:
+        def ask(place: str) -> list[str]:
+            return self._system.ls(place, detail=False) if self._system.exists(place) else []
+
         self._system.invalidate_cache()
-        if not self._system.exists(self._root):
-            return []
-        return [str(path).rsplit("/", 1)[-1] for path in self._system.ls(self._root, detail=False)]
+        return [str(path).rsplit("/", 1)[-1] for path in self._ask("", ask)]
 
     def remove(self, name: str) -> None:
         if self.size(name) is not None:
-            retried(self.label(name), lambda: self._system.rm_file(f"{self._root}/{name}"))
+            self._ask(name, self._system.rm_file, "write")
+
+    def _ask(self, name: str, work: Callable[[str], Any], verb: str = "read") -> Any:
+        """Return what ``work`` returns for the place of a file, see ``retried``."""
+        return retried(self.label(name), lambda: work(f"{self._root}/{name}".rstrip("/")), verb)
 
     def label(self, name: str) -> str:
-        return f"{self._address}/{name}"
+        return f"{self._address}/{name}".rstrip("/")
 
     def remove_temporaries(self, part: int, parts: int) -> None:
         """Nothing: they lie in temporary folders of this machine."""

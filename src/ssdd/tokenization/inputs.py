@@ -45,6 +45,11 @@ def expand(paths: Sequence[str]) -> list[str]:
 
 
 def _listed(path: str) -> list[str]:
+    if path == "-":
+        raise ImageError(
+            "-: expected paths, found standard input: @- reads a list of them there, one a line; a tar file has to lie "
+            "in a folder or at an address"
+        )
     if not path.startswith("@"):
         return [path]
     name = path[1:]

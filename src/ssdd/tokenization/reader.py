@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate
 
-from .format import STORED, Label, Manifest, ShardIndex, TokenizedDataError, plain, shard_name
+from .format import STORED, Label, Manifest, Shape, ShardIndex, TokenizedDataError, plain, shard_name
 from .labels import NO_LABEL
 from .manifest import plan_digest, read_index, read_manifest
 from .records import ShardFile, ShardReader, StoredLatent
+from .tar import stored_as
 from .writers import open_reader
 
 _STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
@@ -94,6 +95,33 @@ class LatentDataset(Dataset[dict[str, Any]]):
         shard, row = self._locate(index)
         return self._shard(shard)[0].key(row)
 
+    def ranges_of_shapes(self) -> list[range]:
+        """Return the latents of each shape: one range, or with buckets as many as there are shapes.
+
+        The shards of a shape follow one another, so that few of their indices have to be read.
+        """
+        numbers = [number for number, entry in enumerate(self._manifest.shards) if entry.latents]
+        ranges: list[range] = []
+
+        def find(first: int, last: int) -> None:
+            if self._shape_of(numbers[first]) != self._shape_of(numbers[last]):
+                middle = (first + last) // 2
+                find(first, middle)
+                find(middle + 1, last)
+                return
+            begin, end = int(self._ends[numbers[first] - 1]) if numbers[first] else 0, int(self._ends[numbers[last]])
+            if ranges and self._shape_of(self._locate(ranges[-1].start)[0]) == self._shape_of(numbers[first]):
+                begin = ranges.pop().start
+            ranges.append(range(begin, end))
+
+        find(0, len(numbers) - 1)
+        return ranges
+
+    def _shape_of(self, number: int) -> Shape:
+        if self._manifest.protocol.get("bucket_step") is None:
+            return self.latent_shape
+        return read_index(self.folder, number, self._manifest, self._digest).shape or self.latent_shape
+
     def stream(self) -> Iterator[dict[str, Any]]:
         """Return all latents in order, each shard read from its begin to its end. Raises ValueError, OSError."""
         for number in range(len(self._ends)):
@@ -131,8 +159,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         from safetensors.torch import load
 
         tensors, meta = load(sample["safetensors"]), json.loads(sample["json"])
-        taken = {name: f"source.{name}" if name in ("json", "safetensors") else name for name in self._members}
-        found = {name: sample[extension] for name, extension in taken.items() if extension in sample}
+        found = {name: sample[stored_as(name)] for name in self._members if stored_as(name) in sample}
         latent = StoredLatent(sample["__key__"], tensors["mean"], tensors["logvar"], found)
         return self._item(latent, self._number(meta["class"] if meta["label"] is None else meta["label"]))
 

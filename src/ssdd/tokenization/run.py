@@ -99,6 +99,7 @@ class Tokenized:
     Attributes:
         manifest: of the finished set; None while shards of other parts are missing.
         made, kept: shards of this part made now and before. shards, missing: of all parts.
+        concluded: this call wrote the manifest.
     """
 
     manifest: Manifest | None
@@ -106,6 +107,7 @@ class Tokenized:
     kept: int
     shards: int
     missing: int
+    concluded: bool = False
 
 
 def tokenize(
@@ -188,12 +190,13 @@ def tokenize(
         if bad:
             more = f" ({len(bad) - 1} more input shards are none)" if bad[1:] else ""
             raise ImageError(f"{bad[0]}{more}; all others are made: mend it, and run the same command again")
-        manifest, absent = _conclude(work.plan, output)
+        with _one_at_a_time(output, part):
+            manifest, absent, wrote = _conclude(work.plan, output)
     if manifest is None and part.count == 1:
         raise OSError(
             f"{output}: expected all shards that were made, found {absent} missing: run the same command again"
         )
-    return Tokenized(manifest, made, len(mine) - made, work.plan.data.shards, absent)
+    return Tokenized(manifest, made, len(mine) - made, work.plan.data.shards, absent, wrote)
 
 
 def finish(out: Path | str) -> Manifest:
@@ -207,18 +210,18 @@ def finish(out: Path | str) -> Manifest:
     plan = _plan_there(output)
     if plan is None:
         raise FileNotFoundError(f"{output}: expected a folder that ssdd tokenize began, found no {PLAN} in it")
-    manifest, absent = _conclude(plan, output)
+    manifest, absent, _ = _conclude(plan, output)
     if manifest is None:
         raise ValueError(f"{output}: expected all {plan.data.shards} shards, found {absent} missing: make them first")
     return manifest
 
 
-def _conclude(plan: Plan, output: Output) -> tuple[Manifest | None, int]:
-    """Write the manifest if all shards are there; else say how many are not."""
+def _conclude(plan: Plan, output: Output) -> tuple[Manifest | None, int, bool]:
+    """Write the manifest if all shards are there. Return it, how many are missing, and whether it was new."""
     names, numbers = set(output.names()), range(plan.data.shards)
     absent = sum(index_name(number) not in names for number in numbers)
     if absent:
-        return None, absent
+        return None, absent, False
     damaged, infos = 0, list[tuple[str, dict[str, Any] | None]]()
 
     def indices() -> Iterator[ShardIndex]:
@@ -232,15 +235,15 @@ def _conclude(plan: Plan, output: Output) -> tuple[Manifest | None, int]:
 
     manifest = make_manifest(plan, indices())
     if damaged:
-        return None, damaged
+        return None, damaged, False
     files = {MANIFEST: encode_json(manifest)}
     if plan.container == "mds":
         files = {mds.INDEX: mds.index_of(infos), **files}
-    for name, content in files.items():
-        if name not in names or output.read(name) != content:
-            with output.writing(name) as path:
-                path.write_bytes(content)
-    return manifest, 0
+    new = {name: content for name, content in files.items() if name not in names or output.read(name) != content}
+    for name, content in new.items():
+        with output.writing(name) as path:
+            path.write_bytes(content)
+    return manifest, 0, bool(new)
 
 
 def _finished(plan: Plan, output: Output, numbers: Sequence[int]) -> Iterator[ShardIndex | None]:
@@ -323,7 +326,7 @@ def _settle(
 
     Raises ValueError, with what differs, if the folder was begun by another plan or holds something else.
     """
-    with _one_plans(output, part):
+    with _one_at_a_time(output, part):
         there = _plan_there(output)
         strangers = sorted(name for name in output.names() if name[0] != "." and name != FOLDER)
         if there is None and strangers:
@@ -396,8 +399,8 @@ def _same_files(one: Path, other: Path) -> bool:
 
 
 @contextmanager
-def _one_plans(output: Output, part: Part) -> Iterator[None]:
-    """Let one part at a time look at the data: the first makes the plan, the others find it."""
+def _one_at_a_time(output: Output, part: Part) -> Iterator[None]:
+    """Let one part at a time make the plan, which the others find, or the manifest."""
     if output.folder is None or part.count == 1:
         yield
         return

@@ -6,6 +6,7 @@ Any latent is read from its place, by one ``pread``.
 
 import io
 import json
+import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -23,9 +24,16 @@ from .records import AuditedLatent, Latent, ShardFile, StoredLatent
 
 BLOCK = 512
 """Bytes of a tar header, which the content follows."""
-LATENT, META, SAMPLE = ".safetensors", ".json", ".source"
-"""Extensions; the last one goes before that of a sample's member which has one of the others."""
+LATENT, META = ".safetensors", ".json"
+_SOURCE = "source."
+_TAKEN = re.compile(rf"({re.escape(_SOURCE)})*(safetensors|json)")
+"""Extensions of a sample's members which get one more ``source.`` before them, to differ from ours and each other."""
 _MOST_MEMBER_BYTES = 1 << 26
+
+
+def stored_as(extension: str) -> str:
+    """Return the extension under which a member of a sample stands beside its latent."""
+    return f"{_SOURCE}{extension}" if _TAKEN.fullmatch(extension) else extension
 
 
 class TarWriter:
@@ -55,8 +63,7 @@ class TarWriter:
         }
         self._write(latent.key + META, json.dumps(fields, separators=(",", ":")).encode())
         for extension, member in latent.members.items():
-            taken = f".{extension}" in (LATENT, META)
-            self._write(f"{latent.key}{SAMPLE if taken else ''}.{extension}", member)
+            self._write(f"{latent.key}.{stored_as(extension)}", member)
 
     def close(self) -> None:
         self._tar.close()
@@ -198,5 +205,6 @@ def _fields(content: bytes, label: str) -> dict[str, Any]:
 
 def _by_extension(key: str, members: list[tuple[int, str, bytes]]) -> dict[str, bytes]:
     found = {name.removeprefix(f"{key}."): content for _, name, content in members}
-    renamed = {f"{SAMPLE[1:]}{extension}": extension[1:] for extension in (LATENT, META)}
-    return {renamed.get(extension, extension): content for extension, content in found.items()}
+    return {
+        name.removeprefix(_SOURCE) if _TAKEN.fullmatch(name) else name: content for name, content in found.items()
+    }

@@ -1,5 +1,6 @@
 """Images of Hugging Face data sets: from the hub, from ``save_to_disk``, from parquet files."""
 
+import functools
 import importlib
 import io
 import re
@@ -17,6 +18,7 @@ from .names import natural_order
 PREFIX = "hf:"
 _STREAMING, _KEYS = "streaming", ("config", "image", "label")
 _LABEL, _MOST_CLASSES = "label", 1 << 20
+_ROWS = 64
 _PATH = re.compile(r"(?P<place>.+?)(:(?P<split>[\w.-]+(\[[\w:%-]*\])?))?")
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _SHARD = re.compile(r"(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5}")
@@ -125,7 +127,7 @@ def streaming_path(path: str) -> bool:
 
 
 class LoadedSplit(NamedTuple):
-    """A split: its name in messages, all of it, and its column of images alone, not decoded; its column of classes."""
+    """A split: its name in messages, all of it and its column of images alone, not decoded; its column of classes."""
 
     label: str
     dataset: Any
@@ -147,10 +149,65 @@ def load_split(path: str) -> LoadedSplit:
     datasets = _package(label)
     dataset = _load(datasets, place, split, options.get("config"), label, streaming_path(path))
     column = _image_column(datasets, dataset, options.get("image"), label)
-    images = dataset.select_columns([column])
     if isinstance(dataset.features[column], datasets.Image):
-        images = images.cast_column(column, datasets.Image(decode=False))
+        dataset = dataset.cast_column(column, datasets.Image(decode=False))
+    images = dataset.select_columns([column])
     return LoadedSplit(label, dataset, column, images, _class_column(datasets, dataset, options.get("label"), label))
+
+
+@functools.lru_cache(maxsize=4)
+def _stream(path: str) -> LoadedSplit:
+    """Load a data set that is streamed, once in each process."""
+    return load_split(path)
+
+
+def stream_shards(path: str) -> tuple[int, list[str]]:
+    """Return how many shards a data set that is streamed has, and the names of its classes, if it states them."""
+    split = _stream(path)
+    names = getattr(split.dataset.features.get(split.class_column), "names", None)
+    return split.dataset.num_shards, list(names or [])
+
+
+def write_stream_shard(path: str, number: int, target: Path) -> tuple[str, str | None]:
+    """Write one shard of a data set that is streamed as a Parquet file: its images, classes and columns of text.
+
+    Returns:
+        The columns of images and of classes.
+
+    Raises:
+        ImageReadError: The shard cannot be read.
+        ImageError, ImportError: As ``load_split``.
+    """
+    split = _stream(path)
+    datasets, features = _package(split.label), split.dataset.features
+    named = split.class_column if _is_class(datasets, features.get(split.class_column)) else None
+    texts = [name for name, feature in features.items() if getattr(feature, "dtype", None) == "string"]
+    kept = datasets.Features({name: features[name] for name in dict.fromkeys([*texts, *([named] if named else [])])})
+    kept[split.column] = datasets.Value("binary")
+    pyarrow, parquet = (importlib.import_module(name) for name in ("pyarrow", "pyarrow.parquet"))  # come with datasets
+    try:
+        shard = split.dataset.select_columns(list(kept))
+        shard = shard.shard(num_shards=shard.num_shards, index=number)
+        with parquet.ParquetWriter(target, kept.arrow_schema) as writer:
+            for rows in shard.iter(_ROWS):
+                images = [_content_or_none(as_cell(cell), split.label) for cell in rows[split.column]]
+                columns = dict(rows) | {split.column: images}
+                writer.write_table(pyarrow.Table.from_pydict(columns, schema=kept.arrow_schema))
+    except Exception as error:  # `datasets` raises whatever its storage, its parsers and the network raise
+        raise ImageReadError(
+            f"{split.label}: expected shard {number} to be readable, found {type(error).__name__}: {reason_of(error)}"
+        ) from error
+    return split.column, named
+
+
+def _content_or_none(cell: Cell, name: str) -> bytes | None:
+    """Return an encoded image; None for one that is missing, which is skipped when it is read."""
+    try:
+        return encoded_image(cell, name)
+    except ImageReadError:
+        raise
+    except ImageError:
+        return None
 
 
 def is_saved_dataset(folder: Path) -> bool:

@@ -137,7 +137,7 @@ def _open(path: str | Path) -> ImageSource:
     if streaming_path(str(path)):
         raise ImageError(
             f"{printable(str(path))}: expected data whose images have numbers, found a stream, "
-            "which only `ssdd train` takes, as the one path of --data.paths"
+            "which only `ssdd train` takes, as the one path of --data.paths, and `ssdd tokenize`"
         )
     if str(path).startswith(PREFIX):
         return HuggingFaceSource(str(path))

@@ -112,6 +112,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     def compared(self) -> dict[str, Any]:
         """Return the fields that two plans of the same set share."""
         fields = {name: value for name, value in plain(self).items() if name in Plan.__struct_fields__}
+        if self.shard_images is None:
+            fields["classes"] = []  # input shards state their classes by name, which are numbered at the end
         del fields["made_by"], fields["data"]["paths"], fields["model"]["name"], fields["model"]["encoder"]
         return fields
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from ..data.find import IMAGE_SUFFIXES, check_left_out
-from ..data.hugging_face import PREFIX
+from ..data.hugging_face import PREFIX, stream_shards, streaming_path
 from ..data.images import ImageError, ImageReadError, printable, reason_of
 from .format import PLAN
 
@@ -30,7 +30,8 @@ def expand(paths: Sequence[str]) -> list[str]:
     """Return what these stand for, in order.
 
     ``@FILE`` lists one a line, ``@-`` standard input; ``{000..123}`` and ``{a,b}`` are expanded; of a folder that has
-    shards (tar or Parquet files) and no images, the shards; of a remote folder or a pattern with ``*``, its files.
+    shards (tar or Parquet files) and no images, the shards; of a remote folder or a pattern with ``*``, its files; of a
+    data set that is streamed, its shards.
 
     Raises:
         ImageError: a list or a folder that is missing or empty.
@@ -77,6 +78,8 @@ def _braces(path: str) -> list[str]:
 
 
 def _inside(path: str) -> list[str]:
+    if streaming_path(path):
+        return [f"{path}#{number}" for number in range(stream_shards(path)[0])]
     if path.startswith(PREFIX):
         return [path]
     if is_remote(path):
@@ -102,8 +105,13 @@ def _may_be_data(path: Path) -> bool:
 
 
 def is_shard(path: str) -> bool:
-    """Whether a path is that of a tar or Parquet file."""
-    return split_columns(path)[0].split("?")[0].lower().endswith(SHARD_SUFFIXES)
+    """Whether a path is that of a tar or Parquet file, or of a shard of a data set that is streamed."""
+    return is_stream_shard(path) or split_columns(path)[0].split("?")[0].lower().endswith(SHARD_SUFFIXES)
+
+
+def is_stream_shard(path: str) -> bool:
+    """Whether ``expand`` made this of a data set that is streamed: ``hf:OWNER/NAME:SPLIT?streaming#NUMBER``."""
+    return streaming_path(path.rpartition("#")[0])
 
 
 def split_columns(path: str) -> tuple[str, dict[str, str]]:

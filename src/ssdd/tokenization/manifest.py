@@ -56,7 +56,7 @@ def make_manifest(plan: Plan, shards: Iterable[ShardIndex]) -> Manifest:
         raise ValueError(f"expected usable images, found none: {skipped_images} skipped; {reason}")
     fields = {name: getattr(plan, name) for name in Plan.__struct_fields__}
     if plan.shard_images is None:
-        classes = class_order(labels)
+        classes = plan.classes or class_order(labels)
         fields["classes"] = classes if len(labels - {None}) > (plan.data.labels == "auto") else []
         if plan.data.labels == "folder" and not classes:
             raise ValueError("expected images whose folder or .cls names their class (--labels folder), found none")
@@ -83,10 +83,7 @@ def plan_digest(manifest: Manifest) -> str:
     """Return the digest of the plan that a manifest was made of."""
     if manifest.first_digest is not None:
         return manifest.first_digest
-    fields = {name: getattr(manifest, name) for name in Plan.__struct_fields__}
-    if manifest.shard_images is None:
-        fields["classes"] = []  # they are a result there
-    return Plan(**fields).digest
+    return Plan(**{name: getattr(manifest, name) for name in Plan.__struct_fields__}).digest
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -1,6 +1,7 @@
 """What is to be done, in plain values: any process, on any machine, can do a part of it by them."""
 
 import platform
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,11 +13,12 @@ from typing import Any
 
 import torch
 
+from ..data.hugging_face import stream_shards, write_stream_shard
 from ..dtypes import Dtype
 from .crops import CropProtocol
 from .format import MOST_SHARDS, Container, DataInfo, MadeBy, ModelInfo, Plan, Store, plain
 from .image_list import ImageList, ListedImages
-from .inputs import is_remote, is_shard, local_copy, split_columns
+from .inputs import is_remote, is_shard, is_stream_shard, local_copy, split_columns
 from .labels import LabelFile
 from .model import LatentEncoder
 from .sources import LabelRule, ParquetShard, ShardImages, TarShard
@@ -102,21 +104,33 @@ class InputShards:
             yield ShardTask(number, input=path)
 
     def describe(self) -> tuple[DataInfo, list[str]]:
-        """Return what identifies the data, and no classes: they are known when all shards are made."""
+        """Return what identifies the data, and the classes of a data set that states them; others are known later."""
         names = "\n".join(path.rsplit("/", 1)[-1] for path in self.paths)
         digest = sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
         job = self._job
-        return DataInfo(list(job.paths), job.only, label_rule(job), None, len(self.paths), digest), []
+        streams = {path.rpartition("#")[0] if is_stream_shard(path) else "" for path in self.paths}
+        classes = [stream_shards(stream)[1] if stream and job.labels != "none" else [] for stream in streams]
+        same = classes[0] if all(names == classes[0] for names in classes) and job.label_file is None else []
+        return DataInfo(list(job.paths), job.only, label_rule(job), None, len(self.paths), digest), same
 
     @contextmanager
     def open(self, task: ShardTask) -> Iterator[ShardImages]:
         """The images of a shard; a remote file is copied to this machine while they are used."""
         assert task.input is not None
+        if is_stream_shard(task.input):
+            stream, _, number = task.input.rpartition("#")
+            with tempfile.TemporaryDirectory(prefix="ssdd-") as folder:
+                local = Path(folder) / "shard.parquet"
+                image, label = write_stream_shard(stream, int(number), local)
+                shard = ParquetShard(local, task.input, image, label, self._job.labels, self._labels, self._keeps)
+                shard.input_bytes = None  # of our own copy
+                yield shard
+            return
         path, columns = split_columns(task.input)
         with local_copy(path) as local:
             if path.endswith(".parquet"):
-                image, label = columns.get("image"), columns.get("label")
-                yield ParquetShard(local, path, image, label, self._job.labels, self._labels, self._keeps)
+                named = columns.get("image"), columns.get("label")
+                yield ParquetShard(local, path, *named, self._job.labels, self._labels, self._keeps)
             else:
                 yield TarShard(local, path, self._job.labels, self._labels, self._keeps)
 
@@ -152,7 +166,11 @@ Data = InputShards | ListedData
 
 def input_shards(job: TokenizeJob, paths: Sequence[str]) -> bool:
     """Whether each of these paths makes a shard. Raises ValueError where some do and others cannot."""
-    elsewhere = [path for path in paths if is_remote(path) or split_columns(path)[0].endswith(".parquet")]
+    elsewhere = [
+        path
+        for path in paths
+        if is_remote(path) or is_stream_shard(path) or split_columns(path)[0].endswith(".parquet")
+    ]
     shards = [path for path in paths if is_shard(path) and (len(paths) > 1 or path in elsewhere)]
     one_each = len(shards) == len(paths) and job.shard_images is None
     if not one_each and (found := [path for path in shards if path in elsewhere]):

@@ -205,6 +205,4 @@ def _fields(content: bytes, label: str) -> dict[str, Any]:
 
 def _by_extension(key: str, members: list[tuple[int, str, bytes]]) -> dict[str, bytes]:
     found = {name.removeprefix(f"{key}."): content for _, name, content in members}
-    return {
-        name.removeprefix(_SOURCE) if _TAKEN.fullmatch(name) else name: content for name, content in found.items()
-    }
+    return {name.removeprefix(_SOURCE) if _TAKEN.fullmatch(name) else name: content for name, content in found.items()}

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ssdd.data.images import ImageError
-from ssdd.tokenization import LatentDataset, finish, inputs, tokenize, verify
+from ssdd.tokenization import LatentDataset, finish, remote, tokenize, verify
 from tests.tokenization.conftest import NAMES, Job
 
 Tree = Callable[[Path], dict[str, bytes]]
@@ -24,7 +24,7 @@ fsspec = pytest.importorskip("fsspec", reason="needs the extra: pip install 'ssd
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(remote, "_PAUSE_SECONDS", 0.001)
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +252,7 @@ def test_credentials_that_do_not_fit_are_named_at_once(
     job: Job, guarded_bucket: str, tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, credentials: str
 ) -> None:
     """Another attempt would not help: as input, as a pattern, as output."""
-    monkeypatch.setattr(inputs, "_PAUSE_SECONDS", 1000)
+    monkeypatch.setattr(remote, "_PAUSE_SECONDS", 1000)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         if credentials == "none":
             monkeypatch.delenv(name)

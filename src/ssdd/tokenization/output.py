@@ -1,16 +1,18 @@
 """Where shards are written: a folder of this machine, or one elsewhere (fsspec). Files appear whole or not at all."""
 
+import os
 import re
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ..data.images import reason_of
 from ..files import atomic_path
 from .format import MANIFEST, PLAN, SUFFIXES
-from .inputs import file_system, is_remote, retried
+from .remote import file_system, is_remote, retried
 
 T = TypeVar("T")
 _TEMPORARY = re.compile(
@@ -19,74 +21,106 @@ _TEMPORARY = re.compile(
 )
 
 
-class LocalOutput:
-    """A folder of this machine. Temporary files lie beside their place, hidden, and are flushed before they are named.
+class Output(ABC):
+    """A folder to write to.
 
-    folder: where it lies; None elsewhere.
+    Attributes:
+        folder: Where it lies on this machine; None elsewhere.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder: Path | None = folder
-        self._root = folder
+    folder: Path | None = None
 
     def __str__(self) -> str:
-        return str(self._root)
+        return self.label("")
 
+    @abstractmethod
+    def label(self, name: str) -> str:
+        """Return the path or address of a file, for messages; for "" that of the folder."""
+
+    @abstractmethod
     def writing(self, name: str) -> AbstractContextManager[Path]:
         """Return a context with a path to write to, which becomes the file when it ends well. Raises OSError."""
-        return guarded(self.label(name), atomic_path(self._root / name, overwrite=True))
 
+    @abstractmethod
     def read(self, name: str) -> bytes:
         """Raises FileNotFoundError."""
-        return (self._root / name).read_bytes()
 
+    @abstractmethod
     def size(self, name: str) -> int | None:
         """Return the bytes of a file; None where there is none."""
-        path = self._root / name
+
+    @abstractmethod
+    def names(self) -> list[str]: ...
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+
+    @abstractmethod
+    def remove_temporaries(self, part: int, parts: int) -> None:
+        """Remove what a killed process left of the shards of a part."""
+
+    def write(self, name: str, content: bytes) -> None:
+        with self.writing(name) as path, one_line(self.label(name)):
+            path.write_bytes(content)
+
+
+class LocalOutput(Output):
+    """A folder of this machine. Temporary files lie hidden beside their place, and are flushed before they are named."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder: Path = folder
+
+    def label(self, name: str) -> str:
+        return str(self.folder / name)
+
+    def writing(self, name: str) -> AbstractContextManager[Path]:
+        return guarded(self.label(name), atomic_path(self.folder / name, overwrite=True))
+
+    def read(self, name: str) -> bytes:
+        return (self.folder / name).read_bytes()
+
+    def size(self, name: str) -> int | None:
+        path = self.folder / name
         return path.stat().st_size if path.is_file() else None
 
     def names(self) -> list[str]:
-        return [path.name for path in self._root.iterdir()]
+        return os.listdir(self.folder)
 
     def remove(self, name: str) -> None:
         with one_line(self.label(name)):
-            (self._root / name).unlink(missing_ok=True)
-
-    def label(self, name: str) -> str:
-        return str(self._root / name)
+            (self.folder / name).unlink(missing_ok=True)
 
     def remove_temporaries(self, part: int, parts: int) -> None:
-        """Remove what a killed process left of the shards of a part."""
-        for path in self._root.iterdir():
-            found = _TEMPORARY.fullmatch(path.name)
+        for name in self.names():
+            found = _TEMPORARY.fullmatch(name)
             if found and (parts == 1 or (found["number"] and int(found["number"]) % parts == part)):
-                path.unlink(missing_ok=True)
+                (self.folder / name).unlink(missing_ok=True)
 
 
-class RemoteOutput:
+class RemoteOutput(Output):
     """A folder elsewhere. Files are written on this machine, then sent whole."""
 
     def __init__(self, address: str) -> None:
-        self.folder: Path | None = None
         self._address = address.rstrip("/")
         self._system, self._root = file_system(self._address)
 
-    def __str__(self) -> str:
-        return self._address
+    def label(self, name: str) -> str:
+        return f"{self._address}/{name}".rstrip("/")
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
+        def put(place: str) -> None:
+            try:
+                self._system.put_file(str(path), place)
+            except FileNotFoundError:  # where folders have to be made
+                self._system.makedirs(self._root, exist_ok=True)
+                self._system.put_file(str(path), place)
+
         with tempfile.TemporaryDirectory(prefix="ssdd-") as folder:
             path = Path(folder) / name
             yield path
-            self._ask(name, lambda place: self._put(path, place), "write")
-
-    def _put(self, path: Path, place: str) -> None:
-        try:
-            self._system.put_file(str(path), place)
-        except FileNotFoundError:  # where folders have to be made
-            self._system.makedirs(self._root, exist_ok=True)
-            self._system.put_file(str(path), place)
+            self._ask(name, put, "write")
 
     def read(self, name: str) -> bytes:
         if self.size(name) is None:
@@ -94,36 +128,26 @@ class RemoteOutput:
         return bytes(self._ask(name, self._system.cat_file))
 
     def size(self, name: str) -> int | None:
-        def ask(place: str) -> int | None:
-            return int(self._system.info(place)["size"]) if self._system.exists(place) else None
-
-        self._system.invalidate_cache()
-        size: int | None = self._ask(name, ask)
-        return size
+        return self._ask_if_there(name, lambda place: int(self._system.info(place)["size"]))
 
     def names(self) -> list[str]:
-        def ask(place: str) -> list[str]:
-            return self._system.ls(place, detail=False) if self._system.exists(place) else []
-
-        self._system.invalidate_cache()
-        return [str(path).rsplit("/", 1)[-1] for path in self._ask("", ask)]
+        paths = self._ask_if_there("", lambda place: self._system.ls(place, detail=False)) or []
+        return [str(path).rsplit("/", 1)[-1] for path in paths]
 
     def remove(self, name: str) -> None:
         if self.size(name) is not None:
             self._ask(name, self._system.rm_file, "write")
 
-    def _ask(self, name: str, work: Callable[[str], Any], verb: str = "read") -> Any:
+    def remove_temporaries(self, part: int, parts: int) -> None:
+        """Do nothing: they lie in temporary folders of this machine."""
+
+    def _ask(self, name: str, work: Callable[[str], T], verb: str = "read") -> T:
         """Return what ``work`` returns for the place of a file, see ``retried``."""
         return retried(self.label(name), lambda: work(f"{self._root}/{name}".rstrip("/")), verb)
 
-    def label(self, name: str) -> str:
-        return f"{self._address}/{name}".rstrip("/")
-
-    def remove_temporaries(self, part: int, parts: int) -> None:
-        """Nothing: they lie in temporary folders of this machine."""
-
-
-Output = LocalOutput | RemoteOutput
+    def _ask_if_there(self, name: str, work: Callable[[str], T]) -> T | None:
+        self._system.invalidate_cache()
+        return self._ask(name, lambda place: work(place) if self._system.exists(place) else None)
 
 
 def open_output(place: str | Path) -> Output:

@@ -3,6 +3,8 @@
 Shapes: c latent channels, h x w latent grid.
 """
 
+import json
+from bisect import bisect
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,14 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load
 from torch.utils.data import Dataset, default_collate
 
+from .containers import ShardFile, ShardReader, StoredLatent, open_reader
 from .format import STORED, Label, Manifest, Shape, ShardIndex, TokenizedDataError, plain, shard_name
 from .labels import NO_LABEL
 from .manifest import plan_digest, read_index, read_manifest
-from .records import ShardFile, ShardReader, StoredLatent
+from .packages import require
+from .sources import file_version
 from .tar import stored_as
-from .writers import open_reader
 
 _STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 _OPEN_SHARDS = 64
@@ -100,38 +104,25 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
         The shards of a shape follow one another, so that few of their indices have to be read.
         """
+        if self._manifest.protocol.get("bucket_step") is None:
+            return [range(len(self))]
         numbers = [number for number, entry in enumerate(self._manifest.shards) if entry.latents]
-        ranges: list[range] = []
-
-        def find(first: int, last: int) -> None:
-            if self._shape_of(numbers[first]) != self._shape_of(numbers[last]):
-                middle = (first + last) // 2
-                find(first, middle)
-                find(middle + 1, last)
-                return
-            begin, end = int(self._ends[numbers[first] - 1]) if numbers[first] else 0, int(self._ends[numbers[last]])
-            if ranges and self._shape_of(self._locate(ranges[-1].start)[0]) == self._shape_of(numbers[first]):
-                begin = ranges.pop().start
-            ranges.append(range(begin, end))
-
-        find(0, len(numbers) - 1)
-        return ranges
+        ends, first = [0], 0
+        while first < len(numbers):
+            shape = self._shape_of(numbers[first])
+            first = bisect(numbers, False, lo=first, key=lambda number: self._shape_of(number) != shape)
+            ends.append(int(self._ends[numbers[first - 1]]))
+        return list(map(range, ends, ends[1:]))
 
     def _shape_of(self, number: int) -> Shape:
-        if self._manifest.protocol.get("bucket_step") is None:
-            return self.latent_shape
         return read_index(self.folder, number, self._manifest, self._digest).shape or self.latent_shape
 
     def stream(self) -> Iterator[dict[str, Any]]:
         """Return all latents in order, each shard read from its begin to its end. Raises ValueError, OSError."""
         for number in range(len(self._ends)):
             reader, labels = self._shard(number)
-            if self._members:
-                yield from (self._item(reader.read(row, True), int(label)) for row, label in enumerate(labels))
-            else:
-                yield from (
-                    self._item(latent, int(label)) for latent, label in zip(reader.stream(), labels, strict=True)
-                )
+            for latent, label in zip(reader.stream(bool(self._members)), labels, strict=True):
+                yield self._item(latent, int(label))
 
     def as_webdataset(self, **options: Any) -> Any:
         """Return the set as a ``webdataset.WebDataset`` of the same dicts, for streaming.
@@ -145,35 +136,25 @@ class LatentDataset(Dataset[dict[str, Any]]):
         """
         if self._manifest.container != "tar":
             raise ValueError(f"{self.folder}: expected tar shards for webdataset, found {self._manifest.container}")
-        try:
-            import webdataset
-        except ImportError as error:
-            raise ImportError("as_webdataset needs the package: pip install webdataset") from error
+        webdataset = require("webdataset", "as_webdataset needs the package", "webdataset")
         shards = [str(self.folder / entry.name) for entry in self._manifest.shards if entry.latents]
         stream = webdataset.WebDataset(shards, **{"shardshuffle": False, "empty_check": False, **options})
         return stream.map(self._from_sample)
 
     def _from_sample(self, sample: dict[str, Any]) -> dict[str, Any]:
-        import json
-
-        from safetensors.torch import load
-
         tensors, meta = load(sample["safetensors"]), json.loads(sample["json"])
         found = {name: sample[stored_as(name)] for name in self._members if stored_as(name) in sample}
         latent = StoredLatent(sample["__key__"], tensors["mean"], tensors["logvar"], found)
         return self._item(latent, self._number(meta["class"] if meta["label"] is None else meta["label"]))
 
     def _item(self, latent: StoredLatent, label: int) -> dict[str, Any]:
-        item: dict[str, Any] = {
+        return {
             "mean": latent.mean.float(),
             "logvar": latent.logvar.float(),
             "label": torch.tensor(label),
             "key": latent.key,
+            **{name: _text(latent.members.get(name)) for name in self._members},
         }
-        for name in self._members:
-            content = latent.members.get(name)
-            item[name] = _text(content)
-        return item
 
     def _number(self, label: Label) -> int:
         if label is None or not self.classes:
@@ -223,9 +204,10 @@ def collate_fn(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def open_shard(folder: Path, index: ShardIndex, manifest: Manifest) -> ShardReader:
     """Return a shard of a finished set. Raises FileNotFoundError, or TokenizedDataError for one of another size."""
     path = folder / shard_name(index.number, manifest.container)
+    _check_size(path, index.file_bytes)
     file = ShardFile(
         path=path,
-        version=_check_size(path, index.file_bytes),
+        version=file_version(path),
         latents=index.latents,
         shape=index.shape or manifest.latent_shape,
         dtype=STORED[manifest.store],
@@ -235,13 +217,10 @@ def open_shard(folder: Path, index: ShardIndex, manifest: Manifest) -> ShardRead
     return open_reader(manifest.container, file)
 
 
-def _check_size(path: Path, size: int) -> tuple[int, int, int]:
-    """Return what tells this file from one that takes its place later."""
+def _check_size(path: Path, size: int) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected this shard, found none: run ssdd tokenize again")
-    found = path.stat()
-    if found.st_size != size:
+    if (found := path.stat().st_size) != size:
         raise TokenizedDataError(
-            f"{path}: expected {size} bytes, found {found.st_size}: run ssdd tokenize again to make it anew"
+            f"{path}: expected {size} bytes, found {found}: run ssdd tokenize again to make it anew"
         )
-    return found.st_dev, found.st_ino, found.st_mtime_ns

@@ -1,7 +1,6 @@
 """A data set -> a finished set of latents: the plan, the missing shards by one of the engines, the manifest."""
 
 import fcntl
-import filecmp
 import logging
 import os
 import shutil
@@ -19,11 +18,10 @@ from ..data.images import ImageError
 from ..files import LOCK, only_one
 from ..launcher import follow_launcher
 from . import mds
-from .format import MANIFEST, PLAN, Manifest, Plan, ShardIndex, decode, encode_json, index_name, shard_name
-from .image_list import FOLDER, ImageList, make_list
+from .format import MANIFEST, PLAN, Manifest, Plan, ShardIndex, decode, encode_json, index_name, plain, shard_name
+from .image_list import FOLDER, LIST, ImageList, make_list
 from .inputs import expand
-from .labels import LabelFile
-from .local import Made, encoder_devices, make_here, make_in_processes
+from .local import Made, encoder_devices, make_in_processes, make_shard
 from .manifest import make_manifest
 from .model import LatentEncoder
 from .output import Output, open_output
@@ -31,7 +29,7 @@ from .plan import (
     Data,
     InputShards,
     ListedData,
-    OpenJob,
+    OpenWork,
     ShardTask,
     TokenizeJob,
     Work,
@@ -39,7 +37,6 @@ from .plan import (
     differences,
     input_shards,
     make_plan,
-    rounding_differences,
 )
 from .shard import Report, check_input, finished_shard
 from .stop import TokenizeStopped, stop_on_signals
@@ -158,7 +155,7 @@ def tokenize(
         encoder = LatentEncoder(job.model, device, job.dtype, job.encoder)
         check_size(job, encoder)
         work = _settle(job, output, encoder, part, workers, strict, stack)
-        opened = OpenJob(job, work.plan, work.data(), encoder)
+        opened = OpenWork(work, encoder)
         output.remove_temporaries(part.number, part.count)
         mine = [task for task in opened.data.tasks() if task.number % part.count == part.number]
         there = set[int]()
@@ -169,19 +166,18 @@ def tokenize(
         missing = [task for task in mine if task.number not in there]
         made, bad = 0, list[str]()
         try:
-            listed = work.image_list is not None
-            images = sum(task.last - task.first for task in missing) if listed else None
+            images = None if work.image_list is None else sum(task.last - task.first for task in missing)
             with progress(images) as bar:
 
                 def report(done: int) -> None:
                     stop.check()
                     bar.update(done)
 
-                for result in _make(engine, opened, work, missing, processes, report):
-                    if result.error is None:
+                for _, error in _make(engine, opened, missing, processes, report):
+                    if error is None:
                         made += 1
                     else:
-                        bad.append(result.error)
+                        bad.append(error)
         except TokenizeStopped as stopped:
             state = f"{len(there) + made} of {len(mine)} shards are in {output}"
             raise TokenizeStopped(stopped.signal_number, f"{stopped}: {state}; the same command goes on") from None
@@ -241,8 +237,7 @@ def _conclude(plan: Plan, output: Output) -> tuple[Manifest | None, int, bool]:
         files = {mds.INDEX: mds.index_of(infos), **files}
     new = {name: content for name, content in files.items() if name not in names or output.read(name) != content}
     for name, content in new.items():
-        with output.writing(name) as path:
-            path.write_bytes(content)
+        output.write(name, content)
     return manifest, 0, bool(new)
 
 
@@ -263,17 +258,17 @@ def _finished(plan: Plan, output: Output, numbers: Sequence[int]) -> Iterator[Sh
 
 
 def _make(
-    engine: Engine, job: OpenJob, work: Work, tasks: Sequence[ShardTask], processes: int | None, report: Report
+    engine: Engine, job: OpenWork, tasks: Sequence[ShardTask], processes: int | None, report: Report
 ) -> Iterable[Made]:
-    """The shards by an engine, each when it is finished."""
+    """Yield each shard when an engine has finished it."""
     if engine == "ray":
         from .ray_engine import make_by_ray
 
-        return make_by_ray(work, tasks, job.encoder.device.type, processes, report)
+        return make_by_ray(job.work, tasks, job.encoder.device.type, processes, report)
     devices = encoder_devices(job.encoder.device, processes, job.job.threads)
     if len(devices) == 1 or len(tasks) < 2:
-        return make_here(job, work, tasks, report)
-    return make_in_processes(work, tasks, devices, report)
+        return ((task, make_shard(job, task, report)) for task in tasks)
+    return make_in_processes(job.work, tasks, devices, report)
 
 
 def _cluster(engine: Engine) -> AbstractContextManager[object]:
@@ -334,10 +329,10 @@ def _settle(
                 f"{output}: expected a new folder, or one of ssdd tokenize with its {PLAN}, found {strangers[0]} in it"
             )
         paths = expand(job.paths)
-        folder = None if input_shards(job, paths) else _list_folder(output, stack)
+        folder = new = None
         data: Data = InputShards(job, paths)
-        new = folder
-        if folder is not None:
+        if not input_shards(job, paths):
+            folder = _list_folder(output, stack)
             if there is None or part.number == 0 or not folder.is_dir():  # else another part has made it
                 new = _listed_anew(job, paths, folder, stack)
             data = ListedData(job, ImageList(new or folder, paths))
@@ -347,18 +342,18 @@ def _settle(
         if folder is not None and new is not None:
             _put_in_place(new, folder)
         if there is None:
-            with output.writing(PLAN) as path:
-                path.write_bytes(encode_json(here))
+            output.write(PLAN, encode_json(here))
     return Work(job, there or here, str(output), tuple(paths), None if folder is None else str(folder), readers)
 
 
 def _compare(output: Output, there: Plan, here: Plan, strict: bool) -> None:
-    if found := differences(there, here):
+    if found := differences(there.compared(), here.compared()):
+        more = f"; {len(found) - 4} more" if len(found) > 4 else ""
         raise ValueError(
-            f"{output} was begun with other settings: {'; '.join(found[:4])}"
-            f"{f'; {len(found) - 4} more' if len(found) > 4 else ''}: give it the same ones, or another --out"
+            f"{output} was begun with other settings: {'; '.join(found[:4])}{more}: give it the same ones, or another "
+            "--out"
         )
-    if found := rounding_differences(there.made_by, here.made_by):
+    if found := differences(plain(there.made_by), plain(here.made_by)):
         line = f"{output} was begun otherwise: {'; '.join(found)}: the last digits of its latents may differ"
         if strict:
             raise ValueError(f"{line}, which --strict refuses")
@@ -366,7 +361,7 @@ def _compare(output: Output, there: Plan, here: Plan, strict: bool) -> None:
 
 
 def _list_folder(output: Output, stack: ExitStack) -> Path:
-    """Where the list of images belongs: in the output, or, if that lies elsewhere, in a folder for the time being."""
+    """Return where the list of images belongs: the output, or, if that lies elsewhere, a folder for the time being."""
     if output.folder is not None:
         return output.folder / FOLDER
     return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ssdd-"))) / FOLDER
@@ -378,24 +373,17 @@ def _listed_anew(job: TokenizeJob, paths: Sequence[str], folder: Path, stack: Ex
         shutil.rmtree(left, ignore_errors=True)
     new = folder.with_name(f".{os.getpid()}-{FOLDER}")
     stack.callback(shutil.rmtree, new, ignore_errors=True)
-    labels = None if job.label_file is None else LabelFile(job.label_file)
-    make_list(new, paths, job.only, job.labels, labels, job.protocol)
+    make_list(new, paths, job.selection(), job.protocol)
     return new
 
 
 def _put_in_place(new: Path, folder: Path) -> None:
-    """Give a list its name, unless the same one has it."""
-    if new == folder or (folder.is_dir() and _same_files(folder, new)):
-        return
-    if folder.is_dir():  # the same images at other places in their files
+    """Give a list its name, unless the same one has it. Of the same plan they differ by the versions of tar files."""
+    if folder.is_dir():
+        if (folder / LIST).read_bytes() == (new / LIST).read_bytes():
+            return
         shutil.rmtree(folder)
     new.rename(folder)
-
-
-def _same_files(one: Path, other: Path) -> bool:
-    names = os.listdir(other)
-    same, _, _ = filecmp.cmpfiles(one, other, names, shallow=False)
-    return set(same) == set(names)
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from ssdd.data import remote
 from ssdd.data.images import ImageError
-from ssdd.tokenization import LatentDataset, finish, remote, tokenize, verify
+from ssdd.tokenization import LatentDataset, finish, tokenize, verify
 from tests.tokenization.conftest import NAMES, Job
 
 Tree = Callable[[Path], dict[str, bytes]]

@@ -111,8 +111,14 @@ def latent(value: float = 0.0, dtype: torch.dtype = torch.float16, side: int = 4
         (lambda members: None, None),
         (change_first(".safetensors", lambda _: latent(1.0)), "expected the statistics of its index"),
         (change_first(".safetensors", lambda _: latent(float("nan"))), "expected finite numbers"),
-        (change_first(".safetensors", lambda _: latent(dtype=torch.float32)), "expected a latent of [0-9]+ bytes where the index has one"),
-        (change_first(".safetensors", lambda _: latent(side=2)), "expected a latent of [0-9]+ bytes where the index has one"),
+        (
+            change_first(".safetensors", lambda _: latent(dtype=torch.float32)),
+            "expected a latent of [0-9]+ bytes where the index has one",
+        ),
+        (
+            change_first(".safetensors", lambda _: latent(side=2)),
+            "expected a latent of [0-9]+ bytes where the index has one",
+        ),
         (change_first(".safetensors", lambda old: b"\x80" * len(old)), "expected safetensors"),
         (change_first(".json", lambda old: old.replace(b'"label":0', b'"label":1')), "expected label and image"),
         (change_first(".json", lambda _: b"{"), "expected JSON"),

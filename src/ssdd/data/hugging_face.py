@@ -1,19 +1,18 @@
 """Images of Hugging Face data sets: from the hub, from ``save_to_disk``, from parquet files."""
 
 import functools
-import importlib
 import io
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import numpy as np
 
-from .folder import file_content
-from .images import ImageError, ImageReadError, printable, read_failure, read_image, reason_of
+from .images import ImageError, ImageReadError, file_content, printable, read_failure, read_image, reason_of
 from .names import natural_order
+from .packages import parquet, require
+from .remote import is_remote, remote_content
 
 PREFIX = "hf:"
 _STREAMING, _KEYS = "streaming", ("config", "image", "label")
@@ -105,20 +104,8 @@ def encoded_image(cell: Cell, name: str) -> bytes:
     if content is not None:
         return content
     if path is not None:
-        return _remote_content(path) if "://" in path else file_content(path)
+        return remote_content(path) if is_remote(path) else file_content(path)
     raise ImageError(f"{name}: expected an image, found an empty cell")
-
-
-def _remote_content(address: str) -> bytes:
-    fsspec = importlib.import_module("fsspec")  # comes with datasets
-    try:
-        with fsspec.open(address, "rb") as file:
-            return file.read()
-    except FileNotFoundError as error:
-        raise ImageError(f"{printable(address)}: expected an image file, found none") from error
-    except Exception as error:  # whatever the storage and the network raise
-        message = f"{printable(address)}: expected a readable image file, found {reason_of(error)}"
-        raise ImageReadError(message) from error
 
 
 def streaming_path(path: str) -> bool:
@@ -184,11 +171,11 @@ def write_stream_shard(path: str, number: int, target: Path) -> tuple[str, str |
     texts = [name for name, feature in features.items() if getattr(feature, "dtype", None) == "string"]
     kept = datasets.Features({name: features[name] for name in dict.fromkeys([*texts, *([named] if named else [])])})
     kept[split.column] = datasets.Value("binary")
-    pyarrow, parquet = (importlib.import_module(name) for name in ("pyarrow", "pyarrow.parquet"))  # come with datasets
+    pyarrow, module = parquet()
     try:
         shard = split.dataset.select_columns(list(kept))
         shard = shard.shard(num_shards=shard.num_shards, index=number)
-        with parquet.ParquetWriter(target, kept.arrow_schema) as writer:
+        with module.ParquetWriter(target, kept.arrow_schema) as writer:
             for rows in shard.iter(_ROWS):
                 images = [_content_or_none(as_cell(cell), split.label) for cell in rows[split.column]]
                 columns = dict(rows) | {split.column: images}
@@ -242,14 +229,11 @@ def _is_local(place: str) -> bool:
     return place.startswith((".", "/"))
 
 
-def _package(label: str) -> ModuleType:
-    try:
-        return importlib.import_module("datasets")
-    except ImportError as error:
-        raise ImportError(f"{label}: expected the package datasets, found none: pip install 'ssdd[data]'") from error
+def _package(label: str) -> Any:
+    return require("datasets", f"{label}: expected the package datasets, found none", "ssdd[data]")
 
 
-def _load(datasets: ModuleType, place: str, split: str, config: str | None, label: str, streaming: bool) -> Any:
+def _load(datasets: Any, place: str, split: str, config: str | None, label: str, streaming: bool) -> Any:
     """The ``datasets.Dataset`` of a split, or its ``IterableDataset``."""
     folder = Path(place)
     if _is_local(place) and not folder.is_dir():
@@ -308,7 +292,7 @@ def _parquet_files(folder: Path, split: str, label: str) -> dict[str, list[str]]
     return {split: files[split]}
 
 
-def _class_column(datasets: ModuleType, dataset: Any, name: str | None, label: str) -> str | None:
+def _class_column(datasets: Any, dataset: Any, name: str | None, label: str) -> str | None:
     """Return the column of that name; without one ``label``, or else the first of class labels; None for none."""
     features = dataset.features or {}  # a stream may not know them
     if name is not None:
@@ -320,14 +304,14 @@ def _class_column(datasets: ModuleType, dataset: Any, name: str | None, label: s
     return _LABEL if _LABEL in features else next(labels, None)
 
 
-def _only_classes(datasets: ModuleType, split: LoadedSplit) -> Any:
+def _only_classes(datasets: Any, split: LoadedSplit) -> Any:
     """Return the data set with its column of classes alone; None if these are no labels, whole numbers or words."""
     if _is_class(datasets, split.dataset.features.get(split.class_column)):
         return split.dataset.select_columns([split.class_column]).with_format(None)
     return None
 
 
-def _is_class(datasets: ModuleType, feature: Any) -> bool:
+def _is_class(datasets: Any, feature: Any) -> bool:
     kind = str(getattr(feature, "dtype", ""))
     return isinstance(feature, (datasets.ClassLabel, datasets.Value)) and kind.startswith(("int", "uint", "string"))
 
@@ -338,7 +322,7 @@ def _class(value: Any, names: list[str]) -> str | None:
     return names[value] if names and isinstance(value, int) else str(value)
 
 
-def _image_column(datasets: ModuleType, dataset: Any, name: str | None, label: str) -> str:
+def _image_column(datasets: Any, dataset: Any, name: str | None, label: str) -> str:
     features = dataset.features or {}  # a stream may not know them
     if name is not None:
         _check_column(features, name, label)

@@ -157,6 +157,16 @@ def save_image(path: str | os.PathLike[str], image: Pixels, *, overwrite: bool =
         temporary.write_bytes(encoded.getvalue())
 
 
+def file_content(path: str) -> bytes:
+    """Return the bytes of a regular file: no pipe, which would wait for its writer. Raises ImageError."""
+    label = printable(path)
+    with _open_file(path, label) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise read_failure(error, f"{label}: expected a readable image file, found {reason_of(error)}") from error
+
+
 def _open_file(path: str | os.PathLike[str], label: str) -> BinaryIO:
     try:
         mode = os.stat(path).st_mode

@@ -176,8 +176,8 @@ def open_reader(container: Container, file: ShardFile) -> ShardReader:
 
 def writer_version(container: Container) -> str | None:
     """Return the package that decides a container's bytes, with its version. Raises ImportError where it is missing."""
+    from ..data.packages import parquet
     from . import mds
-    from .packages import parquet
 
     if container == "parquet":
         return f"pyarrow {parquet()[0].__version__}"

@@ -15,7 +15,6 @@ from msgspec import Meta, Struct
 
 from ..statistics import LatentStatistics
 from ..text import one_safe_line
-from .first_format import FIRST_FORMAT, in_todays_words
 
 FORMAT: Literal["ssdd-latents-2"] = "ssdd-latents-2"
 PLAN, MANIFEST = "plan.json", "manifest.json"
@@ -34,7 +33,6 @@ KEY = re.compile(r"(?P<shard>[0-9]{6})?(?P<image>[0-9]{9})-c[0-9]{1,4}f?-[A-Za-z
 """[Number of the input shard,] number of the image, of its crop, f if mirrored, what is left of its name: no dots,
 which end a webdataset key."""
 MOST_SHARDS = 10**6
-_MOST_JSON_BYTES = 1 << 30
 
 Count = Annotated[int, Meta(ge=0, le=1 << 50)]
 Positive = Annotated[int, Meta(ge=1, le=1 << 50)]
@@ -305,17 +303,6 @@ def decode(content: bytes, kind: type[T], label: str) -> T:
         ) from error
 
 
-def decode_manifest(content: bytes, label: str) -> Manifest:
-    """Return a manifest, of the first format too. Raises TokenizedDataError."""
-    if decode(content, dict, label).get("format") != FIRST_FORMAT:
-        return decode(content, Manifest, label)
-    try:
-        return msgspec.convert(in_todays_words(json.loads(content)), Manifest)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:  # msgspec's errors are of these classes
-        line = one_safe_line(str(error))
-        raise TokenizedDataError(f"{label}: expected a manifest of {FIRST_FORMAT}, found: {line}") from error
-
-
 def plain(content: Struct) -> dict[str, Any]:
     """Return a structure as JSON has it."""
     found: dict[str, Any] = _escaped(msgspec.to_builtins(content))
@@ -336,9 +323,7 @@ def _escaped(value: Any) -> Any:
 
 
 def read_json(path: Path) -> bytes:
-    """Read a whole file. Raises FileNotFoundError, or TokenizedDataError for something else or an absurd size."""
+    """Return the content of a file. Raises FileNotFoundError, or OSError for something else."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: expected this file of tokenized data, found none")
-    if not path.is_file() or path.stat().st_size > _MOST_JSON_BYTES:
-        raise TokenizedDataError(f"{path}: expected a JSON file of at most {_MOST_JSON_BYTES} bytes, found another")
     return path.read_bytes()

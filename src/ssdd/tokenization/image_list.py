@@ -19,6 +19,7 @@ from PIL import Image
 
 from ..data.find import check_left_out
 from ..data.images import ImageError, printable
+from ..data.names import PackedNames
 from .crops import CropProtocol
 from .labels import NO_LABEL, LabelColumn
 from .sources import LISTED, FoundImage, Place, Selection, listed_source
@@ -54,34 +55,6 @@ class ListInfo:
     captions: bool
 
 
-class _Texts:
-    """Strings one after the other, in few bytes each."""
-
-    def __init__(self) -> None:
-        self.bytes, self.ends = bytearray(), array("q", [0])
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1
-
-    def __getitem__(self, i: int) -> bytes:
-        return bytes(self.bytes[self.ends[i] : self.ends[i + 1]])
-
-    def add(self, text: bytes) -> None:
-        self.bytes += text
-        self.ends.append(len(self.bytes))
-
-    def save(self, folder: Path, name: str, order: np.ndarray) -> None:
-        ordered = _Texts()
-        for i in order.tolist():
-            ordered.add(self[i])
-        np.save(folder / f"{name}.npy", np.frombuffer(ordered.bytes, np.uint8))
-        np.save(folder / f"{name}-ends.npy", np.asarray(ordered.ends))
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
-
-
 def make_list(
     folder: Path, paths: Sequence[str], selection: Selection | None = None, protocol: CropProtocol | None = None
 ) -> ListInfo:
@@ -99,7 +72,7 @@ def make_list(
     """
     selection = selection or Selection()
     labels, buckets = selection.labels, protocol if protocol is not None and protocol.bucket_step is not None else None
-    names, captions, classes = _Texts(), _Texts(), LabelColumn()
+    names, captions, classes = PackedNames(), PackedNames(), LabelColumn()
     rows, members, extensions = bytearray(), bytearray(), dict[str, int]()
     shapes, order, left_out = array("i"), array("q"), Counter[str]()
     first_name, is_annotated = "", labels is None
@@ -111,8 +84,8 @@ def make_list(
                 continue
             is_annotated = is_annotated or (labels is not None and image.name in labels)
             image = selection.annotated(image)
-            names.add(_encoded(image.name))
-            captions.add(_encoded(image.caption or ""))
+            names.append(image.name)
+            captions.append(image.caption or "")
             classes.add(image.label)
             place, member = image.place, len(members) // _MEMBER.itemsize
             rows += _PACK_IMAGE(number, 0, place.offset, place.size, member, len(image.members))
@@ -121,7 +94,7 @@ def make_list(
             if buckets is not None:
                 shapes.append(_shape(buckets, image))
         added = range(len(order), len(names))
-        order.extend(sorted(added, key=names.__getitem__) if source.kind == "tar" else added)
+        order.extend(sorted(added, key=names.encoded) if source.kind == "tar" else added)
     check_left_out(paths, len(names), left_out)
     if not first_name:
         raise ImageError(f"expected images in {', '.join(map(printable, paths))}, found none")
@@ -148,15 +121,15 @@ def make_list(
     table["label"] = numbers
     digest, class_numbers = hashlib.sha256(), numbers.tolist()
     for i in in_order.tolist():
-        digest.update(b"%s\0%d\0" % (names[i], class_numbers[i]))
+        digest.update(b"%s\0%d\0" % (names.encoded(i), class_numbers[i]))
     has_captions = labels is not None and labels.has_captions
     info = ListInfo(len(names), class_names, digest.hexdigest(), list(extensions), counts, has_captions)
     folder.mkdir(parents=True)
     np.save(folder / "images.npy", table[in_order])
     np.save(folder / "members.npy", np.frombuffer(members, _MEMBER))
-    names.save(folder, "names", in_order)
+    names.taken(in_order.tolist()).save(folder, "names")
     if info.captions:
-        captions.save(folder, "captions", in_order)
+        captions.taken(in_order.tolist()).save(folder, "captions")
     listed = {**asdict(info), "sources": [[source.kind, *_version_of(source.kind, source.path)] for source in sources]}
     (folder / LIST).write_text(json.dumps(listed, indent=1) + "\n")
     return info
@@ -205,29 +178,26 @@ class ImageList:
                     "without --part, or part 0, lists it again"
                 )
         self._sources = [LISTED[kind](path) for (kind, *_), path in zip(listed, paths, strict=True)]
-        self._maps = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
+        self._rows, self._members = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "members"))
+        self._names = PackedNames.open(folder, "names")
+        self._captions = PackedNames.open(folder, "captions") if self.info.captions else None
 
     def image(self, i: int) -> FoundImage:
         """Return an image; its class is a number."""
-        row, extensions = self._maps["images"][i], self.info.extensions
+        row, extensions = self._rows[i], self.info.extensions
         first = int(row["member"])
         members = {
             extensions[member["extension"]]: Place(int(member["offset"]), int(member["size"]))
-            for member in self._maps["members"][first : first + int(row["members"])]
+            for member in self._members[first : first + int(row["members"])]
         }
-        caption = self._text("captions", i) if self.info.captions else ""
         return FoundImage(
             source=self._sources[row["source"]],
-            name=self._text("names", i),
+            name=self._names[i],
             label=None if row["label"] == NO_LABEL else int(row["label"]),
             place=Place(int(row["offset"]), int(row["size"])),
             members=members,
-            caption=caption or None,
+            caption=None if self._captions is None else self._captions[i] or None,
         )
-
-    def _text(self, kind: str, i: int) -> str:
-        ends = self._maps[f"{kind}-ends"]
-        return self._maps[kind][ends[i] : ends[i + 1]].tobytes().decode("utf-8", "surrogateescape")
 
     def ranges(self, shard_images: int) -> Iterator[tuple[int, int]]:
         """Yield [first, last) of each shard: so many images, all of one shape."""

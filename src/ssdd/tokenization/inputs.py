@@ -10,8 +10,8 @@ from urllib.parse import parse_qsl
 from ..data.find import IMAGE_SUFFIXES, check_left_out
 from ..data.hugging_face import PREFIX, stream_shards, streaming_path
 from ..data.images import ImageError, printable, reason_of
+from ..data.remote import file_system, is_remote, retried
 from .format import PLAN
-from .remote import file_system, is_remote, retried
 
 
 def expand(paths: Sequence[str]) -> list[str]:

@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ..data.images import ImageError, printable, reason_of
+from ..data.packages import parquet
 from .format import Label
-from .packages import parquet
 
 LabelRule = Literal["auto", "folder", "none"]
 NO_LABEL = -1

@@ -1,11 +1,16 @@
 """The manifest: what a finished set is, by the plan and the indices of its shards. It is written last."""
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from ..statistics import LatentStatistics
+from ..text import one_safe_line
 from .format import (
     MANIFEST,
     MOST_SKIPPED,
@@ -17,12 +22,16 @@ from .format import (
     ShardIndex,
     SkippedImage,
     TokenizedDataError,
-    decode_manifest,
+    decode,
     index_name,
     read_json,
     shard_name,
 )
 from .labels import class_order
+
+FIRST_FORMAT = "ssdd-latents-1"
+"""Sets of this format are read, checked and decoded, but not gone on with."""
+_RESULTS = ("images", "latents", "skipped", "statistics", "shards")
 
 
 def make_manifest(plan: Plan, shards: Iterable[ShardIndex]) -> Manifest:
@@ -95,7 +104,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise FileNotFoundError(
             f"{path}: expected a manifest, found none: no folder of ssdd tokenize, or not finished: run it again"
         )
-    manifest = decode_manifest(read_json(path), str(path))
+    manifest = _decode(read_json(path), str(path))
     names = [shard_name(number, manifest.container) for number in range(len(manifest.shards))]
     latents = sum(shard.latents for shard in manifest.shards)
     if [shard.name for shard in manifest.shards] != names or latents != manifest.latents:
@@ -104,6 +113,16 @@ def read_manifest(folder: Path) -> Manifest:
     if {len(manifest.statistics.latents_mean), len(manifest.statistics.latents_std)} != {channels}:
         raise TokenizedDataError(f"{path}: expected statistics of {channels} channels, found others")
     return manifest
+
+
+def _decode(content: bytes, label: str) -> Manifest:
+    if decode(content, dict, label).get("format") != FIRST_FORMAT:
+        return decode(content, Manifest, label)
+    try:
+        return msgspec.convert(_in_todays_words(json.loads(content)), Manifest)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:  # msgspec's errors are of these classes
+        line = one_safe_line(str(error))
+        raise TokenizedDataError(f"{label}: expected a manifest of {FIRST_FORMAT}, found: {line}") from error
 
 
 def read_index(folder: Path, number: int, manifest: Manifest, digest: str) -> ShardIndex:
@@ -123,3 +142,30 @@ def read_index(folder: Path, number: int, manifest: Manifest, digest: str) -> Sh
     if stated != (index.number, index.images, index.latents, index.file_bytes, index.sha256):
         raise TokenizedDataError(f"{path}: expected the counts and sizes of {MANIFEST}, found others")
     return index
+
+
+# ---- the first format ----------------------------------------------------------------------------------------------
+
+
+def first_digest(content: dict[str, Any]) -> str:
+    """Return the digest of a plan, or of the plan in a manifest, by which its shards know it.
+
+    Raises KeyError, TypeError for anything else.
+    """
+    plan = {key: value for key, value in content.items() if key not in _RESULTS}
+    plan["model"] = {key: value for key, value in plan["model"].items() if key not in ("name", "encoder")}
+    plan["data"] = {key: value for key, value in plan["data"].items() if key != "paths"}
+    return hashlib.sha256(json.dumps(plan, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _in_todays_words(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest with the fields of today. Raises KeyError, TypeError for anything else."""
+    rounding = manifest["rounding"]
+    return {
+        **manifest,
+        "data": {**manifest["data"], "labels": "auto", "shards": len(manifest["shards"])},
+        "made_by": {"threads": None, **rounding},
+        "skipped_images": len(manifest["skipped"]),
+        "left_out": {},
+        "first_digest": first_digest(manifest),
+    }

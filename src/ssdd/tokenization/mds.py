@@ -12,10 +12,10 @@ from typing import Any, BinaryIO
 
 import torch
 
+from ..data.packages import require
 from .containers import Latent, ShardWriter
 from .format import Shape, escaped
 from .labels import NO_LABEL
-from .packages import require
 
 INDEX = "index.json"
 

@@ -3,7 +3,6 @@
 Shapes: B crops of S x S pixels, f spatial factor, c latent channels, h = w = S / f.
 """
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -17,14 +16,6 @@ from ..nn.encoder import Encoder
 
 _LOGVAR = (-30.0, 20.0)
 """Bounds of the log-variance in diffusers' ``DiagonalGaussianDistribution``, which ``AutoencoderSSDD.encode`` gives."""
-
-
-@dataclass(frozen=True)
-class Posterior:
-    """mean and logvar of raw latents, (B, c, h, w)."""
-
-    mean: Tensor
-    logvar: Tensor
 
 
 class LatentEncoder:
@@ -68,7 +59,11 @@ class LatentEncoder:
         return cast(self._loaded, self._dtype).to(self.device)
 
     @torch.inference_mode()
-    def encode(self, x: Tensor) -> Posterior:
-        """(B, 3, S, S) in [-1, 1] on its device -> what ``AutoencoderSSDD.encode(x).latent_dist`` has."""
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance (B, c, h, w), as ``AutoencoderSSDD.encode(x).latent_dist`` has them.
+
+        Args:
+            x: (B, 3, S, S) in [-1, 1] on the encoder's device.
+        """
         mean, logvar = self._module(x.to(self._module.dtype)).chunk(2, dim=1)
-        return Posterior(mean, logvar.clamp(*_LOGVAR))
+        return mean, logvar.clamp(*_LOGVAR)

@@ -7,12 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from ..data.images import reason_of
+from ..data.remote import file_system, is_remote, retried
 from ..files import atomic_path
 from .format import MANIFEST, PLAN, SUFFIXES
-from .remote import file_system, is_remote, retried
 
 T = TypeVar("T")
 _TEMPORARY = re.compile(
@@ -38,8 +38,8 @@ class Output(ABC):
         """Return the path or address of a file, for messages; for "" that of the folder."""
 
     @abstractmethod
-    def writing(self, name: str) -> AbstractContextManager[Path]:
-        """Return a context with a path to write to, which becomes the file when it ends well. Raises OSError."""
+    def writing(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """Return a context with an open file, which gets its name when the context ends well. Raises OSError."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
@@ -61,12 +61,12 @@ class Output(ABC):
         """Remove what a killed process left of the shards of a part."""
 
     def write(self, name: str, content: bytes) -> None:
-        with self.writing(name) as path, one_line(self.label(name)):
-            path.write_bytes(content)
+        with self.writing(name) as file, one_line(self.label(name)):
+            file.write(content)
 
 
 class LocalOutput(Output):
-    """A folder of this machine. Temporary files lie hidden beside their place, and are flushed before they are named."""
+    """A folder of this machine. Temporary files lie beside their place, hidden; they are flushed, then named."""
 
     def __init__(self, folder: Path) -> None:
         self.folder: Path = folder
@@ -74,8 +74,14 @@ class LocalOutput(Output):
     def label(self, name: str) -> str:
         return str(self.folder / name)
 
-    def writing(self, name: str) -> AbstractContextManager[Path]:
-        return guarded(self.label(name), atomic_path(self.folder / name, overwrite=True))
+    @contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        label = self.label(name)
+        with (
+            _guarded(label, atomic_path(self.folder / name, overwrite=True)) as path,
+            _guarded(label, path.open("w+b")) as file,
+        ):
+            yield file
 
     def read(self, name: str) -> bytes:
         return (self.folder / name).read_bytes()
@@ -109,7 +115,7 @@ class RemoteOutput(Output):
         return f"{self._address}/{name}".rstrip("/")
 
     @contextmanager
-    def writing(self, name: str) -> Iterator[Path]:
+    def writing(self, name: str) -> Iterator[BinaryIO]:
         def put(place: str) -> None:
             try:
                 self._system.put_file(str(path), place)
@@ -119,7 +125,8 @@ class RemoteOutput(Output):
 
         with tempfile.TemporaryDirectory(prefix="ssdd-") as folder:
             path = Path(folder) / name
-            yield path
+            with path.open("w+b") as file:
+                yield file
             self._ask(name, put, "write")
 
     def read(self, name: str) -> bytes:
@@ -170,7 +177,7 @@ def one_line(label: str) -> Iterator[None]:
 
 
 @contextmanager
-def guarded(label: str, context: AbstractContextManager[T]) -> Iterator[T]:
+def _guarded(label: str, context: AbstractContextManager[T]) -> Iterator[T]:
     """The context of a file whose own begin and end are ``one_line``, but not the block."""
     with one_line(label):
         value = context.__enter__()

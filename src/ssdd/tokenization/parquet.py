@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from ..data import packages
 from ..text import one_safe_line
-from . import packages
 from .containers import Latent, ShardFile, ShardReader, ShardWriter, StoredLatent
 from .format import KEY, STORED, Shape, TokenizedDataError, escaped
 

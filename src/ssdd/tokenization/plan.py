@@ -14,16 +14,16 @@ from typing import Any
 import torch
 
 from ..data.hugging_face import stream_shards, write_stream_shard
+from ..data.remote import is_remote, local_copy
 from ..dtypes import Dtype
 from .containers import writer_version
 from .crops import CropProtocol
-from .format import MOST_SHARDS, Container, DataInfo, MadeBy, ModelInfo, Plan, Store, plain
+from .format import MOST_SHARDS, Container, DataInfo, MadeBy, ModelInfo, Plan, Store
 from .image_list import ImageList
 from .inputs import is_shard, is_stream_shard, split_columns
 from .labels import LabelFile, LabelRule
 from .model import LatentEncoder
 from .output import Output, open_output
-from .remote import is_remote, local_copy
 from .sources import FoundImage, Parquet, Selection, Source, Tar
 
 SHARD_IMAGES = 1024

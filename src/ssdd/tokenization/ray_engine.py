@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from ..data.packages import require
 from ..memory import keep_freed_memory
 from ..text import one_safe_line
 from .local import MOST_RESTARTS, Made, make_shard, portable
-from .packages import require
 from .plan import OpenWork, ShardTask, Work
 from .shard import Report
 

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load
 from torch.utils.data import Dataset, default_collate
 
+from ..data.packages import require
+from ..data.tar import file_version
 from .containers import ShardFile, ShardReader, StoredLatent, open_reader
 from .format import STORED, Label, Manifest, Shape, ShardIndex, TokenizedDataError, plain, shard_name
 from .labels import NO_LABEL
 from .manifest import plan_digest, read_index, read_manifest
-from .packages import require
-from .sources import file_version
 from .tar import stored_as
 
 _STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")

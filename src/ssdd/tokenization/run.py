@@ -6,13 +6,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
+from tqdm import tqdm
 
 from ..data.images import ImageError
 from ..files import LOCK, only_one
@@ -38,7 +38,7 @@ from .plan import (
     input_shards,
     make_plan,
 )
-from .shard import Report, check_input, finished_shard
+from .shard import Report, check_input, finished_shard, in_order
 from .stop import TokenizeStopped, stop_on_signals
 
 Engine = Literal["local", "ray"]
@@ -53,11 +53,6 @@ class Progress(Protocol):
 
     def update(self, images: int) -> object:
         """Receives the number of images just done; a negative one where a process died."""
-
-
-class _NoProgress:
-    def update(self, images: int) -> None:
-        """Show nothing."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +112,9 @@ def tokenize(
     workers: int = 1,
     device: torch.device | str = "cpu",
     strict: bool = False,
-    progress: Callable[[int | None], AbstractContextManager[Progress]] = lambda images: nullcontext(_NoProgress()),
+    progress: Callable[[int | None], AbstractContextManager[Progress]] = lambda images: tqdm(
+        total=images, disable=True
+    ),
 ) -> Tokenized:
     """Make what is missing of a tokenized set in the folder ``out``, and its manifest.
 
@@ -151,7 +148,7 @@ def tokenize(
     with ExitStack() as stack:
         stack.enter_context(_locked(output, part))
         stack.enter_context(_cluster(engine))
-        stop = stack.enter_context(stop_on_signals())
+        check_signals = stack.enter_context(stop_on_signals())
         encoder = LatentEncoder(job.model, device, job.dtype, job.encoder)
         check_size(job, encoder)
         work = _settle(job, output, encoder, part, workers, strict, stack)
@@ -170,7 +167,7 @@ def tokenize(
             with progress(images) as bar:
 
                 def report(done: int) -> None:
-                    stop.check()
+                    check_signals()
                     bar.update(done)
 
                 for _, error in _make(engine, opened, missing, processes, report):
@@ -218,22 +215,13 @@ def _conclude(plan: Plan, output: Output) -> tuple[Manifest | None, int, bool]:
     absent = sum(index_name(number) not in names for number in numbers)
     if absent:
         return None, absent, False
-    damaged, infos = 0, list[tuple[str, dict[str, Any] | None]]()
-
-    def indices() -> Iterator[ShardIndex]:
-        nonlocal damaged
-        for index in _finished(plan, output, numbers):
-            if index is None:
-                damaged += 1
-            else:
-                infos.append((shard_name(index.number, plan.container), index.info))
-                yield index
-
-    manifest = make_manifest(plan, indices())
-    if damaged:
+    manifest = make_manifest(plan, filter(None, _finished(plan, output, numbers)))
+    if damaged := plan.data.shards - len(manifest.shards):
         return None, damaged, False
     files = {MANIFEST: encode_json(manifest)}
     if plan.container == "mds":
+        indices = filter(None, _finished(plan, output, numbers))
+        infos = ((shard_name(index.number, plan.container), index.info) for index in indices)
         files = {mds.INDEX: mds.index_of(infos), **files}
     new = {name: content for name, content in files.items() if name not in names or output.read(name) != content}
     for name, content in new.items():
@@ -242,7 +230,7 @@ def _conclude(plan: Plan, output: Output) -> tuple[Manifest | None, int, bool]:
 
 
 def _finished(plan: Plan, output: Output, numbers: Sequence[int]) -> Iterator[ShardIndex | None]:
-    """The indices of these shards in order; None for one that is not there."""
+    """Yield the indices of these shards in order; None for one that is not there."""
     digest = plan.digest
     names = set(output.names())
     there = [number if index_name(number) in names else None for number in numbers]
@@ -250,11 +238,8 @@ def _finished(plan: Plan, output: Output, numbers: Sequence[int]) -> Iterator[Sh
     def look(number: int | None) -> ShardIndex | None:
         return None if number is None else finished_shard(output, digest, plan.container, number)
 
-    if output.folder is not None:
-        yield from map(look, there)
-        return
-    with ThreadPoolExecutor(_LOOKING) as pool:
-        yield from pool.map(look, there)
+    threads = _LOOKING if output.folder is None else 0
+    return in_order(look, there, threads, ahead=4 * threads)
 
 
 def _make(

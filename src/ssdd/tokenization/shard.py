@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
@@ -40,7 +39,7 @@ from .format import (
     key_of,
     shard_name,
 )
-from .output import Output, guarded, one_line
+from .output import Output, one_line
 from .plan import OpenWork, ShardImages, ShardTask, Work
 from .quarantine import ReadingNotes, crashing, reading_notes
 from .sources import FoundImage
@@ -65,25 +64,23 @@ class UnreadImageError(OSError):
 
 @dataclass(frozen=True)
 class CroppedImage:
-    """An image that was read: its number in the shard, its height and width, its crops, and members of its sample."""
+    """A crop to encode.
+
+    Attributes:
+        image: Where it is from.
+        number: Of the image in the shard.
+        size: Height and width of the image.
+        members: Other members of its sample.
+        crop: The crop.
+        crop_number: Its number among the crops of the image.
+    """
 
     image: FoundImage
     number: int
     size: tuple[int, int]
-    crops: tuple[Crop, ...]
     members: dict[str, bytes]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A crop to encode: ``item.crops[number]``."""
-
-    item: CroppedImage
-    number: int
-
-    @property
-    def crop(self) -> Crop:
-        return self.item.crops[self.number]
+    crop: Crop
+    crop_number: int
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ class Encoded:
     On a GPU they are on their way to the CPU until ``ready`` has passed.
     """
 
-    batch: list[Piece]
+    batch: list[CroppedImage]
     ways: list[tuple[Tensor, Tensor]]
     ready: torch.cuda.Event | None
 
@@ -119,10 +116,10 @@ def write_shard(job: OpenWork, task: ShardTask, report: Report) -> ShardIndex:
         _opened(job, task) as images,
         reading_notes(output.folder, job.digest, task.number) as (notes, suspects),
         _threads(job),
-        output.writing(shard_name(task.number, job.plan.container)) as path,
+        output.writing(shard_name(task.number, job.plan.container)) as file,
     ):
         crashes = crashing(partial(_read_alone, job.work, task), suspects)
-        index = _Shard(job, task, images, notes, crashes).write(path, report)
+        index = _Shard(job, task, images, notes, crashes).write(file, report)
     output.write(index_name(task.number), index.encode())
     return index
 
@@ -190,16 +187,13 @@ class _Shard:
         self._skipped: list[SkippedImage] = []
         self._statistics = LatentStatistics()
 
-    def write(self, path: Path, report: Report) -> ShardIndex:
-        """Encode all crops into a file. Reading and storing happen in other threads meanwhile."""
+    def write(self, file: BinaryIO, report: Report) -> ShardIndex:
+        """Encode all crops into an open file. Reading and storing happen in other threads meanwhile."""
         size = self._job.job.batch_size
         items = in_order(self._read, range(self._images.count), self._job.work.readers, _BATCHES_AHEAD * size)
         pending: deque[Future[None]] = deque()
         threads = partial(torch.set_num_threads, torch.get_num_threads())
-        with (
-            guarded(self._label, path.open("wb")) as file,
-            ThreadPoolExecutor(1, "ssdd-write", initializer=threads) as pool,
-        ):
+        with ThreadPoolExecutor(1, "ssdd-write", initializer=threads) as pool:
             try:
                 for batch, done in self._batches(items, size):
                     if batch:
@@ -216,10 +210,10 @@ class _Shard:
                 if self._writer is not None:
                     self._writer.abandon()
                 raise
-        return self._index(path)
+        return self._index(file)
 
-    def _read(self, number: int) -> CroppedImage | SkippedImage:
-        """Read and crop an image, in any thread. Raises UnreadImageError."""
+    def _read(self, number: int) -> list[CroppedImage] | SkippedImage:
+        """Return the crops of an image, in any thread. Raises UnreadImageError."""
         task, image = self._task, self._images.image(number)
         label = printable(str(image))
         if number in self._crashes:
@@ -243,35 +237,37 @@ class _Shard:
             raise UnreadImageError(f"{line} {_AGAIN}") from error
         if image.caption is not None:
             members[_CAPTION] = image.caption.encode()
-        return CroppedImage(image, number, (pixels.shape[0], pixels.shape[1]), crops, members)
+        size = pixels.shape[0], pixels.shape[1]
+        return [CroppedImage(image, number, size, members, crop, k) for k, crop in enumerate(crops)]
 
-    def _batches(self, items: Iterator[CroppedImage | SkippedImage], size: int) -> Iterator[tuple[list[Piece], int]]:
+    def _batches(
+        self, items: Iterator[list[CroppedImage] | SkippedImage], size: int
+    ) -> Iterator[tuple[list[CroppedImage], int]]:
         """Yield all crops, ``size`` at a time, and how many images more are done; broken images leave no gaps."""
-        waiting: list[Piece] = []
+        waiting: list[CroppedImage] = []
         read = reported = 0
         for item in items:
             read += 1
             if isinstance(item, SkippedImage):
                 self._skipped.append(item)
                 continue
-            waiting += [Piece(item, number) for number in range(len(item.crops))]
+            waiting += item
             while len(waiting) >= size:
                 batch, waiting = waiting[:size], waiting[size:]
-                done = read - len({piece.item.number for piece in waiting})
+                done = read - len({crop.number for crop in waiting})
                 yield batch, done - reported
                 reported = done
         yield waiting, read - reported
 
-    def _encode(self, batch: list[Piece]) -> Encoded:
+    def _encode(self, batch: list[CroppedImage]) -> Encoded:
         device, store = self._job.encoder.device, STORED[self._job.job.store]
-        pixels = torch.from_numpy(np.stack([piece.crop.pixels for piece in batch]))
+        pixels = torch.from_numpy(np.stack([item.crop.pixels for item in batch]))
         if device.type == "cuda":
             pixels = pixels.pin_memory()
         x = images_to_tensor(pixels.to(device, non_blocking=True))
         ways = []
         for crops in [x, x.flip(-1)] if self._job.job.protocol.flips else [x]:
-            posterior = self._job.encoder.encode(crops)
-            mean, logvar = (t.to(store).to("cpu", non_blocking=True) for t in (posterior.mean, posterior.logvar))
+            mean, logvar = (t.to(store).to("cpu", non_blocking=True) for t in self._job.encoder.encode(crops))
             ways.append((mean, logvar))
         ready = None
         if device.type == "cuda":
@@ -287,14 +283,14 @@ class _Shard:
             finite = (mean.isfinite() & logvar.isfinite()).flatten(1).all(1).tolist()
             if not all(finite):
                 raise ValueError(
-                    f"{printable(str(encoded.batch[finite.index(False)].item.image))}: expected a finite latent in "
+                    f"{printable(str(encoded.batch[finite.index(False)].image))}: expected a finite latent in "
                     f"{self._job.job.store}, found NaN or infinity: try --store bf16, or --dtype fp32 for the network"
                 )
         with one_line(self._label):
             writer = self._opened(file, encoded.ways[0][0])
-            for i, piece in enumerate(encoded.batch):
+            for i, item in enumerate(encoded.batch):
                 for flipped, (mean, logvar) in enumerate(encoded.ways):
-                    latent = self._latent(piece, bool(flipped), mean[i], logvar[i])
+                    latent = self._latent(item, bool(flipped), mean[i], logvar[i])
                     self._labels.append(latent.identity)
                     writer.add(latent)
         for mean, _ in encoded.ways:
@@ -307,14 +303,14 @@ class _Shard:
             self._writer = open_writer(self._job.plan.container, file, shape, STORED[self._job.job.store])
         return self._writer
 
-    def _latent(self, piece: Piece, flipped: bool, mean: Tensor, logvar: Tensor) -> Latent:
-        item, crop, task, classes = piece.item, piece.crop, self._task, self._job.plan.classes
+    def _latent(self, item: CroppedImage, flipped: bool, mean: Tensor, logvar: Tensor) -> Latent:
+        crop, task, classes = item.crop, self._task, self._job.plan.classes
         name, label, number = escaped(item.image.name), item.image.label, task.first + item.number
         class_name = label
         if isinstance(label, int):
             class_name = classes[label] if label < len(classes) else None
         return Latent(
-            key=key_of(None if task.input is None else task.number, number, piece.number, flipped, name),
+            key=key_of(None if task.input is None else task.number, number, item.crop_number, flipped, name),
             mean=mean,
             logvar=logvar,
             source=name,
@@ -328,18 +324,18 @@ class _Shard:
             members=item.members,
         )
 
-    def _index(self, path: Path) -> ShardIndex:
+    def _index(self, file: BinaryIO) -> ShardIndex:
         writer, task, job, statistics = self._writer, self._task, self._job, self._statistics
         assert writer is not None
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        file_bytes = file.seek(0, os.SEEK_END)
+        file.seek(0)
         return ShardIndex(
             plan=job.digest,
             number=task.number,
             first=task.first,
             last=task.first + self._images.count,
-            file_bytes=path.stat().st_size,
-            sha256=sha256,
+            file_bytes=file_bytes,
+            sha256=hashlib.file_digest(file, "sha256").hexdigest(),  # type: ignore[arg-type]
             member_bytes=writer.member_bytes,
             offsets=writer.offsets,
             labels=self._labels,

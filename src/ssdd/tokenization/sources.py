@@ -21,15 +21,14 @@ from typing import Any
 import numpy as np
 
 from ..data.find import LINK, images_in_folder
-from ..data.folder import file_content
 from ..data.hugging_face import HuggingFaceSource, is_saved_dataset
-from ..data.images import ImageError, ImageReadError, printable, read_failure, read_image, reason_of
+from ..data.images import ImageError, file_content, printable, read_failure, read_image, reason_of
+from ..data.packages import parquet
+from ..data.remote import is_remote, remote_content
 from ..data.sources import ImageSource, open_source
-from ..data.tar import opened_file, tar_members
+from ..data.tar import file_version, read_part, tar_members
 from .format import Label
 from .labels import LabelFile, LabelRule, class_of, folder_of
-from .packages import parquet
-from .remote import is_remote, remote_content
 
 _CLASS = "cls"
 _MOST_CLASS_BYTES = 256
@@ -209,25 +208,8 @@ class Tar(Source):
         return {extension: self._at(place, image) for extension, place in image.members.items()}
 
     def _at(self, place: Place, image: FoundImage) -> bytes:
-        """Read a part. Raises ImageReadError where it cannot be read whole, which is never the image's own fault."""
-        try:
-            self._version = self._version or file_version(self.path)
-            content = opened_file(self.path, self._version).read(place.size, place.offset)
-        except OSError as error:
-            message = f"{printable(str(image))}: expected a readable file, found {reason_of(error)}"
-            raise read_failure(error, message) from error
-        if len(content) != place.size:
-            raise ImageReadError(
-                f"{printable(str(image))}: expected {place.size} bytes at byte {place.offset}, found {len(content)}: "
-                "the tar file has been shortened since it was opened"
-            )
-        return content
-
-
-def file_version(path: str | Path) -> tuple[int, int, int]:
-    """Return what tells a file from one that takes its place later."""
-    state = os.stat(path)
-    return state.st_dev, state.st_ino, state.st_mtime_ns
+        self._version = self._version or file_version(self.path)
+        return read_part(self.path, self._version, place.offset, place.size, str(image))
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -334,10 +316,8 @@ def _holds_images(kind: Any) -> bool:
 
 
 def _column(schema: Any, asked: str | None, usual: Sequence[str], what: str, name: str) -> str:
-    if asked is not None and schema.names.count(asked) == 1:
+    if asked is not None and asked in schema.names:
         return asked
-    if len(set(schema.names)) < len(schema.names):
-        raise ImageError(f"{printable(name)}: expected columns of different names, found some twice")
     if asked is None and usual:
         return next((column for column in _USUAL_COLUMNS if column in usual), usual[0])
     columns = printable(", ".join(schema.names))

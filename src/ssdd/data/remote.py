@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..data.images import ImageError, ImageReadError, printable, reason_of
+from .images import ImageError, ImageReadError, printable, reason_of
 from .packages import require
 
 ATTEMPTS = 4
@@ -102,7 +102,10 @@ def retried(address: str, work: Callable[[], T], verb: str = "read") -> T:
 
 def _cause(error: BaseException) -> BaseException:
     """Return the error behind another: fsspec says "not found" for whatever an HTTP server answers."""
-    return error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and cause and (isinstance(cause, OSError) or _status(cause)):
+        return cause
+    return error
 
 
 def _status(error: BaseException) -> int | None:

@@ -58,7 +58,7 @@ class HuggingFaceSource:
         return str(index)
 
     def class_names(self) -> list[str]:
-        """Names by number: those of the data set, or else whole numbers or words in their order, 2 before 10."""
+        """Return names by number: those of the data set, or else whole numbers or words in their order, 2 before 10."""
         if self._label_names:
             return self._label_names
         values = {v for v in self._label_values() if v is not None}
@@ -68,7 +68,7 @@ class HuggingFaceSource:
         return [*map(str, numbers), *sorted((v for v in values if isinstance(v, str)), key=natural_order)]
 
     def classes(self) -> list[str | None]:
-        """The class of every row by name; None where there is none (-1 too)."""
+        """Return the class of every row by name; None where there is none (-1 too)."""
         names = self._label_names
         return [_class(value, names) for value in self._label_values()]
 
@@ -76,7 +76,7 @@ class HuggingFaceSource:
         return [None] * len(self) if self._labels is None else self._labels[:][self._class_column]
 
     def content(self, index: int) -> bytes:
-        """The encoded image. Raises ImageError."""
+        """Return the encoded image. Raises ImageError."""
         name = self.name(index)
         try:
             image = as_cell(self._dataset[index][self._column])
@@ -85,7 +85,7 @@ class HuggingFaceSource:
         return encoded_image(image, name)
 
     def read(self, index: int) -> np.ndarray:
-        """uint8 (H, W, 3). Raises ImageError."""
+        """Return uint8 (H, W, 3). Raises ImageError."""
         return read_image(io.BytesIO(self.content(index)), name=self.name(index))
 
 
@@ -198,7 +198,7 @@ def _content_or_none(cell: Cell, name: str) -> bytes | None:
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Has ``save_to_disk`` of ``datasets`` written this folder?"""
+    """Whether ``save_to_disk`` of ``datasets`` wrote this folder."""
     one = (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
     return one or (folder / "dataset_dict.json").is_file()
 
@@ -234,7 +234,7 @@ def _package(label: str) -> Any:
 
 
 def _load(datasets: Any, place: str, split: str, config: str | None, label: str, streaming: bool) -> Any:
-    """The ``datasets.Dataset`` of a split, or its ``IterableDataset``."""
+    """Return the ``datasets.Dataset`` of a split, or its ``IterableDataset``."""
     folder = Path(place)
     if _is_local(place) and not folder.is_dir():
         raise ImageError(f"{label}: expected a folder, found none at {printable(place)}")
@@ -272,7 +272,7 @@ def _load(datasets: Any, place: str, split: str, config: str | None, label: str,
 
 
 def _parquet_files(folder: Path, split: str, label: str) -> dict[str, list[str]]:
-    """The folder's parquet files of a split, by their names, as ``datasets`` has it: ``test-00000-of-00003``, ``val``.
+    """Return the folder's parquet files of a split, by their names, as ``datasets`` has it: ``test-00000-of-00003``.
 
     Files whose names tell no split are for training. ``datasets`` is not left to find them: it would take the
     folder's other files (and, its older releases, Python scripts) for data.

@@ -87,7 +87,7 @@ class ImageReadError(ImageError):
 
 
 def read_failure(error: Exception, message: str) -> ImageError:
-    """ImageReadError for an error of the file system that may pass, ImageError for what stays as it is."""
+    """Return ImageReadError for an error of the file system that may pass, ImageError for what stays as it is."""
     passes = isinstance(error, OSError) and error.errno is not None and error.errno not in _PATH_ERRORS
     return (ImageReadError if passes else ImageError)(message)
 

@@ -3,6 +3,7 @@
 import fnmatch
 import os
 import zipfile
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,11 +65,11 @@ class FolderSource:
         return os.path.relpath(self._paths[index], self.folder)
 
     def content(self, index: int) -> bytes:
-        """The encoded image. Raises ImageError."""
+        """Return the encoded image. Raises ImageError."""
         return file_content(self._paths[index])
 
     def read(self, index: int) -> np.ndarray:
-        """uint8 (H, W, 3). Raises ImageError."""
+        """Return uint8 (H, W, 3). Raises ImageError."""
         return read_image(self._paths[index])
 
 
@@ -126,7 +127,33 @@ def _mapped(path: Path) -> np.ndarray:
     return np.memmap(path, np.uint8, "r", offset, shape)
 
 
-class ConcatSource:
+class _View(ABC):
+    """Images of other sources."""
+
+    @abstractmethod
+    def _locate(self, index: int) -> tuple[ImageSource, int]:
+        """Return the source of an image, and its index there."""
+
+    def name(self, index: int) -> str:
+        source, local = self._locate(index)
+        return source.name(local)
+
+    def key(self, index: int) -> str:
+        source, local = self._locate(index)
+        return source.key(local)
+
+    def content(self, index: int) -> bytes:
+        """Return the encoded image. Raises ImageError."""
+        source, local = self._locate(index)
+        return source.content(local)
+
+    def read(self, index: int) -> np.ndarray:
+        """Return uint8 (H, W, 3). Raises ImageError."""
+        source, local = self._locate(index)
+        return source.read(local)
+
+
+class ConcatSource(_View):
     """Several sources one after the other."""
 
     def __init__(self, sources: Sequence[ImageSource]) -> None:
@@ -142,29 +169,11 @@ class ConcatSource:
     def __len__(self) -> int:
         return int(self._ends[-1]) if self.sources else 0
 
-    def name(self, index: int) -> str:
-        source, local = self._locate(index)
-        return source.name(local)
-
-    def key(self, index: int) -> str:
-        source, local = self._locate(index)
-        return source.key(local)
-
-    def content(self, index: int) -> bytes:
-        """The encoded image. Raises ImageError."""
-        source, local = self._locate(index)
-        return source.content(local)
-
-    def read(self, index: int) -> np.ndarray:
-        """uint8 (H, W, 3). Raises ImageError."""
-        source, local = self._locate(index)
-        return source.read(local)
-
     def matching(self, pattern: str | None) -> "ConcatSource | SubsetSource":
         """Return the images whose names within their folder or file fit ``caltech101/*``, or all for None.
 
         Raises:
-            ValueError: no name fits.
+            ValueError: No name fits.
         """
         if pattern is None:
             return self
@@ -180,7 +189,7 @@ class ConcatSource:
         return self.sources[which], index - int(self._ends[which - 1] if which else 0)
 
 
-class SubsetSource:
+class SubsetSource(_View):
     """Some images of a source, by their indices there."""
 
     def __init__(self, source: ImageSource, indices: np.ndarray) -> None:
@@ -189,19 +198,8 @@ class SubsetSource:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def name(self, index: int) -> str:
-        return self.source.name(int(self.indices[index]))
-
-    def key(self, index: int) -> str:
-        return self.source.key(int(self.indices[index]))
-
-    def content(self, index: int) -> bytes:
-        """Return the encoded image. Raises ImageError."""
-        return self.source.content(int(self.indices[index]))
-
-    def read(self, index: int) -> np.ndarray:
-        """Return uint8 (H, W, 3). Raises ImageError."""
-        return self.source.read(int(self.indices[index]))
+    def _locate(self, index: int) -> tuple[ImageSource, int]:
+        return self.source, int(self.indices[index])
 
 
 def open_source(paths: Sequence[str | Path]) -> ConcatSource:

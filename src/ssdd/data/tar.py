@@ -83,7 +83,7 @@ class TarSource:
         return read_part(str(self.path), self._version, offset, size, self.name(index))
 
     def read(self, index: int) -> np.ndarray:
-        """uint8 (H, W, 3). Raises ImageError."""
+        """Return uint8 (H, W, 3). Raises ImageError."""
         return read_image(io.BytesIO(self.content(index)), name=self.name(index))
 
 
@@ -104,9 +104,9 @@ class OpenedFile:
 
 @functools.lru_cache(maxsize=_OPEN_FILES)
 def opened_file(path: str, version: tuple[int, ...]) -> OpenedFile:
-    """The files read last stay open, in each process. ``pread`` has no position that forked processes would share.
+    """Open a file, which stays open in each process; ``pread`` has no position that forked processes would share.
 
-    version: what tells the file from one that takes its place later.
+    ``version`` tells the file from one that takes its place later.
     """
     return OpenedFile(path)
 
@@ -220,7 +220,7 @@ class _Headers:
         return os.pread(self._file.fileno(), min(_BLOCK, max(0, self._end - at)), at)
 
     def _common(self, header: bytes, at: int) -> _Member | None:
-        """A regular file with a short name, or a pax header that changes nothing here. None: leave it to ``tarfile``.
+        """Parse a regular file with a short name, or a pax header that changes nothing. None: leave it to ``tarfile``.
 
         The rules are those of ``tarfile.TarInfo.frombuf``.
         """

@@ -14,7 +14,7 @@ _LONG = 1 << 14
 
 
 def training_crop(image: np.ndarray, size: int, scale: float, flip: bool, random: np.random.Generator) -> np.ndarray:
-    """Random crop of a random scale: shorter side resized to U{size .. scale * size} (Lanczos), crop, flip.
+    """Return a random crop of a random scale: shorter side resized to U{size .. scale * size} (Lanczos), crop, flip.
 
     Args:
         image: uint8 (H, W, 3), any size.
@@ -37,7 +37,7 @@ def training_crop(image: np.ndarray, size: int, scale: float, flip: bool, random
 
 
 def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """Evaluation crop: shorter side resized to ``size`` (bilinear), then the middle. uint8 (S, S, 3)."""
+    """Return the evaluation crop, uint8 (S, S, 3): shorter side resized to ``size`` (bilinear), then the middle."""
     height, width = resized_sides(image, size)
     crop = resized_window(image, (height, width), (height - size) // 2, (width - size) // 2, (size, size), _BILINEAR)
     return np.ascontiguousarray(crop)

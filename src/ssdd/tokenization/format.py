@@ -61,9 +61,15 @@ class ModelInfo(Struct, frozen=True):
 
 
 class DataInfo(Struct, frozen=True):
-    """What is tokenized: images with numbers, or shards of images. names_sha256: of their names, in order.
+    """What is tokenized.
 
-    labels: the rule, or the SHA-256 of a file of labels.
+    Attributes:
+        paths: As they were given.
+        only: The pattern for names.
+        labels: The rule, or the SHA-256 of a file of labels.
+        images: Number of images; None where input shards make a shard each.
+        shards: Number of shards.
+        names_sha256: Digest of the names of images or input shards, in order.
     """
 
     paths: list[str]
@@ -86,9 +92,11 @@ class MadeBy(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """Everything that decides a set. classes: names by label, where they are known beforehand.
+    """Everything that decides a set.
 
-    shard_images: images a shard; None where each input shard makes one.
+    Attributes:
+        classes: Names by label, where they are known beforehand.
+        shard_images: Images a shard; None where each input shard makes one.
     """
 
     format: Literal["ssdd-latents-2"] = FORMAT
@@ -145,16 +153,20 @@ class ShardIndex(Struct, frozen=True, kw_only=True):
     """What is in a shard, and where.
 
     Attributes:
-        plan: digest of the plan. number: of the shard. first, last: its images are [first, last).
-        file_bytes, sha256: of the shard's file.
-        offsets, member_bytes: where each latent is in a tar file, and how long; none and 0 for other containers.
-        labels: of each latent.
-        statistics: of the stored means; None for a shard without latents.
-        left_out: other files of an input shard, by their kind.
-        shape: of the latents; None for the plan's.
-        info: what the container's own index says of the shard; None where there is none.
-        input_bytes: size of the input shard; None where images were listed.
-        made_by: what its last digits depend on; None in the first format.
+        plan: Digest of the plan.
+        number: Number of the shard.
+        first, last: Its images are [first, last).
+        file_bytes, sha256: Size and digest of the shard's file.
+        member_bytes: Bytes of each latent in a tar file; 0 for other containers.
+        offsets: Where each latent is in a tar file; none for other containers.
+        labels: Class of each latent.
+        skipped: Images without latents.
+        left_out: Other files of an input shard, by their kind.
+        statistics: Those of the stored means; None for a shard without latents.
+        shape: Shape of the latents; None for the plan's.
+        info: What the container's own index says of the shard; None where there is none.
+        input_bytes: Size of the input shard; None where images were listed.
+        made_by: What its last digits depend on; None in the first format.
     """
 
     format: Literal["ssdd-latents-1", "ssdd-latents-2"] = FORMAT
@@ -202,7 +214,7 @@ class ShardIndex(Struct, frozen=True, kw_only=True):
 
 
 class SetStatistics(Struct, frozen=True):
-    """Of the stored means of all latents: entries of a model's config, and per channel."""
+    """Statistics of the stored means of all latents: entries of a model's config, and per channel."""
 
     scaling_factor: float
     shift_factor: float
@@ -245,9 +257,12 @@ class ShardEntry(Struct, frozen=True):
 class Manifest(Plan, frozen=True, kw_only=True):
     """A finished set: its plan, with all classes, and what its shards come to.
 
-    skipped: the first ``MOST_SKIPPED`` images without latents; all are in the indices. skipped_images: their number.
-    left_out: other files of input shards, by their kind. unlabelled: latents without a class.
-    first_digest: that of the plan, in the first format.
+    Attributes:
+        skipped: The first ``MOST_SKIPPED`` images without latents; all are in the indices.
+        skipped_images: Number of all images without latents.
+        left_out: Other files of input shards, by their kind.
+        unlabelled: Number of latents without a class.
+        first_digest: That of the plan, in the first format.
     """
 
     format: Literal["ssdd-latents-1", "ssdd-latents-2"] = FORMAT  # type: ignore[assignment]
@@ -280,7 +295,12 @@ def index_name(number: int) -> str:
 def key_of(shard: int | None, image: int, crop: int, flipped: bool, name: str) -> str:
     """Return the key of a latent: unique by its numbers; the image's own name, made harmless, only helps people.
 
-    shard: number of the input shard, where images are counted in each of them.
+    Args:
+        shard: Number of the input shard, where images are counted in each of them.
+        image: Number of the image.
+        crop: Number of its crop.
+        flipped: Whether it is mirrored.
+        name: Name of the image.
     """
     stem = Path(name.rsplit(":", 1)[-1]).stem
     safe = re.sub(r"[^A-Za-z0-9_]+", "_", stem)[:48].strip("_") or "image"

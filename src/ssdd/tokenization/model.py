@@ -22,9 +22,9 @@ class LatentEncoder:
     """Encoder of an AutoencoderSSDD or AutoencoderKL, or one for an AutoencoderSSDD that only decodes; in eval mode.
 
     Attributes:
-        name: as it was given.
-        sha256: of the encoder alone (see ``encoder_digest``): models that differ in their decoder, or in the statistics
-            of their config, have the same latents.
+        name: The model, as it was given.
+        sha256: Digest of the encoder alone (see ``encoder_digest``): models that differ in their decoder, or in the
+            statistics of their config, have the same latents.
     """
 
     def __init__(
@@ -32,9 +32,10 @@ class LatentEncoder:
     ) -> None:
         """
         Args:
-            name: an embedded model, the folder of a model, a training run or a pipeline, a Hugging Face id.
+            name: An embedded model, the folder of a model, a training run or a pipeline, a Hugging Face id.
+            device: Where it runs.
             dtype: fp32, bf16 or fp16; a module of the user's that states its own keeps it.
-            encoder: of a model that only decodes; see ``checkpoints.encoders.load_encoder``.
+            encoder: That of a model that only decodes; see ``checkpoints.encoders.load_encoder``.
 
         Raises ValueError, CheckpointError, OSError or ImportError with one line.
         """
@@ -55,7 +56,7 @@ class LatentEncoder:
 
     @cached_property
     def _module(self) -> Encoder | ForeignEncoder:
-        """On the device when it is first used: who only plans needs none."""
+        """The network, moved to the device when it is first used: who only plans needs none."""
         return cast(self._loaded, self._dtype).to(self.device)
 
     @torch.inference_mode()

@@ -169,7 +169,7 @@ def open_output(place: str | Path) -> Output:
 
 @contextmanager
 def one_line(label: str) -> Iterator[None]:
-    """An OSError of this block is one line that names the file that was to be written."""
+    """Turn an OSError of the block into one line that names the file that was to be written."""
     try:
         yield
     except OSError as error:
@@ -178,7 +178,7 @@ def one_line(label: str) -> Iterator[None]:
 
 @contextmanager
 def _guarded(label: str, context: AbstractContextManager[T]) -> Iterator[T]:
-    """The context of a file whose own begin and end are ``one_line``, but not the block."""
+    """Enter a context whose own begin and end are ``one_line``, but not the block."""
     with one_line(label):
         value = context.__enter__()
     try:

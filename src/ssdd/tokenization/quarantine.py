@@ -63,7 +63,7 @@ def reading_notes(folder: Path | None, plan: str, number: int) -> Iterator[tuple
 
 
 def _private_folder(plan: str) -> Path:
-    """A folder of this user's among temporary files. Raises PermissionError where somebody else made it."""
+    """Return a folder of this user's among temporary files. Raises PermissionError where somebody else made it."""
     folder = Path(tempfile.gettempdir()) / f"ssdd-{os.getuid()}-{plan[:16]}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():

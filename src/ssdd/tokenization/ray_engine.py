@@ -21,7 +21,7 @@ _LEAST_AT_ONCE = 64
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """A connection to a cluster: the one that is there, RAY_ADDRESS, or one on this machine that ends with it.
+    """Connect to a cluster: the one that is there, RAY_ADDRESS, or one on this machine that ends with the block.
 
     Raises ImportError without Ray.
     """

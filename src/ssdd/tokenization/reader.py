@@ -42,8 +42,10 @@ class LatentDataset(Dataset[dict[str, Any]]):
     the folder is trusted: sizes, types, shapes and names are checked, and the checksums by ``verify``.
 
     Attributes:
-        manifest: content of ``manifest.json``. model: whose latents they are.
-        classes: names by label; empty without labels.
+        folder: Where it lies.
+        manifest: The content of ``manifest.json``.
+        model: Whose latents they are.
+        classes: Names by label; empty without labels.
         latent_shape: (c, h, w); of sets with buckets that of a square.
         statistics: ``scaling_factor``, ``shift_factor``, ``latents_mean``, ``latents_std`` of these latents.
     """
@@ -51,11 +53,12 @@ class LatentDataset(Dataset[dict[str, Any]]):
     def __init__(self, folder: str | Path, *, members: Sequence[str] = (), expect: str | None = None) -> None:
         """
         Args:
-            members: extensions, such as ``txt``, of other members of the samples to read.
-            expect: the encoder whose latents these have to be: its SHA-256, or the first digits of it.
+            folder: Of ``ssdd tokenize``.
+            members: Extensions, such as ``txt``, of other members of the samples to read.
+            expect: The encoder whose latents these have to be: its SHA-256, or the first digits of it.
 
         Raises:
-            FileNotFoundError, TokenizedDataError: no finished set, a shard that is missing or of another size, or
+            FileNotFoundError, TokenizedDataError: No finished set, a shard that is missing or of another size, or
                 latents of another encoder than was expected.
         """
         self.folder, self._members = Path(folder), tuple(members)
@@ -128,11 +131,11 @@ class LatentDataset(Dataset[dict[str, Any]]):
         """Return the set as a ``webdataset.WebDataset`` of the same dicts, for streaming.
 
         Args:
-            options: of ``WebDataset``, such as ``shardshuffle=100`` or ``nodesplitter``.
+            options: Options of ``WebDataset``, such as ``shardshuffle=100`` or ``nodesplitter``.
 
         Raises:
-            ImportError: webdataset is missing.
-            ValueError: shards that are no tar files.
+            ImportError: The package webdataset is missing.
+            ValueError: The shards are no tar files.
         """
         if self._manifest.container != "tar":
             raise ValueError(f"{self.folder}: expected tar shards for webdataset, found {self._manifest.container}")
@@ -163,7 +166,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return label if listed and isinstance(label, int) else self._numbers[str(label)]
 
     def _shard(self, number: int) -> tuple[ShardReader, np.ndarray]:
-        """A shard, opened, and the labels of its latents; the last few stay open."""
+        """Return a shard, opened, and the labels of its latents; the last few stay open."""
         if number not in self._open:
             index = read_index(self.folder, number, self._manifest, self._digest)
             try:
@@ -178,7 +181,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return self._open[number]
 
     def _locate(self, index: int) -> tuple[int, int]:
-        """The number of the shard, and the row in it."""
+        """Return the number of the shard, and the row in it."""
         if not 0 <= index < len(self):
             raise IndexError(f"expected an index from 0 to {len(self) - 1}, found {index}")
         shard = int(np.searchsorted(self._ends, index, side="right"))

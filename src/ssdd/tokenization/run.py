@@ -52,7 +52,7 @@ class Progress(Protocol):
     """A progress bar; tqdm's are."""
 
     def update(self, images: int) -> object:
-        """Receives the number of images just done; a negative one where a process died."""
+        """Receive the number of images just done; a negative one where a process died."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,12 @@ class Tokenized:
     """What came of a call.
 
     Attributes:
-        manifest: of the finished set; None while shards of other parts are missing.
-        made, kept: shards of this part made now and before. shards, missing: of all parts.
-        concluded: this call wrote the manifest.
+        manifest: That of the finished set; None while shards of other parts are missing.
+        made: Shards of this part that were made now.
+        kept: Shards of this part that were there before.
+        shards: Shards of all parts.
+        missing: Those of them that are not there.
+        concluded: Whether this call wrote the manifest.
     """
 
     manifest: Manifest | None
@@ -122,25 +125,25 @@ def tokenize(
     single process makes, byte for byte: on the same kind of device, with the same release of torch.
 
     Args:
-        job: what is to be made.
-        out: a folder, or an address that fsspec knows.
-        part: of the shards, for this call; None for what ``torchrun`` or ``srun`` says, or all. Whoever finishes last
-            writes the manifest.
-        engine: ``local``: processes of this machine. ``ray``: a Ray cluster, the one that this process is connected
-            to, or that the variable RAY_ADDRESS names, or one on this machine for the time being; data, model and
+        job: What is to be made.
+        out: A folder, or an address that fsspec knows.
+        part: The shards that this call makes; None for what ``torchrun`` or ``srun`` says, or all. Whoever finishes
+            last writes the manifest.
+        engine: ``local`` for processes of this machine; ``ray`` for a Ray cluster, the one that this process is
+            connected to, or that the variable RAY_ADDRESS names, or one on this machine for the time being; data, model and
             ``out`` have the same paths on all its machines.
-        processes: that encode; 1 is this one (but for Ray), None as many as there are GPUs or cores.
-        workers: threads of each of these that read and crop ahead of the encoder; 0 does it in between.
-        device: where the encoder runs; ``cuda`` without a number means all GPUs.
-        strict: refuse what only the last digits depend on, such as another release of torch, instead of a warning.
-        progress: receives the number of images that are missing, or None where it is not known; returns what shows how
+        processes: Processes that encode; 1 is this one (but for Ray), None as many as there are GPUs or cores.
+        workers: Threads of each of these that read and crop ahead of the encoder; 0 does it in between.
+        device: Where the encoder runs; ``cuda`` without a number means all GPUs.
+        strict: Refuse what only the last digits depend on, such as another release of torch, instead of a warning.
+        progress: Receives the number of images that are missing, or None where it is not known; returns what shows how
             many are done.
 
     Raises:
-        ValueError, OSError: with one line for data, a model or settings that do not fit, for a folder with something
+        ValueError, OSError: With one line, for data, a model or settings that do not fit, for a folder with something
             else in it or of other settings, if another process works there, or if images are lost meanwhile.
-        RuntimeError: too many processes die.
-        TokenizeStopped: after SIGTERM or SIGINT, with nothing half-written left.
+        RuntimeError: Too many processes die.
+        TokenizeStopped: After SIGTERM or SIGINT, with nothing half-written left.
     """
     output, part = open_output(out), Part.of_launcher() if part is None else part
     if (processes is not None and processes < 1) or workers < 0:
@@ -196,8 +199,8 @@ def finish(out: Path | str) -> Manifest:
     """Write the manifest of a set whose shards are all there.
 
     Raises:
-        FileNotFoundError: no plan there.
-        ValueError: shards are missing.
+        FileNotFoundError: There is no plan.
+        ValueError: Shards are missing.
     """
     output = open_output(out)
     plan = _plan_there(output)

@@ -182,13 +182,13 @@ def crop_batches(
     """Endless batches, uint8 (batch_size / processes, 3, S, S), from position ``start`` of the stream.
 
     Args:
-        stream: what the positions stand for.
-        start: images seen so far, by all processes together.
-        batch_size: the global batch, in images.
-        workers: processes that read and crop; 0 does it in this one.
-        rank: which of the ``processes`` that train this one is.
-        processes: how many share each batch.
-        broken: counts the unreadable images of this process; by default up to 1000 of them are skipped.
+        stream: What the positions stand for.
+        start: Images seen so far, by all processes together.
+        batch_size: The global batch, in images.
+        workers: Processes that read and crop; 0 does it in this one.
+        rank: Which of the ``processes`` that train this one is.
+        processes: How many share each batch.
+        broken: Counts the unreadable images of this process; by default up to 1000 of them are skipped.
 
     Raises:
         ValueError: the global batch does not divide by the number of processes.

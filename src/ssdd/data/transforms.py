@@ -19,9 +19,9 @@ def training_crop(image: np.ndarray, size: int, scale: float, flip: bool, random
     Args:
         image: uint8 (H, W, 3), any size.
         size: S, side of the crop in pixels.
-        scale: at least 1; 1 switches the scale augmentation off.
-        flip: mirror half of the crops.
-        random: the only source of chance.
+        scale: At least 1; 1 switches the scale augmentation off.
+        flip: Mirror half of the crops.
+        random: The only source of chance.
 
     Returns:
         uint8 (S, S, 3), contiguous.

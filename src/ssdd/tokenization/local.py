@@ -135,7 +135,6 @@ class _Pool:
                 self._finished += self._done[slot]
                 self._done[slot] = 0
                 free.add(slot)
-                self._tell(sum(self._done))
                 yield task, error
             self._tell(sum(self._done))
 

@@ -47,7 +47,9 @@ def reading_notes(folder: Path | None, plan: str, number: int) -> Iterator[tuple
     """Yield the notes of a shard of a plan, and the images that an earlier process was reading when it died.
 
     Args:
-        folder: of the output; None where that is not on this machine, whose own notes are kept then.
+        folder: The output; None where that is not on this machine, which then keeps notes of its own.
+        plan: Digest of the plan.
+        number: Number of the shard.
     """
     path = (folder or _private_folder(plan)) / f".reading-{number:06d}"
     suspects: list[int] = []
@@ -75,7 +77,8 @@ def crashing(read: Callable[[int], object], suspects: list[int]) -> dict[int, st
     """Return those of these images that end a process which reads them, with the name of the signal.
 
     Args:
-        read: reads an image; it is sent to a new process.
+        read: Reads an image; it is sent to a new process.
+        suspects: Numbers of the images.
     """
     found: dict[int, str] = {}
     for image in suspects:

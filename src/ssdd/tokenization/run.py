@@ -130,8 +130,8 @@ def tokenize(
         part: The shards that this call makes; None for what ``torchrun`` or ``srun`` says, or all. Whoever finishes
             last writes the manifest.
         engine: ``local`` for processes of this machine; ``ray`` for a Ray cluster, the one that this process is
-            connected to, or that the variable RAY_ADDRESS names, or one on this machine for the time being; data, model and
-            ``out`` have the same paths on all its machines.
+            connected to, or that the variable RAY_ADDRESS names, or one on this machine for the time being; data,
+            model and ``out`` have the same paths on all its machines.
         processes: Processes that encode; 1 is this one (but for Ray), None as many as there are GPUs or cores.
         workers: Threads of each of these that read and crop ahead of the encoder; 0 does it in between.
         device: Where the encoder runs; ``cuda`` without a number means all GPUs.

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = AutoencoderSSDD.from_preset(encoder="f8c4", decoder="XXS", encoder_width=32)
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def no_compiler() -> Iterator[None]:
+    """torch.compile finds no C++ compiler; it looks for one at the first call of what is compiled."""
+    import torch._inductor.config
+
+    torch._dynamo.reset()
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        yield
+    torch._dynamo.reset()
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ssdd import AutoencoderSSDD
+from ssdd.evaluation.distances import kernel_distances
+from ssdd.statistics import LatentStatistics
+from ssdd.tiling import Span, _weights
 
 X = torch.rand(2, 3, 40, 56, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -74,6 +77,21 @@ def test_noise_and_generator_override_the_default(ae: AutoencoderSSDD) -> None:
     one_each = ae.decode(z, generator=[torch.Generator().manual_seed(s) for s in (3, 4)]).sample
     second = ae.decode(z[1:], generator=torch.Generator().manual_seed(4)).sample
     torch.testing.assert_close(one_each[1:], second, atol=1e-5, rtol=0)
+
+
+def test_default_device_of_the_caller(ae: AutoencoderSSDD) -> None:
+    """Where torch.set_default_device names a GPU, the fixed noise is drawn there by a generator of the CPU."""
+    z = ae.encode(X).latent_dist.mode()
+    image = ae.decode(z).sample
+    with torch.device("meta"):
+        torch.testing.assert_close(ae.decode(z).sample, image)
+        torch.testing.assert_close(ae.encode(X).latent_dist.mode(), z)
+        weights = _weights((Span(0, 4), Span(3, 7)), 8)
+        assert {weight.device.type for weight in weights.values()} == {"cpu"}, "tiles cannot be blended"
+        statistics = LatentStatistics()
+        statistics.update(z)
+        assert LatentStatistics.from_state(statistics.state()).mean.device.type == "cpu"
+        assert kernel_distances(z.flatten(1).double(), z.flatten(1).double(), 2, 2).device.type == "cpu"
 
 
 def test_number_of_steps(ae: AutoencoderSSDD) -> None:

@@ -53,6 +53,8 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
             trained on a foreign encoder, whose scale it need not know. ``decode`` takes raw latents all the same.
         force_upcast: for SDXL in float16; false, for the model is finite in half precision (a KL-VAE may not be).
         has_encoder: false for a decoder of somebody else's latents.
+        encoder_sha256: of a model without an encoder, the digest of the one whose latents it decodes (see
+            ``checkpoints.identity``).
     """
 
     _supports_gradient_checkpointing = True
@@ -80,6 +82,7 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
         latents_convention: Convention = "measured",
         decoder_latents_mean: tuple[float, ...] | None = None,
         decoder_latents_std: tuple[float, ...] | None = None,
+        encoder_sha256: str | None = None,
     ) -> None:
         super().__init__()
         check_convention(latents_convention)
@@ -222,6 +225,11 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
         """The encoder that ``attach_encoder`` gave, if any."""
         return self._attached[0] if self._attached else None
 
+    @property
+    def latent_channels(self) -> int:
+        """Return c, the channels of a latent."""
+        return int(self.config.latent_channels)
+
     # ---- image -> latent ---------------------------------------------------------------------------------------
 
     @apply_forward_hook
@@ -323,7 +331,7 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
             return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         # Drawn on the CPU in float32, once for all images of the batch: they are all of the same size.
         fixed = torch.Generator("cpu").manual_seed(self.config.noise_seed)
-        return torch.randn(shape[1:], generator=fixed, dtype=torch.float32).to(device).expand(shape)
+        return torch.randn(shape[1:], generator=fixed, dtype=torch.float32, device="cpu").to(device).expand(shape)
 
     def _tiles(self, grid: tuple[int, int]) -> TileGrid | None:
         """How to cut a latent grid, or None where tiling is off or one tile covers it."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from .checkpoints.identity import LatentIdentity
 from .data.images import MAX_PIXELS
 from .data.pixels import image_to_tensor, tensor_to_image
 from .files import atomic_path
@@ -23,6 +25,7 @@ from .text import one_safe_line
 
 if TYPE_CHECKING:
     from .autoencoder import AutoencoderSSDD
+    from .evaluation.decoders import LatentDecoder
 
 LATENT_SUFFIX = ".safetensors"
 _FORMAT = "ssdd-latent-1"
@@ -39,8 +42,12 @@ class LatentFileError(ValueError):
 class EncodedImage:
     """Posterior of one photograph and what is needed to decode it.
 
-    mean, logvar: (c, h, w) float32, raw. height, width: the photograph's, before padding. model: name of the
-    autoencoder. factor: its spatial factor.
+    Attributes:
+        mean, logvar: (c, h, w) float32, raw.
+        height, width: the photograph's, before padding.
+        factor: the autoencoder's spatial factor.
+        model: its name.
+        identity: whose latent it is; None where the file is of an early version, or nobody said.
     """
 
     mean: Tensor
@@ -49,6 +56,13 @@ class EncodedImage:
     width: int
     factor: int
     model: str
+    identity: LatentIdentity | None = None
+
+    def whose(self) -> LatentIdentity:
+        """Return what is known of the model that made it."""
+        if self.identity is not None:
+            return self.identity
+        return LatentIdentity(self.model, None, self.factor, self.mean.shape[0])
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
@@ -58,25 +72,42 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 
 @torch.inference_mode()
-def encode_image(autoencoder: "AutoencoderSSDD", image: np.ndarray, model: str = "") -> EncodedImage:
-    """Posterior of a photograph, uint8 (H, W, 3), any size from 1 x 1. Raises ValueError for too many padded pixels."""
+def encode_image(
+    autoencoder: "AutoencoderSSDD", image: np.ndarray, model: str = "", identity: LatentIdentity | None = None
+) -> EncodedImage:
+    """Return the posterior of a photograph, uint8 (H, W, 3), any size from 1 x 1.
+
+    Args:
+        autoencoder: with an encoder.
+        image: the photograph.
+        model: the autoencoder's name.
+        identity: of its latents (see ``checkpoints.identity.identify``), for those who decode them elsewhere.
+
+    Raises ValueError for too many padded pixels.
+    """
     factor = autoencoder.spatial_factor
     height, width = (n + -n % factor for n in image.shape[:2])
     if height * width > MAX_PIXELS:  # a line of one pixel's height becomes f times as large
         raise ValueError(f"expected at most {MAX_PIXELS} pixels with those that pad it, found {width} x {height}")
     x = image_to_tensor(image)[None].to(autoencoder.device)
-    posterior = autoencoder.encode(pad_to_multiple(x, autoencoder.spatial_factor)).latent_dist
+    posterior = autoencoder.encode(pad_to_multiple(x, factor)).latent_dist
     mean, logvar = posterior.mean[0].float().cpu(), posterior.logvar[0].float().cpu()
-    return EncodedImage(mean, logvar, image.shape[0], image.shape[1], autoencoder.spatial_factor, model)
+    return EncodedImage(mean, logvar, image.shape[0], image.shape[1], factor, model, identity)
 
 
 @torch.inference_mode()
-def decode_image(autoencoder: "AutoencoderSSDD", encoded: EncodedImage, steps: int | None = None) -> np.ndarray:
-    """Photograph of the posterior's mode, uint8 (H, W, 3). Raises LatentFileError if the model does not fit."""
-    config = autoencoder.config
-    if encoded.mean.shape[0] != config.latent_channels or encoded.factor != autoencoder.spatial_factor:
+def decode_image(
+    autoencoder: "AutoencoderSSDD | LatentDecoder", encoded: EncodedImage, steps: int | None = None
+) -> np.ndarray:
+    """Return the photograph of the posterior's mode, uint8 (H, W, 3).
+
+    Raises LatentFileError if factor or channels do not fit. Whether the encoder is the same is for those to compare
+    who know its identity.
+    """
+    channels = autoencoder.latent_channels
+    if encoded.mean.shape[0] != channels or encoded.factor != autoencoder.spatial_factor:
         raise LatentFileError(
-            f"expected a latent of f{autoencoder.spatial_factor}c{config.latent_channels}, found "
+            f"expected a latent of f{autoencoder.spatial_factor}c{channels}, found "
             f"f{encoded.factor}c{encoded.mean.shape[0]} (encoded by {encoded.model or 'an unnamed model'})"
         )
     z = encoded.mean[None].to(autoencoder.device)
@@ -93,6 +124,8 @@ def save_encoded(path: Path, encoded: EncodedImage, overwrite: bool = False) -> 
         "factor": str(encoded.factor),
         "model": encoded.model,
     }
+    if encoded.identity is not None:
+        metadata["identity"] = msgspec.json.encode(encoded.identity).decode()
     tensors = {"mean": encoded.mean.contiguous(), "logvar": encoded.logvar.contiguous()}
     with atomic_path(path, overwrite) as temporary:
         # Not save_file: its file can be read by its owner alone, whatever the umask.
@@ -110,7 +143,9 @@ def load_encoded(path: Path) -> EncodedImage:
     try:
         height, width, factor = (int(metadata[k]) for k in ("height", "width", "factor"))
         mean, logvar = tensors["mean"].float(), tensors["logvar"].float()
-    except (KeyError, ValueError) as error:
+        stated = metadata.get("identity")
+        identity = None if stated is None else msgspec.json.decode(stated, type=LatentIdentity)
+    except (KeyError, ValueError, msgspec.MsgspecError) as error:
         raise LatentFileError(
             f"{path}: expected a latent file of ssdd encode, found {json.dumps(metadata)[:200]}"
         ) from error
@@ -121,4 +156,8 @@ def load_encoded(path: Path) -> EncodedImage:
         )
     if not torch.isfinite(mean).all():
         raise LatentFileError(f"{path}: expected finite numbers, found NaN or infinity")
-    return EncodedImage(mean, logvar, height, width, factor, metadata.get("model", ""))
+    if identity is not None and (identity.spatial_factor, identity.latent_channels) != (factor, mean.shape[0]):
+        raise LatentFileError(
+            f"{path}: expected a latent of its model, {identity}, found factor or channels of another"
+        )
+    return EncodedImage(mean, logvar, height, width, factor, metadata.get("model", ""), identity)

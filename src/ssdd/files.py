@@ -131,3 +131,11 @@ def only_one(folder: Path, work: str = "trained", part: str | None = None) -> It
                 for path in made:
                     if not any(path.iterdir()):
                         path.rmdir()
+
+
+@contextmanager
+def one_after_another(folder: Path) -> Iterator[None]:
+    """Wait until no other process holds the lock of an existing folder, and hold it."""
+    with (folder / LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,11 +1,10 @@
 """An autoencoder made ready for inference at full speed on the device where it is: ``AutoencoderSSDD.optimize``.
 
-On a CPU: bfloat16 where the processor computes in it, fused norms where there is a C++ compiler, and freed memory that
+On a CPU: bfloat16 where the processor computes in it, fused norms where torch.compile works, and freed memory that
 is kept (a decoding allocates and frees some hundred large tensors, and fresh memory is slow).
-On a GPU: bfloat16, and encoder and decoder by torch.compile.
+On a GPU: bfloat16, and encoder and decoder by torch.compile where it works.
 """
 
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,11 +47,21 @@ def fastest_dtype(device: torch.device) -> torch.dtype:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile has the compiler that it needs; warns if not."""
-    if device.type == "cpu" and shutil.which("c++") is None and shutil.which("g++") is None:
-        warnings.warn("found no C++ compiler (g++): the norms are not fused, about a tenth slower", stacklevel=4)
+    """Return whether torch.compile works on a device, by trying it; warn with the reason if not.
+
+    It needs a C++ compiler on a CPU, a C compiler and Python's headers on a GPU, and would fail at the first call only.
+    """
+    try:
+        torch.compile(_trial)(torch.zeros(8, device=device))
+    except Exception as error:  # of many kinds, by the backend
+        reason = str(getattr(error, "inner_exception", error)).partition("\n")[0]
+        warnings.warn(f"torch.compile does not work here: {reason}; slower without it", stacklevel=4)
         return False
     return True
+
+
+def _trial(x: torch.Tensor) -> torch.Tensor:
+    return x + 1
 
 
 def has_fused_norms(network: nn.Module) -> bool:

@@ -102,7 +102,7 @@ def broadcast(value: Any) -> Any:
 def sum_over_processes(number: int) -> int:
     """Return the sum of a number over all processes."""
     if dist.is_available() and dist.is_initialized():
-        box = torch.tensor([number])
+        box = torch.tensor([number], device="cpu")
         dist.all_reduce(box)
         number = int(box)
     return number

@@ -27,7 +27,7 @@ class LatentStatistics:
 
     def __init__(self) -> None:
         self.count = 0
-        self.mean = self._squares = self.minimum = self.maximum = torch.zeros(0, dtype=torch.float64)
+        self.mean = self._squares = self.minimum = self.maximum = torch.zeros(0, dtype=torch.float64, device="cpu")
 
     @property
     def channels(self) -> int:
@@ -92,7 +92,7 @@ class LatentStatistics:
             raise ValueError("expected statistics of latents: a count and a list of numbers for each moment")
         found = cls()
         found.count = count
-        mean, squares, minimum, maximum = (torch.tensor(v, dtype=torch.float64) for v in lists)
+        mean, squares, minimum, maximum = (torch.tensor(v, dtype=torch.float64, device="cpu") for v in lists)
         found.mean, found._squares, found.minimum, found.maximum = mean, squares, minimum, maximum
         finite = all(bool(v.isfinite().all()) for v in (mean, squares, minimum, maximum))
         if not finite or bool((squares < 0).any()) or bool(count) != bool(len(mean)):

@@ -169,10 +169,10 @@ def _spans(length: int, size: int, overlap: int, unit: int) -> tuple[Span, ...]:
 def _weights(spans: tuple[Span, ...], scale: int) -> dict[Span, Tensor]:
     """(entries,) float64 for each span of an axis with ``scale`` entries a cell: falling linearly over the overlaps,
     and one in sum at every entry."""
-    total = torch.zeros(spans[-1].stop * scale, dtype=torch.float64)
+    total = torch.zeros(spans[-1].stop * scale, dtype=torch.float64, device="cpu")
     weights = {}
     for i, span in enumerate(spans):
-        at = torch.arange(span.start * scale, span.stop * scale, dtype=torch.float64) + 0.5
+        at = torch.arange(span.start * scale, span.stop * scale, dtype=torch.float64, device="cpu") + 0.5
         weight = torch.ones_like(at)
         if i > 0:
             weight *= ((at - span.start * scale) / ((spans[i - 1].stop - span.start) * scale)).clamp(max=1.0)

@@ -239,8 +239,13 @@ def test_weights_that_do_not_fit_are_refused(copy: Path) -> None:
     """Weights that are cut off, lack a tensor, or are no floating-point numbers would be taken."""
     weights, complete = copy / WEIGHTS, (copy / WEIGHTS).read_bytes()
     weights.write_bytes(complete[: len(complete) // 2])
-    with pytest.raises(CheckpointError, match="expected complete safetensors files"):
+    with pytest.raises(CheckpointError, match=r"expected a complete safetensors file.*delete it"):
         read_kl_encoder(copy)
+    weights.rename(copy / "blob")  # the hub's cache would link it again
+    weights.symlink_to("blob")
+    with pytest.raises(CheckpointError, match=f"^{copy / 'blob'}: expected"):
+        read_kl_encoder(copy)
+    weights.unlink()
     weights.write_bytes(complete)
     tensors = load_file(weights)
     save_file({k: v for k, v in tensors.items() if not k.startswith("quant_conv")}, weights)

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from ssdd.checkpoints.identity import identify
 from ssdd.cli import generate
 from ssdd.evaluation.features import Extractor
 from ssdd.recipes.generation import GENERATION_RECIPES
@@ -42,7 +44,15 @@ class Colours(Extractor):
         return images.float().mean((2, 3))
 
 
-def test_from_pictures_to_samples(ssdd: Ssdd, latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_pictures_to_samples(
+    ssdd: Ssdd,
+    latents: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tree: Callable[[Path], dict[str, bytes]],
+    tiny_model: Path,
+) -> None:
+    other_model = tiny_model  # of as many channels and the same factor
     monkeypatch.setattr(loop, "peak_flops", lambda *_, **__: 1e12)
     small = ("--total-images", 16, "--batch-size", 4, "--workers", 0, "--log.sample-images", 0)
     trained = ssdd("generate", "train", latents, "--out", "run", *small)
@@ -53,18 +63,27 @@ def test_from_pictures_to_samples(ssdd: Ssdd, latents: Path, tmp_path: Path, mon
     assert facts["latent_shape"] == [4, 4, 4]
     assert facts["tokenizer"]["spatial_factor"] == 8
 
+    assert facts["tokenizer"] == msgspec.to_builtins(identify("ssdd-f8c4-demo"))
+    assert ssdd("generate", "classes", "run").out == "0\tcats\n1\tdogs\n"
+
     quick = ("--steps", 2, "--batch-size", 3)
     sampled = ssdd("generate", "sample", "run", "--classes", "dogs,0", "--count", 4, "--out", "out", *quick)
     assert sampled.status == 0, sampled.err
-    names = ["000000.png", "000001.png", "000002.png", "000003.png", "grid.png", "samples.json"]
+    names = [".lock", "000000.png", "000001.png", "000002.png", "000003.png", "grid.png", "samples.json"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
+    first = tree(tmp_path / "out")
+    (tmp_path / "out" / "000002.png").unlink()
+    (tmp_path / "out" / "grid.png").unlink()
+    goes_on = ssdd("generate", "sample", "run", "--classes", "dogs,0", "--count", 4, "--out", "out", *quick)
+    assert "3 samples were there before" in goes_on.err
+    assert tree(tmp_path / "out") == first, "a sample depends on the others"
     assert Image.open(tmp_path / "out" / "000000.png").size == (32, 32)
     told = json.loads((tmp_path / "out" / "samples.json").read_text())
     assert told["labels"] == [1, 0, 1, 0]
     assert (told["sampling"]["steps"], told["sampling"]["guidance"]) == (2, 4.0)
     again = ssdd("generate", "sample", "run", "--count", 4, "--out", "out", *quick)
-    assert "exists already; pass --overwrite" in again.error_line()
-    npz = ssdd("generate", "sample", "run", "--count", 4, "--out", "npz", "--npz", *quick)
+    assert "made with another labels: choose another --out" in again.error_line()
+    npz = ssdd("generate", "sample", "run", "--count", 4, "--out", "npz", "--format", "npz", *quick)
     assert npz.status == 0, npz.err
     with np.load(tmp_path / "npz" / "samples.npz") as found:
         assert found["arr_0"].shape == (4, 32, 32, 3)
@@ -76,6 +95,26 @@ def test_from_pictures_to_samples(ssdd: Ssdd, latents: Path, tmp_path: Path, mon
     assert measured.status == 0, measured.err
     told = json.loads((tmp_path / "numbers.json").read_text())
     assert [row["guidance"] for row in told["rows"]] == [1.0, 2.0]
+    assert Image.open(tmp_path / "numbers.png").width > 400
+    longer = ssdd(
+        "generate",
+        "evaluate",
+        "run",
+        *measure,
+        "--only",
+        "cats/*",
+        "--out",
+        "numbers.json",
+        *quick,
+        "--guidance",
+        "2,4",
+    )
+    assert longer.status == 0, longer.err
+    rows = json.loads((tmp_path / "numbers.json").read_text())["rows"]
+    assert [row["guidance"] for row in rows] == [2.0, 4.0]
+    assert rows[0] == told["rows"][1], "a row that was done was measured again"
+    by_share = ssdd("generate", "evaluate", "run", *measure, "--shares", "data", *quick)
+    assert "samples: 4, 2 classes, as the photographs" in by_share.out
     assert all(np.isfinite(row["distances"]["colours"]["frechet"]) for row in told["rows"])
     assert told["reference"]["crops"] == 3
     assert "3 crops" in measured.out
@@ -87,10 +126,15 @@ def test_from_pictures_to_samples(ssdd: Ssdd, latents: Path, tmp_path: Path, mon
     for arguments, message in (
         (("sample", "run", "--classes", "2"), "expected classes from 0 to 1, found 2"),
         (("sample", "run", "--classes", "birds"), "numbers or names of classes, found 'birds'"),
+        (("export", "run", "--out", "photos"), "photos is not empty"),
         (("sample", "run", "--interval", "0.5"), "expected --interval like 0.1,0.9"),
         (("sample", "run", "--decoder", "nowhere"), "nowhere: expected"),
         (("sample", "photos"), "photos: expected a trained generator"),
+        (("sample", "run", "--batch-size", "0"), "expected a batch size of at least 1, found 0"),
+        (("sample", "run", "--count", "0"), "expected a count of at least 1, found 0"),
+        (("sample", "run", "--decoder", other_model), "a decoder of the encoder that made the latents, ssdd-f8c4-demo"),
         (("evaluate", "run"), "pass --data"),
+        (("evaluate", "run", "--data", "photos", "--guidance", "1,-1"), "expected a guidance of at least 0, found -1"),
         (("evaluate", "run", "--data", "photos", "--guidance", "a"), "expected --guidance like"),
     ):
         assert message in ssdd("generate", *arguments).error_line()
@@ -138,6 +182,9 @@ def test_typed_settings_without_effect(ssdd: Ssdd, typed: tuple[str, ...], messa
 def test_wrong_usage(ssdd: Ssdd) -> None:
     assert ssdd("generate").status == 2
     assert ssdd("generate", "draw").status == 2
+    result = ssdd("generate", "train", "here", "--log.sample-count", "-1")
+    assert result.status == 2
+    assert "expected log.sample_count of at least 0, found -1" in result.err
     result = ssdd("generate", "train", "here", "--recipe", "gpus")
     assert result.status == 2
     assert "did you mean gpu?" in result.err

@@ -139,9 +139,18 @@ def test_missing_data(ssdd: Ssdd, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [], "a run that cannot start left a folder"
 
 
-@pytest.mark.parametrize("arguments", [(), ("demos",), ("demo", "--batch-size", "many")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("demos",),
+        ("demo", "--batch-size", "many"),
+        *(("demo", f"--log.{name}", "-1") for name in ("sample-count", "sample-images", "milestone-images")),
+        ("demo", "--log.stats-images", "0"),
+    ],
+)
 def test_wrong_usage(ssdd: Ssdd, tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    """No recipe, an unknown one, a word for a number."""
+    """No recipe, an unknown one, a word for a number, a number out of its range."""
     assert ssdd("train", *arguments).status == 2, "wrong usage is not told from failed work"
     assert list(tmp_path.iterdir()) == [], "something was written"
 

@@ -152,7 +152,7 @@ def test_every_missing_file_is_named_in_one_line(calls: list[dict[str, Any]], fo
 def test_a_pickle_that_would_run_code_is_refused(calls: list[dict[str, Any]], folder: Path, name: str) -> None:
     path = folder / name
     torch.save({"weight": subprocess.Popen}, path)
-    missing(path, "damaged or no file of weights")
+    missing(path, "damaged or no file of its weights")
     assert calls == [], "the package was called with a pickle that runs code"
     torch.save({"weight": torch.zeros(3)}, path)
     load_dreamsim()

@@ -15,7 +15,7 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ssdd.evaluation import features
+from ssdd.evaluation import features, weights
 from ssdd.evaluation.features import (
     CLIP_FEATURES,
     INCEPTION,
@@ -178,11 +178,14 @@ def test_clip_from_a_file_of_tensors(clip: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["clip", "dinov2"])
 def test_other_checkpoints_are_named_in_one_line(kind: str, clip: Path, dino: Path) -> None:
-    """A cut file, or tensors that are not the network's, must not pass for features."""
+    """A cut file ends the command, or its error does not say which one it was."""
     folder = {"clip": clip, "dinov2": dino}[kind]
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    missing(f"{kind}:{folder}", str(folder))
+    missing(f"{kind}:{folder}", str(folder), "anew")
+    (folder / "model.safetensors").write_bytes(whole)
+    (folder / "config.json").write_text("")
+    missing(f"{kind}:{folder}", str(folder), "anew")
 
 
 def test_clip_without_some_tensors(clip: Path) -> None:
@@ -220,13 +223,28 @@ def inception(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_inception(inception: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert INCEPTION in available_extractors()
-    missing(INCEPTION, str(inception), "another file than torch-fidelity's")
-    monkeypatch.setattr(features, "_INCEPTION_HASH", hashlib.sha256(inception.read_bytes()).hexdigest()[:8])
+    missing(INCEPTION, str(inception), "is another file than that of https://", "delete it and get it anew")
+    monkeypatch.setattr(weights, "sha256", lambda path: "6726825d")
     extractor = load_extractor(INCEPTION)
     assert extractor.title == "Inception"
     check_promises(extractor, 2048, inception)
     theirs = extractor.net(images(2).permute(0, 3, 1, 2).contiguous())[0]
     assert torch.equal(extractor(images(2)), theirs), "torch-fidelity's own call gives other features"
+
+
+@pytest.mark.parametrize("content", ["cut", "empty", "text", "another network"])
+def test_damaged_weights_are_named_and_left_out(
+    content: str, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A training ends for a file that only its validation reads, or with a line that does not name the file."""
+    path = cache / "mobilenet_v2-b0353104.pth"
+    torch.save({"weight": torch.zeros(30_000)}, path)
+    whole = path.read_bytes()
+    path.write_bytes({"cut": whole[:60_000], "empty": b"", "text": b"<html>", "another network": whole}[content])
+    missing(MOBILENET, str(path), "is damaged or no file of its weights", "delete it and get it anew from https://")
+    monkeypatch.setattr(features, "available_extractors", lambda: [MOBILENET])
+    assert features.cached_extractor() is None
+    assert f"left out: {MOBILENET}: {path} is damaged" in caplog.text
 
 
 def test_missing_weights_are_named_in_one_line(cache: Path) -> None:

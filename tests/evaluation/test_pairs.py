@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ssdd.evaluation.pairs import ImageComparison, ImageMetrics, bicubic_baseline, mean_metrics
-from ssdd.objectives.perceptual import available_network
+from ssdd.objectives.perceptual import available_network, backbone_path
 
 Picture = Callable[..., np.ndarray]
 
@@ -82,6 +83,27 @@ def test_lpips(picture: Picture) -> None:
     assert equal == pytest.approx(0, abs=1e-6), "equal images differ"
     assert equal < near < far, "more noise is not farther away"
     assert compare(picture(31, 64), picture(31, 64, 1)).lpips is None, "LPIPS of an image that the network swallows"
+
+
+@pytest.mark.parametrize("size", [0, 100, 100_000, None])
+def test_lpips_with_damaged_weights_is_left_out(
+    size: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    picture: Picture,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A photograph cannot be reconstructed for the sake of a number beside it. None: of another network."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = backbone_path("squeeze")
+    path.parent.mkdir(parents=True)
+    torch.save({"weight": torch.zeros(30_000)}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[:size])
+    compare = ImageComparison()
+    assert compare.lpips_network is None
+    assert compare(picture(40, 40), picture(40, 40)).lpips is None
+    assert f"left out: LPIPS-squeeze: {path} is damaged" in caplog.text
+    assert "delete it" in caplog.text
 
 
 def test_images_of_two_sizes(compare: ImageComparison, picture: Picture) -> None:

@@ -21,3 +21,17 @@ def test_download_is_put_in_the_cache_if_its_hash_is_right(monkeypatch: pytest.M
         hub_file("net", wrong.as_uri(), download=True)
     assert hub_file("net", right.as_uri(), download=True).read_bytes() == right.read_bytes()
     assert [p.name for p in (tmp_path / "home" / "hub" / "checkpoints").iterdir()] == [right.name]
+
+
+def test_a_file_with_another_hash_than_its_name_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody else's weights pass for the published ones, and so do the numbers that are measured with them."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = tmp_path / "hub" / "checkpoints" / "net-00000000.pth"
+    path.parent.mkdir(parents=True)
+    torch.save({"weight": torch.zeros(3)}, path)
+    assert hub_file("net", f"https://somewhere/{path.name}", download=False) == path
+    assert f"{path} is another file than that of https://somewhere/" in caplog.text
+    with pytest.raises(MissingWeights, match=r"does not begin with 00000000.*delete it"):
+        hub_file("net", f"https://somewhere/{path.name}", download=False, exact=True)

@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssdd.checkpoints.identity import LatentIdentity
+
+NOBODY = LatentIdentity("none", "0" * 64, 8, 4)
 STATISTICS = {"scaling_factor": 0.5, "shift_factor": 1.0, "latents_mean": None, "latents_std": None}
 
 
@@ -17,7 +20,8 @@ class MemoryLatents:
     labels: list[int | None]
     classes: list[str]
     statistics: dict[str, Any] = field(default_factory=lambda: dict(STATISTICS))
-    manifest: dict[str, Any] = field(default_factory=lambda: {"model": {"name": "none", "spatial_factor": 8}})
+    model: LatentIdentity = NOBODY
+    digest: str = "1" * 64
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

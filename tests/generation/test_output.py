@@ -1,5 +1,9 @@
 """Files of samples, and the numbers that compare them with photographs."""
 
+import io
+import json
+import tarfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,24 +15,31 @@ from PIL import Image
 
 from ssdd import AutoencoderSSDD
 from ssdd.data.sources import open_source
+from ssdd.evaluation.decoders import LatentDecoder
 from ssdd.evaluation.features import Extractor
 from ssdd.evaluation.protocols import EvaluationSet
 from ssdd.files import OutputExists
 from ssdd.generation.evaluation import (
-    as_dict,
+    SearchFile,
     as_text,
     balanced_labels,
     best,
+    describe,
     image_side,
     measure_reference,
     measure_samples,
+    photograph_classes,
+    proportional_labels,
+    published_reference,
     reference_protocol,
 )
-from ssdd.generation.output import write_npz, write_pngs
+from ssdd.generation.output import FACTS, FILES, NPZ, Format, SampleFiles, begin, draw_page
 from ssdd.generation.result import Generator
 from ssdd.generation.sampling import Sampling
+from tests.generation.latents import NOBODY
 
-BATCHES = [np.random.default_rng(i).integers(0, 256, (n, 8, 8, 3), np.uint8) for i, n in enumerate((3, 3, 1))]
+IMAGES = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), np.uint8)
+LABELS: list[int | None] = [0, 1, 2, 0, 1, 2, 0]
 
 
 class Means(Extractor):
@@ -44,69 +55,145 @@ class Means(Extractor):
         return torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1)
 
 
+def make(kind: Format, out: Path, labels: list[int | None] = LABELS, part_size: int = 3) -> SampleFiles:
+    """Write all parts of seven samples."""
+    files = FILES[kind](out, labels, part_size)
+    for part in files.parts:
+        numbers = files.missing(part)
+        if numbers:
+            files.write(part, [(number, IMAGES[number]) for number in numbers])
+    return files
+
+
 def test_npz_is_the_adm_evaluators(tmp_path: Path) -> None:
     """It reads arr_0, uint8 NHWC, and arr_1, the classes, as ``np.savez`` writes them."""
-    page = write_npz(tmp_path / "s.npz", BATCHES, [0, 1, 2, 0, 1, 2, 0], side=8)
-    with np.load(tmp_path / "s.npz", allow_pickle=False) as found:
+    files = make("npz", tmp_path)
+    files.finish()
+    with np.load(tmp_path / NPZ, allow_pickle=False) as found:
         assert found.files == ["arr_0", "arr_1"]
         assert found["arr_0"].dtype == np.uint8
-        np.testing.assert_array_equal(found["arr_0"], np.concatenate(BATCHES))
+        np.testing.assert_array_equal(found["arr_0"], IMAGES)
         assert found["arr_1"].dtype == np.int64
-        assert found["arr_1"].tolist() == [0, 1, 2, 0, 1, 2, 0]
-    assert page.draw().shape == (8, 7 * 8 + 6 * 4, 3)
-    with pytest.raises(OutputExists):
-        write_npz(tmp_path / "s.npz", BATCHES, [0] * 7, side=8)
-    with pytest.raises(ValueError, match="expected 8 images for as many labels, found 7"):
-        write_npz(tmp_path / "other.npz", BATCHES, [0] * 8, side=8)
-    assert [p.name for p in tmp_path.iterdir()] == ["s.npz"], "half of a file is left"
+        assert found["arr_1"].tolist() == LABELS
+    assert [p.name for p in tmp_path.iterdir()] == [NPZ], "parts are left"
+    assert not any(files.missing(part) for part in files.parts), "it would be made once more"
+    np.testing.assert_array_equal(files.read(5), IMAGES[:5])
 
 
 def test_npz_without_classes_has_images_alone(tmp_path: Path) -> None:
-    write_npz(tmp_path / "s.npz", BATCHES, [None] * 7, side=8)
-    with np.load(tmp_path / "s.npz") as found:
+    make("npz", tmp_path, [None] * 7).finish()
+    with np.load(tmp_path / NPZ) as found:
         assert found.files == ["arr_0"]
 
 
 def test_pngs_are_the_images(tmp_path: Path) -> None:
-    many = [np.full((20, 8, 8, 3), 10 * i, np.uint8) for i in range(4)]
-    page = write_pngs(tmp_path, [*many, *BATCHES])
-    assert len(list(tmp_path.glob("*.png"))) == 87
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "000086.png")), BATCHES[2][0])
-    assert page.draw().shape == (8 * 12 - 4, 8 * 12 - 4, 3), "a page of thousands"
+    files = make("png", tmp_path)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "000006.png")), IMAGES[6])
+    (tmp_path / "000004.png").unlink()
+    assert [list(files.missing(part)) for part in files.parts] == [[], [4], []]
+    np.testing.assert_array_equal(files.read(3), IMAGES[:3])
 
 
-def test_labels_are_balanced() -> None:
+def test_tars_are_webdatasets(tmp_path: Path) -> None:
+    files = make("tar", tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"shard-00000{i}.tar" for i in range(3)]
+    with tarfile.open(tmp_path / "shard-000001.tar") as tar:
+        members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    assert list(members) == [f"0000000{i}.{kind}" for i in (3, 4, 5) for kind in ("png", "cls")]
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(members["00000004.png"]))), IMAGES[4])
+    assert members["00000005.cls"] == b"2"
+    np.testing.assert_array_equal(files.read(5), IMAGES[:5])
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_part_that_fails_is_not_there(kind: Format, tmp_path: Path) -> None:
+    files = FILES[kind](tmp_path, LABELS, 3)
+
+    def samples() -> object:
+        yield 0, IMAGES[0]
+        raise RuntimeError("a fault on the way")
+
+    with pytest.raises(RuntimeError):
+        files.write(files.parts[0], samples())  # type: ignore[arg-type]
+    assert list(files.missing(files.parts[0])) == ([1, 2] if kind == "png" else [0, 1, 2])
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_other_samples_are_neither_mixed_nor_lost(kind: Format, tmp_path: Path) -> None:
+    files = FILES[kind](tmp_path, LABELS, 3)
+    begin(files, {"seed": 0}, overwrite=False)
+    make(kind, tmp_path)
+    begin(files, {"seed": 0}, overwrite=False)
+    with pytest.raises(OutputExists, match="made with another seed"):
+        begin(files, {"seed": 1}, overwrite=False)
+    assert not files.missing(files.parts[0])
+    (tmp_path / FACTS).unlink()
+    with pytest.raises(ValueError, match=f"no {FACTS} says how it was made"):
+        begin(files, {"seed": 0}, overwrite=False)
+    begin(FILES[kind](tmp_path / "new", LABELS, 3), {"seed": 0}, overwrite=True)
+    (tmp_path / FACTS).write_text('{"seed": 0}')
+    begin(files, {"seed": 1}, overwrite=True)
+    assert len(files.missing(files.parts[0])) == 3
+    assert json.loads((tmp_path / FACTS).read_text()) == {"seed": 1}
+
+
+def test_page_of_many() -> None:
+    assert draw_page(list(IMAGES)).shape == (8, 7 * 8 + 6 * 4, 3)
+    assert draw_page([IMAGES[0]] * 64).shape == (8 * 12 - 4, 8 * 12 - 4, 3)
+
+
+def test_labels_are_balanced_or_as_the_photographs() -> None:
     assert balanced_labels([4, 2], 5) == [4, 2, 4, 2, 4]
     assert balanced_labels([], 2) == [None, None]
+    labels = proportional_labels(Counter({0: 50, 3: 30, 5: 21}), 10, seed=0)
+    assert Counter(labels) == {0: 5, 3: 3, 5: 2}
+    assert labels != sorted(labels, key=lambda label: label or 0), "classes one after the other"
+    assert labels == proportional_labels(Counter({5: 21, 0: 50, 3: 30}), 10, seed=0)
+
+
+def test_classes_of_photographs_are_their_folders(tmp_path: Path, picture: Callable[..., np.ndarray]) -> None:
+    for name in ("a/0", "a/1", "b/0", "c/0"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(picture(8, 8)).save(tmp_path / f"{name}.png")
+    assert photograph_classes(open_source([tmp_path]), ("b", "a")) == {1: 2, 0: 1}
+    with pytest.raises(ValueError, match="folders named by a class, such as 'x'"):
+        photograph_classes(open_source([tmp_path]), ("x",))
+
+
+@pytest.fixture(scope="module")
+def decoder() -> LatentDecoder:
+    model = AutoencoderSSDD.from_preset(encoder="f8c4", decoder="XXS", encoder_width=32, encoder_groups=8).eval()
+    return LatentDecoder(model, NOBODY)
 
 
 def test_guidance_search_and_its_protocol(
-    generator: Generator, tmp_path: Path, picture: Callable[..., np.ndarray]
+    generator: Generator, decoder: LatentDecoder, tmp_path: Path, picture: Callable[..., np.ndarray]
 ) -> None:
-    """Rows differ by guidance alone; what was compared with what is told beside the numbers."""
+    """Rows differ by guidance alone, and stay when they are done; what was compared is told beside the numbers."""
+    (tmp_path / "photos").mkdir()
     for i in range(8):
-        Image.fromarray(picture(40, 40, i)).save(tmp_path / f"{i}.png")
-    decoder = AutoencoderSSDD.from_preset(encoder="f8c4", decoder="XXS", encoder_width=32, encoder_groups=8).eval()
-    protocol = reference_protocol(image_side(generator, decoder))
+        Image.fromarray(picture(40, 40, i)).save(tmp_path / "photos" / f"{i}.png")
+    protocol = reference_protocol(image_side(generator))
     assert (protocol.name, protocol.size) == ("centre-32-v1", 32)
     assert reference_protocol(256).name == "paper-256-v1"
-    reference = measure_reference(EvaluationSet(open_source([tmp_path]), protocol), [Means()], workers=0)
-    labels = balanced_labels([0, 1], 8)
+    reference = measure_reference(EvaluationSet(open_source([tmp_path / "photos"]), protocol), [Means()], workers=0)
+    labels, shares = balanced_labels([0, 1], 8), "the chosen classes in turn"
     sampling = Sampling(steps=3, sampler="heun", interval=(0.1, 0.9), seed=3)
-    results = measure_samples(generator, decoder, labels, sampling, [1.0, 3.0], reference, batch_size=4)
-    assert [r.sampling for r in results] == [replace(sampling, guidance=g) for g in (1.0, 3.0)]
+    samplings = [replace(sampling, guidance=guidance) for guidance in (1.0, 3.0)]
+    results = [measure_samples(generator, decoder, labels, s, reference, batch_size=4) for s in samplings]
+    assert None not in results
     (name,) = results[0].distances
     assert {"frechet", "kid", "precision", "recall", "density", "coverage"} <= results[0].distances[name].keys()
     assert results[0].distances != results[1].distances
     smaller = min(results, key=lambda r: r.distances[name]["frechet"])
     assert best(results, name) is smaller
 
-    text = as_text(results, reference, labels)
+    text = as_text(results, reference, labels, shares)
     for part in (
         "FD",
         "KID",
-        "samples: 8, 2 classes in turn",
-        "heun, 3 steps (5 calls)",
+        "samples: 8, 2 classes, the chosen classes in turn",
+        "heun, 3 steps (6 calls)",
         "t from 0.1 to 0.9",
         "seed 3",
     ):
@@ -114,8 +201,30 @@ def test_guidance_search_and_its_protocol(
     assert f"best guidance by FD {name}: {smaller.sampling.guidance:g}" in text
     assert "FD-8 means: of 8 images" in text
     assert "k = 3" in text
-    content = as_dict(results, reference, labels, {"generator": "g"})
+
+    search = SearchFile(tmp_path / "search.json", describe(reference, labels, shares, {"generator": "g"}))
+    assert search.kept() == []
+    search.write(results[:1])
+    assert search.kept() == results[:1]
+    search.write(results)
+    content = json.loads((tmp_path / "search.json").read_text())
     assert [row["guidance"] for row in content["rows"]] == [1.0, 3.0]
     assert content["reference"]["crops"] == 8
     assert content["rows"][1]["distances"] == results[1].distances
     assert torch.__version__ == content["software"]["torch"]
+    assert Image.open(tmp_path / "search.png").width > 400
+    with pytest.raises(ValueError, match="holds rows with another generator"):
+        SearchFile(tmp_path / "search.json", {"generator": "h"}).kept()
+
+
+def test_published_statistics_give_the_frechet_distance_alone(
+    generator: Generator, decoder: LatentDecoder, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "adm.npz", mu=np.full(12, 0.5), sigma=np.eye(12) / 100)
+    reference = published_reference(tmp_path / "adm.npz", Means())
+    result = measure_samples(generator, decoder, [0, 1, 0], Sampling(steps=2), reference)
+    assert result is not None
+    distances = result.distances["means"]
+    assert distances["frechet"] > 0
+    assert "kid" not in distances
+    assert "mean and covariance of" in as_text([result], reference, [0, 1, 0], "")

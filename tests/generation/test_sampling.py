@@ -1,5 +1,6 @@
 """From noise to latents: the schedulers' convention, guidance, and samples that depend on nothing but their number."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -9,13 +10,14 @@ from diffusers import DiTTransformer2DModel
 from torch import Tensor
 
 from ssdd import AutoencoderSSDD
-from ssdd.generation.decoding import spatial_factor
+from ssdd.checkpoints.identity import LatentIdentity
+from ssdd.evaluation.decoders import LatentDecoder
 from ssdd.generation.model import build_dit, dit_size, null_class
-from ssdd.generation.result import Generator, LatentFacts
-from ssdd.generation.sampling import Sampling, generate, generate_images, guided_velocity, integrate
-from tests.generation.latents import STATISTICS
+from ssdd.generation.result import Generator, LatentFacts, parse_classes
+from ssdd.generation.sampling import Sampler, Sampling, generate, generate_images, guided_velocity, integrate
+from tests.generation.latents import NOBODY, STATISTICS
 
-FACTS = LatentFacts((4, 4, 4), ("plus", "minus"), {**STATISTICS, "latents_convention": "measured"}, {})
+FACTS = LatentFacts((4, 4, 4), ("plus", "minus"), {**STATISTICS, "latents_convention": "measured"}, NOBODY)
 
 
 def test_euler_is_the_plain_loop_on_equal_steps() -> None:
@@ -30,35 +32,78 @@ def test_euler_is_the_plain_loop_on_equal_steps() -> None:
     for i in range(steps):
         t = torch.full((2,), 1 - i / steps)
         x = x + velocity(x, t) / steps
-    torch.testing.assert_close(integrate(velocity, noise, steps), x, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(integrate(velocity, noise, Sampling(steps=steps).times), x, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
 @pytest.mark.parametrize("steps", [1, 2, 5])
-def test_straight_paths_end_at_the_image(sampler: str, steps: int) -> None:
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_straight_paths_end_at_the_image(sampler: Sampler, steps: int, shift: float) -> None:
     image, noise = torch.randn(3, 4), torch.randn(3, 4)
-    found = integrate(lambda x, t: image - noise, noise, steps, sampler)  # type: ignore[arg-type]
-    torch.testing.assert_close(found, image, atol=2e-4, rtol=0)  # Heun divides a difference by a t of 0.001
+    times = Sampling(steps=steps, shift=shift).times
+    torch.testing.assert_close(integrate(lambda x, t: image - noise, noise, times, sampler), image)
 
 
-def test_heun_converges_faster_than_euler() -> None:
-    """dx/ds = x with s = 1 - t, from x at s = 0: e x at the end."""
-    noise = torch.ones(1, 1)
-    errors = {
-        (sampler, steps): abs(float(integrate(lambda x, t: x, noise, steps, sampler)) - math.e)  # type: ignore[arg-type]
-        for sampler in ("euler", "heun")
-        for steps in (10, 20, 40)
-    }
-    for steps in (10, 20):
-        assert errors["euler", steps] / errors["euler", 2 * steps] == pytest.approx(2, rel=0.2)
-        assert errors["heun", steps] / errors["heun", 2 * steps] == pytest.approx(4, rel=0.3)
-    assert errors["heun", 10] < errors["euler", 40] / 2, "19 calls of Heun against 40 of Euler"
+@pytest.mark.parametrize(("sampler", "calls"), [("euler", 5), ("heun", 10)])
+def test_calls_are_those_that_are_told(sampler: Sampler, calls: int) -> None:
+    sampling, times = Sampling(steps=5, sampler=sampler), list[float]()
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        times.append(float(t[0]))
+        return x
+
+    integrate(velocity, torch.ones(1, 1), sampling.times, sampler)
+    assert len(times) == sampling.calls == calls
+    assert (min(times), max(times)) == ((0.0, 1.0) if sampler == "heun" else (pytest.approx(0.2), 1.0))
+
+
+def test_times_are_shifted_as_in_sd3() -> None:
+    """t = s u / (1 + (s - 1) u): for s = 3, 1/2 becomes 3/4."""
+    assert Sampling(steps=2).times == [1.0, 0.5, 0.0]
+    assert Sampling(steps=2, shift=3.0).times == [1.0, 0.75, 0.0]
+
+
+MEANS, WEIGHTS, STD = torch.tensor([-2.0, 1.0, 3.0], dtype=torch.float64), torch.tensor([0.2, 0.5, 0.3]), 0.4
+"""A mixture of three Gaussians on a line, whose flow is known."""
+
+
+def mixture_velocity(x: Tensor, t: Tensor) -> Tensor:
+    """E[x_0 - noise | x_t = x] for x_t = (1 - t) x_0 + t noise: Gaussian in each component, weighted by its density."""
+    x, t = x.double(), t.double()[:, None]
+    mean, variance = (1 - t) * MEANS, (1 - t) ** 2 * STD**2 + t**2  # (B, 3) and (B, 1), of x_t in each component
+    density = WEIGHTS * torch.exp(-((x - mean) ** 2) / (2 * variance))
+    share = density / density.sum(dim=1, keepdim=True)
+    slope = ((1 - t) * STD**2 - t) / variance  # covariance of x_0 - noise and x_t, by the variance of x_t
+    return (share * (MEANS + slope * (x - mean))).sum(dim=1, keepdim=True)
+
+
+def exact_solution(noise: Tensor) -> Tensor:
+    """In one dimension the flow keeps quantiles: the mixture's quantile of the noise's probability."""
+    probability = torch.special.ndtr(noise.double())
+    low, high = torch.full_like(probability, -10.0), torch.full_like(probability, 10.0)
+    for _ in range(80):
+        middle = (low + high) / 2
+        below = (WEIGHTS * torch.special.ndtr((middle - MEANS) / STD)).sum(dim=1, keepdim=True) < probability
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return middle
+
+
+@pytest.mark.parametrize(("sampler", "order"), [("euler", 1), ("heun", 2)])
+def test_order_of_convergence_on_a_gaussian_mixture(sampler: Sampler, order: int) -> None:
+    """The error against the closed form falls by 2^order when the steps are doubled."""
+    noise = torch.linspace(-2, 2, 41)[:, None]
+    exact, errors = exact_solution(noise), []
+    for steps in (32, 64, 128):
+        solution = integrate(mixture_velocity, noise, Sampling(steps=steps).times, sampler)
+        errors.append(float((solution - exact).abs().mean()))
+    orders = [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
+    assert orders[-1] == pytest.approx(order, abs=0.25), (errors, orders)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
-def test_samples_are_of_their_class(generator: Generator, sampler: str) -> None:
+def test_samples_are_of_their_class(generator: Generator, sampler: Sampler) -> None:
     """Trained on two constant latents: 1, -1, 0, 0 and -1, 1, 0, 0 by channel."""
-    sampling = Sampling(steps=20, guidance=2.0, sampler=sampler)  # type: ignore[arg-type]
+    sampling = Sampling(steps=20, guidance=2.0, sampler=sampler)
     z = generate(generator, [0, 1, 0, 1], sampling)
     expected = torch.tensor([[1.0, -1, 0, 0], [-1, 1, 0, 0]])[torch.tensor([0, 1, 0, 1])][:, :, None, None]
     assert float((z - expected).abs().mean()) < 0.25
@@ -123,7 +168,7 @@ def test_classes_out_of_range(generator: Generator) -> None:
     for wrong in (2, -1):
         with pytest.raises(ValueError, match=rf"^expected classes from 0 to 1, found {wrong}$"):
             generate(generator, [0, wrong], Sampling(steps=1))
-    without = Generator(generator.model, LatentFacts((4, 4, 4), (), FACTS.statistics, {}))
+    without = Generator(generator.model, LatentFacts((4, 4, 4), (), FACTS.statistics, NOBODY))
     with pytest.raises(ValueError, match="this model knows none; found 0"):
         generate(without, [0], Sampling(steps=1))
 
@@ -136,6 +181,7 @@ def test_classes_out_of_range(generator: Generator) -> None:
         ({"guidance": -1.0}, "guidance of at least 0"),
         ({"guidance": math.nan}, "guidance of at least 0"),
         ({"interval": (0.9, 0.1)}, "interval of times from 0 to 1"),
+        ({"shift": 0.0}, "shift of the times above 0"),
         ({"sampler": "ddim"}, "expected a sampler, euler or heun, found 'ddim'"),
     ],
 )
@@ -144,22 +190,71 @@ def test_bad_settings(settings: dict[str, object], message: str) -> None:
         Sampling(**settings)  # type: ignore[arg-type]
 
 
-def test_decoder_that_does_not_fit_is_refused(generator: Generator) -> None:
+def test_autoguidance_leads_away_from_the_guide() -> None:
+    torch.manual_seed(0)
+    models = [build_dit("tiny/2", (4, 4, 4), 2).eval() for _ in range(2)]
+    for parameter in (p for model in models for p in model.parameters()):
+        parameter.data += torch.randn_like(parameter) * 0.05
+    x, t, labels = torch.randn(3, 4, 4, 4), torch.full((3,), 0.5), torch.tensor([0, 1, 1])
+    with torch.no_grad():
+        good, bad = (guided_velocity(model, labels, Sampling(guidance=1.0))(x, t) for model in models)
+        guided = guided_velocity(models[0], labels, Sampling(guidance=2.5), models[1])(x, t)
+    torch.testing.assert_close(guided, bad + 2.5 * (good - bad), atol=1e-5, rtol=1e-4)
+
+
+def test_guide_on_other_latents_is_refused(generator: Generator) -> None:
+    other = replace(generator.facts, tokenizer=LatentIdentity("other", "2" * 64, 8, 4))
+    with pytest.raises(ValueError, match=r"a guide on latents of none.*of other"):
+        generate(generator, [0], Sampling(steps=1), guide=Generator(generator.model, other))
+    other = replace(generator.facts, classes=("minus", "plus"))
+    with pytest.raises(ValueError, match="a guide with the generator's classes"):
+        generate(generator, [0], Sampling(steps=1), guide=Generator(generator.model, other))
+
+
+@pytest.fixture(scope="module")
+def decoder() -> LatentDecoder:
+    model = AutoencoderSSDD.from_preset(encoder="f8c4", decoder="XXS", encoder_width=32, encoder_groups=8).eval()
+    return LatentDecoder(model, NOBODY)
+
+
+def test_decoder_that_does_not_fit_is_refused(generator: Generator, decoder: LatentDecoder) -> None:
     """Its channels, or the side of an image, would be wrong."""
-    small = {"decoder": "XXS", "encoder_width": 32, "encoder_groups": 8}
-    for name, message in (("f8c16", "decoder of 4 latent channels.*one of 16"), ("f4c4", "factor 8.*found 4")):
-        decoder = AutoencoderSSDD.from_preset(encoder=name, **small)
-        assert spatial_factor(decoder) == decoder.spatial_factor
+    for layout, message in (((8, 16), "of f8c4.*one of f8c16"), ((4, 4), "of f8c4.*one of f4c4")):
+        other = LatentDecoder(decoder.model, LatentIdentity("other", None, *layout))
         with pytest.raises(ValueError, match=message):
-            generate_images(generator, decoder, [0], Sampling())
+            generate_images(generator, other, [0], Sampling())
 
 
-def test_images_are_decoded_raw_latents(generator: Generator) -> None:
-    decoder = AutoencoderSSDD.from_preset(encoder="f8c4", decoder="XXS", encoder_width=32, encoder_groups=8).eval()
+def test_images_are_decoded_raw_latents(generator: Generator, decoder: LatentDecoder) -> None:
     sampling = Sampling(steps=2)
     batches = list(generate_images(generator, decoder, [0, 1, 0], sampling, batch_size=2))
     assert [b.shape for b in batches] == [(2, 32, 32, 3), (1, 32, 32, 3)]
     raw = 1 + 2 * generate(generator, [0, 1, 0], sampling)
     with torch.no_grad():
-        expected = decoder.decode(raw[:2]).sample.clamp(-1, 1).add(1).mul(127.5).permute(0, 2, 3, 1)
+        expected = decoder.model.decode(raw[:2]).sample.clamp(-1, 1).add(1).mul(127.5).permute(0, 2, 3, 1)
     assert float((torch.from_numpy(batches[0]).float() - expected).abs().max()) < 1.01
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("all", [0, 1, 2, 3]),
+        ("tench", [0]),
+        ("Tinca tinca", [0]),
+        ("tench, Tinca tinca", [0]),
+        ("tench,Tinca tinca,2", [0, 2]),
+        ("great white shark, 0", [2, 0]),
+        ("hammer,tiger shark", [1, 3]),
+        ("goldfish", None),
+        ("shark", None),
+        ("4", None),
+    ],
+)
+def test_classes_by_number_name_and_part(text: str, expected: list[int] | None) -> None:
+    names = ("tench, Tinca tinca", "hammerhead", "great white shark, white shark", "tiger shark")
+    facts = replace(FACTS, classes=names)
+    if expected is not None:
+        assert parse_classes(text, facts) == expected
+        return
+    with pytest.raises(ValueError, match="expected"):
+        parse_classes(text, facts)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ssdd.checkpoints.identity import LatentIdentity, identify
 from ssdd.generation.config import GenerationConfig
 from ssdd.generation.data import LatentStream, latent_batches
 from ssdd.generation.model import null_class
@@ -129,6 +130,25 @@ def test_other_data_are_refused(train: Train, tmp_path: Path) -> None:
         train(tmp_path / "run", random_latents(13), total_images=12)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": LatentIdentity("other", "2" * 64, 8, 4)}, "the encoder of the latents that this run began with"),
+        ({"digest": "3" * 64}, "the latents that this run began with"),
+        ({"classes": ["class2", "class1", "class0"]}, "the classes in order that this run began with"),
+    ],
+)
+def test_latents_of_as_many_others_are_refused(
+    train: Train, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    """The weights learnt the old latents, and the result would have the new statistics and names."""
+    train(tmp_path / "run", random_latents(), total_images=12)
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path / "run", bad(**changes), total_images=12)
+    renamed = replace(random_latents(), model=LatentIdentity("moved/elsewhere", "0" * 64, 8, 4))
+    train(tmp_path / "run", renamed, total_images=12)
+
+
 def test_result_says_what_its_latents_are(train: Train, tmp_path: Path) -> None:
     model = train(tmp_path / "run", random_latents(classes=0), total_images=4)
     facts = json.loads((model / "generation.json").read_text())
@@ -155,8 +175,15 @@ def test_diverged_run_leaves_its_latents(train: Train, tmp_path: Path) -> None:
 
 def test_grids_of_samples_while_it_trains(train: Train, tmp_path: Path, tiny_model: Path) -> None:
     log = LogConfig(stats_images=8, sample_images=4, sample_count=2, checkpoint_images=8)
-    train(tmp_path / "run", random_latents(), total_images=4, decoder=str(tiny_model), log=log)
+    data = replace(random_latents(), model=identify(str(tiny_model)))
+    train(tmp_path / "run", data, total_images=4, decoder=str(tiny_model), log=log)
     assert [p.name for p in (tmp_path / "run" / "samples").iterdir()] == ["000000000004.png"]
+
+
+def test_grids_by_another_encoders_decoder_are_refused(train: Train, tmp_path: Path, tiny_model: Path) -> None:
+    log = LogConfig(stats_images=8, sample_images=4, sample_count=2, checkpoint_images=8)
+    with pytest.raises(ValueError, match=r"a decoder of the encoder that made the latents, none.*found .*tiny-model"):
+        train(tmp_path / "run", random_latents(), total_images=4, decoder=str(tiny_model), log=log)
 
 
 def bad(**changes: object) -> object:
@@ -212,6 +239,26 @@ def test_settings_that_may_change() -> None:
     assert differences(moved, to_json(config)) == []
     other = replace(config, size="B/2", label_dropout=0.2)
     assert differences(other, to_json(config)) == ["label_dropout: 0.1 -> 0.2", "size: S/2 -> B/2"]
+
+
+def test_other_latents_in_a_finished_runs_folder(train: Train, tmp_path: Path) -> None:
+    """As many latents of something else pass for those that the model was trained on."""
+    run, data = tmp_path / "run", two_classes()
+    train(run, data, total_images=8)
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    train(run, data, total_images=8)
+    other = two_classes()
+    other.classes = other.classes[::-1]
+    with pytest.raises(ValueError, match="expected the latents that this run began with, found others"):
+        train(run, other, total_images=8)
+    assert {path: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+def test_compiling_without_a_compiler(train: Train, tmp_path: Path, no_compiler: None) -> None:
+    """A training on a machine without g++ ends at its first update."""
+    with pytest.warns(UserWarning, match=r"torch\.compile does not work here"):
+        train(tmp_path / "run", two_classes(), total_images=8, compile=True)
+    assert (tmp_path / "run" / "model").is_dir()
 
 
 def test_compiled_run_is_the_same_run(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

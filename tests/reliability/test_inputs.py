@@ -234,7 +234,7 @@ def test_a_pickle_of_the_hub_is_never_fetched(model: Path, tmp_path: Path, monke
     assert (loaded.dtype, loaded.config["_name_or_path"]) == (torch.float16, "a/b")
     expected = AutoencoderSSDD.from_pretrained(model, torch_dtype=torch.float16).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
-    assert LatentEncoder("a/b").sha256 == LatentEncoder(str(model)).sha256
+    assert LatentEncoder("a/b").identity.encoder_sha256 == LatentEncoder(str(model)).identity.encoder_sha256
 
     torch.save({}, model / "shard.bin")
     (model / f"{WEIGHTS}.index.json").write_text(json.dumps(INDEX))
@@ -249,7 +249,7 @@ def test_a_pickle_of_the_hub_is_never_fetched(model: Path, tmp_path: Path, monke
     shutil.copy(model / WEIGHTS, model / "other.safetensors")
     other = load_file(model / WEIGHTS)
     save_file({k: v + 1 for k, v in other.items()}, model / "other.safetensors")
-    assert LatentEncoder("a/b").sha256 == LatentEncoder(str(model)).sha256
+    assert LatentEncoder("a/b").identity.encoder_sha256 == LatentEncoder(str(model)).identity.encoder_sha256
     found = AutoencoderSSDD.from_pretrained("a/b").state_dict()["encoder.conv_in.weight"]
     torch.testing.assert_close(found, other["encoder.conv_in.weight"] + 1)
 
@@ -337,12 +337,12 @@ def spoil(weights: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        ("huge header", "expected complete safetensors files"),
-        ("header of gigabytes", "expected complete safetensors files"),
-        ("overlapping", "expected complete safetensors files"),
-        ("shape", "expected complete safetensors files"),
-        ("cut", "expected complete safetensors files"),
-        ("empty", "expected complete safetensors files"),
+        ("huge header", "expected a complete safetensors file"),
+        ("header of gigabytes", "expected a complete safetensors file"),
+        ("overlapping", "expected a complete safetensors file"),
+        ("shape", "expected a complete safetensors file"),
+        ("cut", "expected a complete safetensors file"),
+        ("empty", "expected a complete safetensors file"),
         ("integers", "expected decoder.conv_in.weight as F64, F32, F16, BF16, found I32"),
         ("transposed", "decoder.conv_in.weight is ["),
         ("less", "no decoder.conv_in.weight"),

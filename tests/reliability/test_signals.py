@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ssdd.checkpoints.identity import LatentIdentity
 from ssdd.generation.model import build_dit
 from ssdd.generation.result import Generator, LatentFacts, save_generator
 from ssdd.training.checkpoint import list_checkpoints, read_checkpoint
@@ -39,7 +40,7 @@ def many(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A latent DiT with random weights, for the tiny model's latents."""
     statistics = {"scaling_factor": 0.5, "shift_factor": 1.0, "latents_mean": None, "latents_std": None}
-    facts = LatentFacts((4, 2, 2), ("one", "two"), statistics, {"spatial_factor": 8})
+    facts = LatentFacts((4, 2, 2), ("one", "two"), statistics, LatentIdentity("none", None, 8, 4))
     folder = tmp_path_factory.mktemp("generator")
     save_generator(Generator(build_dit("tiny/2", (4, 2, 2), 2), facts), folder)
     return folder

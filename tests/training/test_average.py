@@ -55,6 +55,18 @@ def test_average_begins_when_it_is_told_to() -> None:
     assert float(average.module.weight) > 10, "the average has not begun"
 
 
+@pytest.mark.parametrize("start", [0, 1000])
+def test_average_of_what_stands_for_the_weights(start: int) -> None:
+    """With a schedule-free optimiser the training sequence y is averaged, and not x, which the method is about."""
+    model = Model()
+    average = Average(model, AverageConfig(halflife_images=1000, from_images=start), 10)
+    for seen in range(10, 110, 10):
+        model.set(seen)
+        average.update(model, seen, {model.weight: torch.full((1,), 7.0)})
+    assert float(average.module.weight) == pytest.approx(7.0, abs=1e-3)
+    assert float(average.module.running) > 8.0, "a buffer has no other point"
+
+
 def test_random_start_is_forgotten() -> None:
     """After ten updates of a run with a long half-life, the first weights still rule."""
     model = Model()

@@ -55,6 +55,13 @@ def test_differences_are_named_and_harmless_ones_are_not() -> None:
     other = replace(config, seed=1, batch_size=8)
     assert differences(other, to_json(config)) == ["batch_size: 256 -> 8", "seed: 0 -> 1"]
     assert differences(KLVAEConfig(), to_json(FlowConfig()))[-1] == "stage: flow -> kl-vae"
+    # Only what lies somewhere can have moved.
+    for name, before, after in (("encoder", "f8c4", "f16c4"), ("encoder", "enc", "f8c4"), ("start_from", "run", None)):
+        first, second = (FlowConfig(model=ModelConfig(**{name: value})) for value in (before, after))
+        assert differences(second, to_json(first)) == [f"model.{name}: {before} -> {after}"]
+    own = FlowConfig(loss=FlowLoss(own=("losses/mine.py:edges:0.1",)))
+    assert differences(replace(own, loss=FlowLoss(own=("/moved/mine.py:edges:0.1",))), to_json(own)) == []
+    assert differences(replace(own, loss=FlowLoss(own=("losses/mine.py:edges:0.2",))), to_json(own)) != []
 
 
 @pytest.mark.parametrize(("setting", "adversarial", "allowed"), [("microbatch", 0.0, True), ("microbatch", 0.5, False)])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,37 @@ def test_tensorboard_scalars_and_pictures(small: Small, photographs: Path, tmp_p
     assert [e.step for e in events.Scalars("total")] == [8, 16, 24], "the clock is not images seen"
     assert [e.step for e in events.Scalars("validation/psnr_8")] == [12, 24]
     assert [e.step for e in events.Images("samples")] == [12, 24]
+
+
+@pytest.mark.parametrize("failure", ["at its import", "later"])
+def test_a_broken_tracker_is_left_out(
+    failure: str, small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A protobuf that does not fit raises TypeError at the import, and ends a training for the sake of its curves."""
+    raises = "raise TypeError('Descriptors cannot be created directly')"
+    content = {
+        "at its import": raises,
+        "later": f"Image = object\ndef init(**_): pass\ndef log(*_, **__): {raises}\ndef finish(): {raises}",
+    }[failure]
+    (tmp_path / "wandb.py").write_text(content)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    train(small("--log.to", "wandb", "--total-images", "8"), tmp_path / "run")
+    sys.modules.pop("wandb", None)
+    assert (tmp_path / "run" / "model").is_dir()
+    assert [line["images"] for line in stats(tmp_path / "run")] == [8]
+    assert caplog.text.count("wandb is left out: Descriptors cannot be created directly") == 1
+
+
+def test_tensorboard_that_cannot_be_imported(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "tensorboard.py").write_text("raise SystemError('built for another Python')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.split(".")[0] == "tensorboard" or "utils.tensorboard" in name]:
+        monkeypatch.delitem(sys.modules, name)
+    train(small("--total-images", "8"), tmp_path / "run")
+    assert "tensorboard is left out: built for another Python" in caplog.text
 
 
 def test_training_learns(small: Small, start: tuple[str, ...], tmp_path: Path) -> None:
@@ -210,10 +242,19 @@ def test_divergence_in_the_last_interval(small: Small, tmp_path: Path) -> None:
 
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole networks are compiled."""
+    monkeypatch.setattr(state, "can_compile", lambda device: True)
     compile_networks = state.compile_networks
     monkeypatch.setattr(
         state, "compile_networks", lambda stage, config, _: compile_networks(stage, config, torch.device("cuda"))
     )
+
+
+@pytest.mark.parametrize("recipe", ["tiny-encoder", "tiny-kl-vae"])
+def test_compiling_without_a_compiler(small: Small, tmp_path: Path, recipe: str, no_compiler: None) -> None:
+    """A training on a machine without g++ ends at its first update."""
+    with pytest.warns(UserWarning, match=r"torch\.compile does not work here"):
+        train(small("--compile", "--total-images", "8", *NO_GAN, recipe=recipe), tmp_path / "run")
+    assert (tmp_path / "run" / "model").is_dir()
 
 
 @pytest.mark.parametrize("recipe", ["tiny-encoder", "tiny-kl-vae"])

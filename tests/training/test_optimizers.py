@@ -1,13 +1,16 @@
 """One update: which parameters are decayed, what is skipped and what not, nobody waits for the device."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
+from ssdd.generation.config import GenerationConfig
 from ssdd.nn.decoder import Decoder
 from ssdd.nn.presets import decoder_size
-from ssdd.training.config import FlowConfig, OptimizerConfig
-from ssdd.training.optimizers import Update, build_optimizer, learning_rate
+from ssdd.training.config import FlowConfig, KLVAEConfig, KLVAELoss, OptimizerConfig
+from ssdd.training.optimizers import Update, build_optimizer, learning_rate, schedule_notes
 
 NAMES = ("adamw", "muon", "schedule-free-radam")
 CPU = torch.device("cpu")
@@ -137,6 +140,19 @@ def test_schedule_shrinks_with_a_short_run() -> None:
     assert max(rates) == 1.0
     assert rates.index(1.0) == 29
     assert rates[-1] < 0.03
+
+
+def test_what_a_run_is_too_short_for_is_said() -> None:
+    """A trial run says nothing about the real one, and nobody knows."""
+    short = OptimizerConfig(warmup_images=300, decay_images=700)
+    config = KLVAEConfig(total_images=100, optimizer=short, loss=KLVAELoss(adversarial=0.5))
+    shortened, discriminator = schedule_notes(config)
+    assert "shortened to 30 and 70 of its 100 images" in shortened
+    assert "warm-up is longer than the 100 images" in discriminator
+    late = replace(config, loss=KLVAELoss(adversarial=0.5, adversarial_from_images=200))
+    assert "comes in at 200 images, after the end of this run at 100" in schedule_notes(late)[1]
+    assert schedule_notes(replace(config, total_images=1000)) == []
+    assert len(schedule_notes(GenerationConfig(total_images=100, optimizer=short))) == 1
 
 
 def test_learning_rate_schedule() -> None:

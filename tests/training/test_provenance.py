@@ -77,7 +77,7 @@ def test_photographs_moved_or_replaced(
     others = other_pictures(photographs, tmp_path / "others")
     for folder, message in (
         (tmp_path / "more", "expected the 12 photographs that this run began with, found 13"),
-        (others, "expected the photographs that this run began with, found others under that name"),
+        (others, "expected the photographs that this run began with, found others"),
     ):
         with pytest.raises(ValueError, match=message):
             train(small(*start, "--data.paths", str(folder)), run)
@@ -89,7 +89,7 @@ def test_photographs_moved_or_replaced(
     with caplog.at_level("INFO"):
         assert train(small(*start, "--log.stats-images", "4"), run) == run / "model"
     assert "finished" in caplog.text
-    with pytest.raises(ValueError, match="found others under that name"):
+    with pytest.raises(ValueError, match="found others"):
         train(small(*start, "--data.paths", str(others)), run)
     assert files(run) == before, "a finished run was written to"
 
@@ -101,3 +101,19 @@ def test_hostile_file(small: Small, stopped: Stopped, start: tuple[str, ...], tm
         (run / "trained_on.json").write_text(text)
         with pytest.raises(ValueError, match=r"trained_on\.json: expected what the run was trained on"):
             train(small(*start), run)
+
+
+def test_network_of_repa_moved_or_replaced(
+    small: Small, stopped: Stopped, start: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The features that a decoder is aligned with change in silence, or their folder may not move."""
+    transformers = pytest.importorskip("transformers", reason="REPA needs transformers")
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    for name in ("dino", "other"):
+        transformers.Dinov2Model(transformers.Dinov2Config(hidden_size=16, **sizes)).save_pretrained(tmp_path / name)
+    options = (*start, "--loss.repa", "0.5", "--loss.repa-network")
+    run = stopped(tmp_path / "run", *options, str(tmp_path / "dino"))
+    (tmp_path / "dino").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="expected the features that this run began with, found other weights"):
+        train(small(*options, str(tmp_path / "other")), run)
+    train(small(*options, str(tmp_path / "moved")), run)

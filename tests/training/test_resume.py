@@ -223,9 +223,14 @@ def test_run_can_be_lengthened(small: Small, start: tuple[str, ...], tmp_path: P
         train(small(*decaying), tmp_path / "decayed")
 
 
-def test_schedule_free_exports_its_own_average(small: Small, start: tuple[str, ...], tmp_path: Path) -> None:
-    """Before the moving average begins, the training sequence y is exported, and not the average x of the method."""
-    options = (*start, "--optimizer.name", "schedule-free-radam", "--average.from-images", "1000")
+@pytest.mark.parametrize(
+    "average", [("--average.from-images", "1000"), ("--average.halflife-images", "1e-3")], ids=["before", "after"]
+)
+def test_schedule_free_exports_its_own_average(
+    small: Small, start: tuple[str, ...], tmp_path: Path, average: tuple[str, ...]
+) -> None:
+    """Before or after the moving average begins, the training sequence y is exported, and not the average x."""
+    options = (*start, "--optimizer.name", "schedule-free-radam", *average)
     options += ("--optimizer.warmup-images", "0", "--total-images", "48")  # its first five updates are hardly any
     config = small(*options, "--optimizer.learning-rate", "1e-2")
     train(config, tmp_path / "run")

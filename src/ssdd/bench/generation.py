@@ -92,7 +92,7 @@ def _contender(kind: str, encoder: str, settings: GenerationBench, device: torch
 
     @torch.inference_mode()
     def generate() -> Tensor:
-        return integrate(velocity, noise, settings.steps)
+        return integrate(velocity, noise, Sampling(steps=settings.steps).times)
 
     @torch.inference_mode()
     def decode() -> Tensor:

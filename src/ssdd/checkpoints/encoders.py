@@ -4,6 +4,7 @@ Shapes: B batch, H x W pixels, f spatial factor, c latent channels.
 """
 
 import hashlib
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.encoder import Encoder
+from ..nn.presets import EncoderSize
+from .kl_source import kl_encoder
 from .kl_vae import read_config, read_encoder, read_layout, read_size
 from .layout import CheckpointError
+from .ldm import read_ldm_vae
+from .original import read_original
 from .own_code import OWN_CODE, ForeignEncoder, code_file, load_own_encoder
 from .places import download, find_model
+
+logger = logging.getLogger(__name__)
+
+ENCODER_ENTRY = "encoder_sha256"
+"""Entry of the config of a model without an encoder: the digest of the encoder whose latents it decodes."""
 
 
 def check_encoder(model: str, config: Mapping[str, Any], encoder: str | None) -> None:
@@ -57,13 +67,20 @@ def load_encoder(name: str, model: str, config: Mapping[str, Any], folder: Path)
             f"{name}: expected an encoder of f{size.factor}c{size.latent_channels} for {model}, found "
             f"f{encoder.spatial_factor}c{encoder.latent_channels}"
         )
+    known = config.get(ENCODER_ENTRY)
+    if known is not None and known != (found := encoder_digest(encoder)):
+        logger.warning(
+            "%s decodes the latents of the encoder %s; %s is another one or has changed (%s)",
+            model, known[:12], name, found[:12],
+        )  # fmt: skip
     return encoder
 
 
 def load_encoder_of(model: str, encoder: str | None = None) -> Encoder | ForeignEncoder:
     """Return the frozen encoder of a saved model; ``encoder`` is that of a model that only decodes.
 
-    Nothing of the decoder is read. Raises as ``check_encoder`` and ``load_encoder``.
+    The model is a folder, a hub id, or a single file in the layout of LDM or of the authors. Nothing of the decoder is
+    read. Raises as ``check_encoder`` and ``load_encoder``.
     """
 
     def check(folder: Path) -> None:
@@ -71,7 +88,9 @@ def load_encoder_of(model: str, encoder: str | None = None) -> Encoder | Foreign
         if encoder is None:
             read_layout(folder)
 
-    folder = find_model(model, lambda hub: download(hub, check))
+    if Path(model).is_file() and encoder is None:
+        return _read_file(Path(model))
+    folder = find_model(model, lambda hub: download(hub, check), "a single file of safetensors, ")
     check(folder)
     return _read(folder) if encoder is None else load_encoder(encoder, model, read_config(folder), folder)
 
@@ -82,8 +101,24 @@ def _load_saved(name: str, others: str) -> Encoder:
 
 def _read(folder: Path) -> Encoder:
     read = read_encoder(folder)
-    encoder = Encoder(read.size)
-    encoder.load_state_dict(read.state)
+    return _frozen(read.size, read.state)
+
+
+def _read_file(path: Path) -> Encoder:
+    """Return the encoder of a single file: an AutoencoderKL in LDM's layout, or ours in the authors'."""
+    if (vae := read_ldm_vae(path)) is not None:
+        read = kl_encoder(vae)
+        return _frozen(read.size, read.state)
+    original = read_original(path)
+    check_encoder(str(path), original.config, None)
+    size = EncoderSize(original.config["block_out_channels"], original.config["latent_channels"])
+    parts = {name.removeprefix("encoder."): t for name, t in original.state.items() if name.startswith("encoder.")}
+    return _frozen(size, parts)
+
+
+def _frozen(size: EncoderSize, state: Mapping[str, Tensor]) -> Encoder:
+    encoder = Encoder(size)
+    encoder.load_state_dict(state)
     return encoder.eval().requires_grad_(False)
 
 

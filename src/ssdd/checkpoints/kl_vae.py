@@ -262,18 +262,13 @@ def _read_state(layout: EncoderLayout, files: list[Path]) -> dict[str, Tensor]:
     expected = _expected(layout)
     where: dict[str, tuple[Any, str]] = {}
     with ExitStack() as stack:
-        try:
-            for path in files:
-                file = stack.enter_context(safe_open(path, "pt"))
-                names = [name for name in sorted(file.keys()) if name.startswith(_prefixes(layout))]
-                where |= {rename(name, _OLD_ATTENTION): (file, name) for name in names}
-            headers = {name: weight_header(layout.source, file, key) for name, (file, key) in where.items()}
-            take(layout.source, headers | _identity(layout, "meta"), expected)
-            tensors = {name: file.get_tensor(key) for name, (file, key) in where.items()}
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{layout.source}: expected complete safetensors files, found something else or a part of one ({error})"
-            ) from error
+        for path in files:
+            file = stack.enter_context(open_weights(path))
+            names = [name for name in sorted(file.keys()) if name.startswith(_prefixes(layout))]
+            where |= {rename(name, _OLD_ATTENTION): (file, name) for name in names}
+        headers = {name: weight_header(layout.source, file, key) for name, (file, key) in where.items()}
+        take(layout.source, headers | _identity(layout, "meta"), expected)
+        tensors = {name: file.get_tensor(key) for name, (file, key) in where.items()}
     return take(layout.source, tensors | _identity(layout, "cpu"), expected)
 
 
@@ -284,6 +279,18 @@ def _expected(layout: EncoderLayout) -> Expectation:
 
 def _prefixes(layout: EncoderLayout) -> tuple[str, ...]:
     return ("encoder.", "quant_conv.") if layout.quant_conv else ("encoder.",)
+
+
+def open_weights(path: Path) -> Any:
+    """Open a safetensors file. Raise CheckpointError with its path if it is something else or a part of one."""
+    try:
+        return safe_open(path, "pt")
+    except (SafetensorError, OSError) as error:
+        place = path.resolve() if path.is_symlink() else path  # the hub's cache would link the same file again
+        raise CheckpointError(
+            f"{place}: expected a complete safetensors file, found something else or a part of one ({error}); delete "
+            "it and get it anew"
+        ) from error
 
 
 def weight_header(source: str, file: Any, name: str) -> Tensor:

@@ -5,6 +5,7 @@ picture comes out at all.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,13 +14,13 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .embedded import embedded_folder
 from .kl_vae import (
     MOST_CHANNELS,
     find_weights,
+    open_weights,
     read_config,
     read_index,
     read_json,
@@ -52,6 +53,11 @@ class _Checker:
             raise ValueError(f"expected {name} as true or false, found {short(value)}")
         return value
 
+    def digest(self, name: str) -> None:
+        value = self.values[name]
+        if value is not None and not (isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)):
+            raise ValueError(f"expected {name} as 64 hexadecimal digits, found {short(value)}")
+
     def levels(self, name: str) -> tuple[int, ...]:
         value = self.values[name]
         fits = isinstance(value, list | tuple) and 1 <= len(value) <= MOST_LEVELS
@@ -77,6 +83,7 @@ def check_config(values: Mapping[str, Any]) -> None:
     check.integer("noise_seed", _SEEDS[0], _SEEDS[-1])
     check.integer("sample_size", 1, MOST_PIXELS)
     check.flag("force_upcast")
+    check.digest("encoder_sha256")
     if check.flag("has_encoder"):
         check.divides("encoder_groups", encoder)
     check.divides("decoder_groups", decoder)
@@ -141,13 +148,8 @@ def check_folder(
     if any_size:
         return
     with ExitStack() as stack:
-        try:
-            opened = [stack.enter_context(safe_open(path, "pt")) for path in files]
-            headers = {name: weight_header(str(folder), file, name) for file in opened for name in sorted(file.keys())}
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{folder}: expected complete safetensors files, found something else or a part of one ({error})"
-            ) from error
+        opened = [stack.enter_context(open_weights(path)) for path in files]
+        headers = {name: weight_header(str(folder), file, name) for file in opened for name in sorted(file.keys())}
     take(str(folder), headers, expected)
 
 

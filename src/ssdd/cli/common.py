@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import tyro
+from msgspec import structs
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -25,6 +26,7 @@ from ..files import OutputExists
 
 if TYPE_CHECKING:
     from ..autoencoder import AutoencoderSSDD
+    from ..checkpoints.identity import LatentIdentity
 
 T = TypeVar("T")
 
@@ -93,6 +95,12 @@ class EncoderOptions(ModelOptions):
     encoder: str | None = None
     """Encoder of a model that has none: file.py:NAME, package.module:NAME, model folder, run, Hugging Face id."""
 
+    def identify(self) -> "LatentIdentity":
+        """Return the identity of the latents that the model makes. Raises as ``load``."""
+        from ..checkpoints.identity import identify
+
+        return structs.replace(identify(self._place(), self.encoder), name=self.model)
+
     def load(self) -> "AutoencoderSSDD":
         """The model with its encoder. Raises OSError, ValueError or ImportError with one line if it cannot be had."""
         from ..autoencoder import AutoencoderSSDD
@@ -130,9 +138,14 @@ def model_of_run(name: str) -> str:
     return str(model)
 
 
+def is_large(height: int, width: int) -> bool:
+    """Return whether an image has so many pixels that it is decoded in tiles: over a megapixel."""
+    return height * width > _TILING_PIXELS
+
+
 def tile_if_large(autoencoder: "AutoencoderSSDD", height: int, width: int) -> None:
-    """Switches tiling on for images over a megapixel, off for others."""
-    if height * width > _TILING_PIXELS:
+    """Switch tiling on for images over a megapixel, off for others."""
+    if is_large(height, width):
         autoencoder.enable_tiling()
     else:
         autoencoder.disable_tiling()

@@ -1,36 +1,52 @@
 """``ssdd decode``: latent files, or the folder of ``ssdd tokenize`` -> images."""
 
 import fnmatch
+import functools
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import tyro
 
 from ..codec import LATENT_SUFFIX, EncodedImage, decode_image, load_encoded
 from ..data.images import save_image
-from ..text import one_safe_line
-from .common import DEFAULT_MODEL, ModelOptions, check_outputs, for_each, parse_options, require, tile_if_large
+from ..dtypes import DTYPES, Dtype
+from .common import ModelOptions, check_outputs, for_each, is_large, model_of_run, parse_options, require
 
 if TYPE_CHECKING:
-    from ..autoencoder import AutoencoderSSDD
-    from ..tokenization.format import ModelInfo
+    import torch
+
+    from ..checkpoints.identity import LatentIdentity
+    from ..evaluation.decoders import LatentDecoder
 
 
 @dataclass(frozen=True)
 class DecoderOptions(ModelOptions):
-    """Which autoencoder, and how it runs."""
+    """Which decoder, and how it runs."""
 
     model: str = ""
-    """Embedded name, folder, or Hugging Face id; by default the one that tokenized data are of, for latent files
-    ssdd-f8c4-demo."""
+    """Embedded name, folder, run, Hugging Face id, single file; by default the model that made the latents."""
+    force: bool = False
+    """Decode latents of another encoder too."""
 
-    def or_else(self, model: str) -> ModelOptions:
-        """With this model, if none was given."""
-        return ModelOptions(self.model or model, self.device, self.dtype)
+    def load_for(self, latents: "LatentIdentity") -> "LatentDecoder":
+        """Return the decoder of some latents. Raises as ``evaluation.decoders.load_decoder_of``."""
+        from ..checkpoints.identity import find_decoder
+
+        name = model_of_run(self.model) if self.model else find_decoder(latents)
+        decoder = _load(name, self.torch_device(), self.dtype)
+        decoder.check(latents, self.force)
+        return decoder
+
+
+@functools.lru_cache(maxsize=1)
+def _load(name: str, device: "torch.device", dtype: Dtype) -> "LatentDecoder":
+    from ..evaluation.decoders import load_decoder
+
+    return load_decoder(name, device, DTYPES[dtype])
 
 
 @dataclass(frozen=True)
@@ -71,11 +87,11 @@ def run(options: Decode) -> int:
 def _decode_files(options: Decode) -> int:
     files = require(find_latents(options.paths), "latent files", options.paths)
     check_outputs(options.out, [f"{stem}.png" for _, stem in files])
-    autoencoder = options.model.or_else(DEFAULT_MODEL).load()
 
     def decode(item: tuple[Path, str]) -> None:
         path, stem = item
-        _save(autoencoder, load_encoded(path), options, stem)
+        encoded = load_encoded(path)
+        _save(options.model.load_for(encoded.whose()), encoded, options, stem)
 
     return for_each(files, lambda item: str(item[0]), decode, "decoded")
 
@@ -91,7 +107,7 @@ def _decode_set(options: Decode, folder: Path) -> int:
         if not latents:
             raise ValueError(f"expected keys like {options.only!r} (--only), found none; the first is {data.key(0)!r}")
     made_by = data.model
-    autoencoder = _load_for(options, made_by)
+    decoder = options.model.load_for(made_by)
     kept = 0
 
     def decode(index: int) -> None:
@@ -103,7 +119,7 @@ def _decode_set(options: Decode, folder: Path) -> int:
         item, factor = data[index], made_by.spatial_factor
         _, height, width = item["mean"].shape
         encoded = EncodedImage(item["mean"], item["logvar"], height * factor, width * factor, factor, made_by.name)
-        _save(autoencoder, encoded, options, key)
+        _save(decoder, encoded, options, key)
 
     status = for_each(latents, lambda index: f"{folder}, latent {index}", decode, "decoded")
     if kept:
@@ -111,49 +127,10 @@ def _decode_set(options: Decode, folder: Path) -> int:
     return status
 
 
-def _save(autoencoder: "AutoencoderSSDD", encoded: EncodedImage, options: Decode, stem: str) -> None:
-    tile_if_large(autoencoder, encoded.height, encoded.width)
-    image = decode_image(autoencoder, encoded, options.steps)
+def _save(decoder: "LatentDecoder", encoded: EncodedImage, options: Decode, stem: str) -> None:
+    decoder.tile_if(is_large(encoded.height, encoded.width))
+    image = decode_image(decoder, encoded, options.steps)
     save_image(options.out / f"{stem}.png", image, overwrite=options.overwrite)
-
-
-def _load_for(options: Decode, made_by: "ModelInfo") -> "AutoencoderSSDD":
-    """The model that was asked for, or else the one that made the latents, if it is here and still that one.
-
-    The manifest may be anybody's: nothing is downloaded for its sake, and no decoder is loaded before the encoder fits.
-    """
-    if options.model.model:
-        return options.model.or_else("").load()
-    from ..checkpoints.places import find_model
-    from ..tokenization.model import LatentEncoder
-
-    name = made_by.name
-    if made_by.encoder:
-        raise ValueError(
-            f"the latents are of {name} with the encoder {made_by.encoder}, which is not loaded for a manifest: pass "
-            f"--model {name} if you trust it"
-        )
-    try:
-        place = str(find_model(name, _untrusted))
-        found = LatentEncoder(place).sha256
-        if found == made_by.encoder_sha256:
-            return options.model.or_else(place).load()
-    except _UntrustedError:
-        raise
-    except (OSError, ValueError) as error:
-        line = one_safe_line(str(error))
-        raise ValueError(f"the latents are of {name}, which cannot decode them here ({line}): pass --model") from error
-    raise ValueError(f"expected {name} with the encoder that the latents are of, found another one: pass --model")
-
-
-class _UntrustedError(ValueError):
-    """A manifest names a model that would have to be downloaded."""
-
-
-def _untrusted(hub_id: str) -> NoReturn:
-    raise _UntrustedError(
-        f"the manifest says model {hub_id}, which is not on this machine: pass --model {hub_id} if you trust it"
-    )
 
 
 def find_latents(paths: Sequence[Path]) -> list[tuple[Path, str]]:

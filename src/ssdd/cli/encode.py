@@ -32,12 +32,12 @@ def parse(arguments: Sequence[str]) -> Encode:
 def run(options: Encode) -> int:
     files = require(find_images(options.paths), "images", options.paths)
     check_outputs(options.out, [f"{f.output_stem}{LATENT_SUFFIX}" for f in files])
-    autoencoder = options.model.load()
+    autoencoder, identity = options.model.load(), options.model.identify()
 
     def encode(file: ImageFile) -> None:
         image = read_image(file.path)
         tile_if_large(autoencoder, *image.shape[:2])
-        encoded = encode_image(autoencoder, image, options.model.model)
+        encoded = encode_image(autoencoder, image, options.model.model, identity)
         save_encoded(options.out / f"{file.output_stem}{LATENT_SUFFIX}", encoded, options.overwrite)
 
     return for_each(files, lambda f: str(f.path), encode, "encoded")

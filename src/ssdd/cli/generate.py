@@ -1,39 +1,48 @@
-"""``ssdd generate train | sample | evaluate``: a latent DiT on tokenized data."""
+"""``ssdd generate train | sample | evaluate | classes | export``: a latent DiT on tokenized data."""
 
 import difflib
-import json
+import itertools
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import tyro
+from msgspec import structs
 from tqdm import tqdm
 
 from ..dtypes import DTYPES, Dtype
-from ..files import atomic_path
+from ..files import one_after_another
 from ..generation.config import GenerationConfig
 from ..recipes.generation import GENERATION_RECIPES, summary
 from ..training.config import without_idle
-from .common import DEFAULT_MODEL, ModelOptions, check_outputs, parse_options, run_training
+from .common import ModelOptions, check_outputs, parse_options, run_training
 
 if TYPE_CHECKING:
-    from ..generation.result import Generator, LatentFacts
-    from ..generation.sampling import Sampling
+    import torch
 
-GRID, NPZ, FACTS = "grid.png", "samples.npz", "samples.json"
+    from ..evaluation.decoders import LatentDecoder
+    from ..generation.output import SampleFiles
+    from ..generation.result import Generator
+    from ..generation.sampling import Sampling
+    from ..processes import Processes
 
 _USAGE = """usage: ssdd generate train LATENTS [--recipe NAME] [--out RUN] [OPTIONS]
-       ssdd generate sample RUN --decoder MODEL [OPTIONS]
-       ssdd generate evaluate RUN --decoder MODEL --data PHOTOS... [OPTIONS]
+       ssdd generate sample RUN [OPTIONS]
+       ssdd generate evaluate RUN --data PHOTOS... [OPTIONS]
+       ssdd generate classes RUN
+       ssdd generate export RUN --out FOLDER [OPTIONS]
 
-Train a class-conditional DiT on latents that `ssdd tokenize` made, sample it, measure the samples.
+Train a class-conditional DiT on latents that `ssdd tokenize` made, sample it, measure the samples, list its classes,
+write it as a diffusers pipeline.
 
 recipes of train:
 {recipes}
 
-ssdd generate COMMAND --help lists the options of each. Training resumes when its command is run again."""
+ssdd generate COMMAND --help lists the options of each. train, sample and evaluate go on when their command is run
+again, and share their work under torchrun and srun."""
 
 
 @dataclass(frozen=True)
@@ -46,54 +55,80 @@ class Train:
 
 
 @dataclass(frozen=True)
-class SampleOptions:
-    """What sampling and evaluation share."""
+class GeneratorOptions:
+    """A trained generator and its decoder."""
 
     run: tyro.conf.Positional[str]
     """Folder of a finished run, or its model/."""
-    decoder: str = DEFAULT_MODEL
-    """The model that tokenized the data: embedded name, folder, run, or Hugging Face id."""
+    decoder: str | None = None
+    """Model that decodes: embedded name, folder, run, Hugging Face id, single file, file.py:NAME. By default the one
+    that tokenized the data, if it is on this machine."""
+    force: bool = False
+    """Take a decoder of another encoder's latents too."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
+    dtype: Dtype = "fp32"
+    """Precision of all networks."""
+
+    def load(self, device: "torch.device | None" = None, optimize: bool = False) -> "tuple[Generator, LatentDecoder]":
+        """Return generator and decoder, which fit. Raises OSError or ValueError with one line."""
+        from ..evaluation.decoders import load_decoder_of
+        from ..generation.result import load_generator
+
+        device = self.torch_device() if device is None else device
+        generator = load_generator(self.run, device, DTYPES[self.dtype])
+        decoder = load_decoder_of(
+            generator.facts.tokenizer, self.decoder, device, DTYPES[self.dtype], self.force, optimize
+        )
+        return generator, decoder
+
+    def torch_device(self) -> "torch.device":
+        """Return the device that ``device`` names. Raises ValueError if there is none of that name."""
+        return ModelOptions(device=self.device).torch_device()
+
+
+@dataclass(frozen=True)
+class SampleOptions(GeneratorOptions):
+    """What sampling and evaluation share."""
+
     classes: str = "all"
-    """Numbers or names, such as 1,2,ibis; samples take them in turn."""
+    """Numbers, names or unique parts of names, such as 1,tench,ibis, or all; samples take them in turn."""
     steps: int = 50
     """Steps of the sampler."""
     sampler: Literal["euler", "heun"] = "euler"
     """heun calls the network twice a step, and is of second order."""
+    shift: float = 1.0
+    """Shift of the times towards noise, for larger latents (3 in SD3); 1 for equal steps."""
     interval: str = "0,1"
     """Times from 0, the image, to 1, noise, between which there is guidance."""
+    guide: str | None = None
+    """Run of a smaller or earlier generator on the same latents, to guide away from (autoguidance)."""
     seed: int = 0
-    """Of the noise, with the number of the sample."""
+    """Seed of the noise, with the number of the sample."""
     batch_size: int = 32
     """Samples at a time; no sample depends on it."""
     overwrite: bool = False
     """Replace existing files."""
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
-    dtype: Dtype = "fp32"
-    """Precision of both networks."""
 
     def sampling(self, guidance: float) -> "Sampling":
         """Raises ValueError for numbers out of range."""
         from ..generation.sampling import Sampling
 
         low, high = _numbers(self.interval, "--interval like 0.1,0.9", 2)
-        return Sampling(self.steps, guidance, (low, high), self.sampler, self.seed)
+        if self.batch_size < 1:
+            raise ValueError(f"expected a batch size of at least 1, found {self.batch_size}")
+        return Sampling(self.steps, guidance, (low, high), self.sampler, self.seed, self.shift)
 
-    def load(self) -> "tuple[Generator, Any]":
-        """Generator and decoder, which fit. Raises OSError or ValueError with one line."""
-        from ..generation.decoding import load_decoder
+    def load_guide(self, device: "torch.device") -> "Generator | None":
+        """Return the generator to guide away from, if any."""
         from ..generation.result import load_generator
 
-        device = ModelOptions(device=self.device).torch_device()
-        generator = load_generator(self.run, device, DTYPES[self.dtype])
-        decoder = load_decoder(self.decoder, device, DTYPES[self.dtype])
-        generator.facts.check_decoder(decoder)
-        return generator, decoder
+        return None if self.guide is None else load_generator(self.guide, device, DTYPES[self.dtype])
 
 
 @dataclass(frozen=True)
 class Sample(SampleOptions):
-    """Samples as PNG files and a page of them, or as one .npz in the format of the ADM evaluator."""
+    """Samples as PNG files, as one .npz in the format of the ADM evaluator or as tar shards, and a page of them."""
 
     count: int = 16
     """Samples."""
@@ -101,8 +136,8 @@ class Sample(SampleOptions):
     """Scale of classifier-free guidance; 1 for none."""
     out: Path = Path("samples")
     """Folder for the results."""
-    npz: bool = False
-    """samples.npz (arr_0: images, arr_1: classes) instead of PNG files."""
+    format: Literal["png", "npz", "tar"] = "png"
+    """png: a file each. npz: samples.npz (arr_0: images, arr_1: classes). tar: webdataset shards of 1,000."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +148,13 @@ class Evaluate(SampleOptions):
     """Photographs: folders, uncompressed tar files, hf:OWNER/NAME[:SPLIT]."""
     only: str | None = None
     """Only photographs whose name fits a pattern like 'caltech101/*', as for ssdd tokenize."""
+    reference: Path | None = None
+    """An .npz with mu and sigma of a set (guided-diffusion's, torch-fidelity's) instead of photographs: the Fréchet
+    distance on the one extractor that is named."""
     count: int = 1000
     """Samples for each guidance."""
+    shares: Literal["uniform", "data"] = "uniform"
+    """uniform: the classes in turn. data: as often as among the photographs, whose folders name their classes."""
     guidance: str = "4"
     """Scale of classifier-free guidance, or several such as 1,1.5,2,3 to search."""
     extractors: tuple[str, ...] | None = None
@@ -123,21 +163,42 @@ class Evaluate(SampleOptions):
     allow_missing: bool = False
     """Leave out, with a line, extractors that were asked for and cannot be had."""
     out: Path | None = None
-    """JSON file for every number and the protocol."""
+    """JSON file for every number and the protocol, and beside it a plot of a search. A file that is there is gone on
+    with."""
     workers: int = 2
     """Processes that read photographs."""
 
 
-def parse(arguments: Sequence[str]) -> Train | Sample | Evaluate:
-    """``train | sample | evaluate``, then their options. Wrong usage exits with status 2."""
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a generator: a number and a name a line."""
+
+    run: tyro.conf.Positional[str]
+    """Folder of a finished run, or its model/."""
+
+
+@dataclass(frozen=True)
+class Export(GeneratorOptions):
+    """Generator and decoder as one folder that diffusers' DiffusionPipeline.from_pretrained loads."""
+
+    out: Path = Path("pipeline")
+    """New folder of the pipeline."""
+
+
+_COMMANDS: dict[str, Any] = {"sample": Sample, "evaluate": Evaluate, "classes": Classes, "export": Export}
+Options = Train | Sample | Evaluate | Classes | Export
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """Return the options of ``train``, or of one of the other commands. Wrong usage exits with status 2."""
     command, rest = (arguments[0], list(arguments[1:])) if arguments else ("", [])
     if command == "train":
         return _parse_train(rest)
-    if command in ("sample", "evaluate"):
-        options: type[Sample] | type[Evaluate] = Sample if command == "sample" else Evaluate
-        return parse_options(options, f"generate {command}", rest)
+    if command in _COMMANDS:
+        parsed: Options = parse_options(_COMMANDS[command], f"generate {command}", rest)
+        return parsed
     if command not in ("", "-h", "--help"):
-        _wrong_usage(f"expected train, sample or evaluate, found {command!r}")
+        _wrong_usage(f"expected train, {', '.join(_COMMANDS)}, found {command!r}")
     print(_USAGE.format(recipes="\n".join(f"  {name:10} {summary(name)}" for name in GENERATION_RECIPES)))
     raise SystemExit(0 if command else 2)
 
@@ -169,108 +230,198 @@ def _wrong_usage(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def run(options: Train | Sample | Evaluate) -> int:
+def run(options: Options) -> int:
     if isinstance(options, Train):
         from ..generation.task import train_generator
 
         recipe, out = options.recipe, options.out
         return run_training("generate", lambda: train_generator(recipe, out))
+    if isinstance(options, Classes):
+        from ..generation.result import read_facts
+
+        for number, name in enumerate(read_facts(options.run).classes):
+            print(f"{number}\t{name}")
+        return 0
+    if isinstance(options, Export):
+        from ..generation.pipeline import save_pipeline
+
+        save_pipeline(*options.load(), options.out)
+        print(f"diffusers pipeline in {options.out}")
+        return 0
     return _sample(options) if isinstance(options, Sample) else _evaluate(options)
 
 
+_PART_SIZES = {"png": 100, "npz": 250, "tar": 1000}
+_MANY = 256
+"""Samples from which on compiling the decoder pays."""
+
+
 def _sample(options: Sample) -> int:
-    from ..data.images import save_image
-    from ..generation.evaluation import balanced_labels, image_side
-    from ..generation.output import png_name, write_npz, write_pngs
+    """Make this process' parts of the samples; whoever finishes the last part completes the result."""
+    from ..generation.evaluation import balanced_labels
+    from ..generation.output import FACTS, FILES, GRID, begin
+    from ..generation.result import parse_classes, read_facts
     from ..generation.sampling import generate_images
 
+    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if options.count < 1:
         raise ValueError(f"expected a count of at least 1, found {options.count}")
-    files = [NPZ] if options.npz else [png_name(i) for i in range(options.count)]
-    names = [*files, GRID, FACTS]
-    check_outputs(options.out, names, [] if options.overwrite else names)
+    if options.overwrite and processes > 1:
+        raise ValueError("expected one process for --overwrite, found several: remove the folder instead")
     sampling = options.sampling(options.guidance)
-    generator, decoder = options.load()
-    labels = balanced_labels(_classes(options.classes, generator.facts), options.count)
-    batches = generate_images(generator, decoder, labels, sampling, batch_size=options.batch_size)
-    shown = _progress(batches, -(-options.count // options.batch_size))
-    if options.npz:
-        side = image_side(generator, decoder)
-        page = write_npz(options.out / NPZ, shown, labels, side, options.overwrite)
-    else:
-        page = write_pngs(options.out, shown, options.overwrite)
-    save_image(options.out / GRID, page.draw(), overwrite=options.overwrite)
-    facts = {**_models(options, generator), "sampling": sampling.describe(), "labels": labels}
-    with atomic_path(options.out / FACTS, options.overwrite) as path:
-        path.write_text(json.dumps(facts, indent=1) + "\n")
-    print(f"{options.count} samples, {NPZ if options.npz else 'PNG files'} and {GRID} in {options.out}")
+    labels = balanced_labels(parse_classes(options.classes, read_facts(options.run)), options.count)
+    check_outputs(options.out, [GRID, FACTS])
+    device = _local_device(options)
+    generator, decoder = options.load(device, optimize=options.count >= _MANY)
+    guide = options.load_guide(device)
+    files = FILES[options.format](options.out, labels, _PART_SIZES[options.format])
+    begin(
+        files,
+        {**_models(options, generator, decoder, guide), "format": options.format, **_how(sampling, labels)},
+        options.overwrite,
+    )
+    own = {part: numbers for part in files.parts[rank::processes] if (numbers := files.missing(part))}
+    todo = sum(map(len, own.values()))
+    if kept := sum(map(len, files.parts[rank::processes])) - todo:
+        print(f"{kept:,} samples were there before", file=sys.stderr)
+    with tqdm(total=todo, unit="img", disable=rank > 0) as bar:
+
+        def images(numbers: Sequence[int]) -> Iterator[tuple[int, Any]]:
+            chosen = [labels[number] for number in numbers]
+            batches = generate_images(generator, decoder, chosen, sampling, numbers, options.batch_size, guide)
+            for number, image in zip(numbers, itertools.chain.from_iterable(batches), strict=True):
+                yield number, image
+                bar.update()
+
+        for part, numbers in own.items():
+            files.write(part, images(numbers))
+    return _finish(options, files)
+
+
+def _finish(options: Sample, files: "SampleFiles") -> int:
+    """Complete the result if all parts are there, which several processes may find at the same time."""
+    from ..data.images import save_image
+    from ..generation.output import COLUMNS, GRID, ROWS, draw_page
+
+    if missing := sum(bool(files.missing(part)) for part in files.parts):
+        print(f"{missing} of {len(files.parts)} parts are still being made by other processes", file=sys.stderr)
+        return 0
+    with one_after_another(options.out):
+        if not (options.out / GRID).exists():
+            files.finish()
+            page = draw_page(files.read(min(COLUMNS * ROWS, options.count)))
+            save_image(options.out / GRID, page)
+            print(f"{options.count:,} samples as {options.format} and {GRID} in {options.out}")
+        elif os.environ.get("WORLD_SIZE", "1") == "1":
+            print(f"{options.count:,} samples are in {options.out}")
     return 0
 
 
 def _evaluate(options: Evaluate) -> int:
+    from ..processes import join_processes
+
+    with join_processes(None if options.device == "auto" else options.torch_device()) as processes:
+        return _evaluate_shared(options, processes)
+
+
+def _evaluate_shared(options: Evaluate, processes: "Processes") -> int:
     from ..data.sources import open_source
     from ..evaluation.protocols import EvaluationSet
     from ..generation import evaluation
+    from ..generation.result import parse_classes, read_facts
+    from ..processes import broadcast
     from .evaluate import LeftOut, load_extractors
 
-    if not options.data:
-        raise ValueError("expected photographs to compare with: pass --data FOLDER_OR_TAR ...")
+    if bool(options.data) == (options.reference is not None):
+        raise ValueError("expected photographs to compare with, or their statistics: pass --data or --reference")
     if options.out is not None:
-        check_outputs(options.out.parent, [options.out.name], [] if options.overwrite else [options.out.name])
-    guidances = _numbers(options.guidance, "--guidance like 1,1.5,2,3")
-    sampling = options.sampling(guidances[0])
+        check_outputs(options.out.parent, [options.out.name])
+        if options.overwrite and processes.main:
+            options.out.unlink(missing_ok=True)
+    samplings = [options.sampling(g) for g in _numbers(options.guidance, "--guidance like 1,1.5,2,3")]
     if options.count < 2:
         raise ValueError(f"expected a count of at least 2, found {options.count}")
-    generator, decoder = options.load()
-    labels = evaluation.balanced_labels(_classes(options.classes, generator.facts), options.count)
+    facts = read_facts(options.run)
+    classes = parse_classes(options.classes, facts)
+    source = open_source(options.data).matching(options.only) if options.data else None
+    labels, shares = evaluation.balanced_labels(classes, options.count), "the chosen classes in turn"
+    if options.shares == "data":
+        if source is None or options.classes != "all":
+            raise ValueError("expected --data and all classes for --shares data")
+        counts = evaluation.photograph_classes(source, facts.classes)
+        labels, shares = evaluation.proportional_labels(counts, options.count, options.seed), "as the photographs"
+    generator, decoder = options.load(processes.device, optimize=options.count >= _MANY)
+    guide = options.load_guide(processes.device)
     left_out = LeftOut(options.allow_missing)
     extractors = load_extractors(options.extractors, generator.model.device, left_out)
-    left_out.say()
+    if processes.main:
+        left_out.say()
     if not extractors:
         raise ValueError("expected at least one feature extractor, found the weights of none")
-    protocol = evaluation.reference_protocol(evaluation.image_side(generator, decoder))
-    evaluation_set = EvaluationSet(open_source(options.data).matching(options.only), protocol)
-    reference = evaluation.measure_reference(evaluation_set, extractors, options.batch_size, options.workers, _progress)
-    results = evaluation.measure_samples(
-        generator, decoder, labels, sampling, guidances, reference, options.batch_size, _progress
-    )
-    for skipped in reference.census.skipped:
-        print(f"skipped {skipped.reason}", file=sys.stderr)
-    print(evaluation.as_text(results, reference, labels))
-    if options.out is not None:
-        content = evaluation.as_dict(results, reference, labels, _models(options, generator))
-        with atomic_path(options.out, options.overwrite) as path:
-            path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    return 1 if reference.census.skipped else 0
+    models = _models(options, generator, decoder, guide) | {"samples": options.count, "labels": shares}
+    search = evaluation.SearchFile(options.out, models)
+    if processes.main:
+        search.kept()  # before any work
+
+    def progress(items: Iterable[Any], total: int) -> Iterable[Any]:
+        return tqdm(items, total=total, disable=not processes.main)
+
+    if source is not None:
+        evaluation_set = EvaluationSet(source, evaluation.reference_protocol(evaluation.image_side(generator)))
+        reference = evaluation.measure_reference(
+            evaluation_set, extractors, options.batch_size, options.workers, progress, processes
+        )
+    elif options.reference is not None and len(extractors) == 1:
+        reference = evaluation.published_reference(options.reference, extractors[0])
+    else:
+        raise ValueError(f"{options.reference}: expected one extractor in --extractors, whose features it is of")
+    results: list[evaluation.GuidedResult] = []
+    if processes.main:
+        search.facts = evaluation.describe(reference, labels, shares, models)
+        results = [row for row in search.kept() if row.sampling in samplings]
+    for sampling in samplings:
+        if broadcast(any(row.sampling == sampling for row in results)):
+            continue
+        row = evaluation.measure_samples(
+            generator, decoder, labels, sampling, reference, options.batch_size, progress, processes, guide
+        )
+        if row is not None:
+            results.append(row)
+            search.write(results)
+    if not processes.main:
+        return 0
+    for reason in reference.skipped:
+        print(f"skipped {reason}", file=sys.stderr)
+    print(evaluation.as_text(results, reference, labels, shares))
+    return 1 if reference.skipped else 0
 
 
-def _progress(items: Iterable[Any], total: int) -> Iterable[Any]:
-    return tqdm(items, total=total)
+def _local_device(options: SampleOptions) -> "torch.device":
+    """Return this process' own GPU, where several processes share a machine's."""
+    import torch
+
+    device = options.torch_device()
+    if device == torch.device("cuda") and "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    return device
 
 
-def _models(options: SampleOptions, generator: "Generator") -> dict[str, Any]:
+def _models(
+    options: SampleOptions, generator: "Generator", decoder: "LatentDecoder", guide: "Generator | None"
+) -> dict[str, Any]:
+    """Return what generator, guide and decoder are, by content."""
     return {
-        "generator": options.run,
-        "decoder": options.decoder,
+        "generator_sha256": generator.digest,
+        "guide_sha256": None if guide is None else guide.digest,
+        "decoder": decoder.identity.name,
+        "decoder_encoder_sha256": decoder.identity.encoder_sha256,
         "dtype": options.dtype,
-        "tokenizer": generator.facts.tokenizer,
+        "tokenizer": structs.asdict(generator.facts.tokenizer),
     }
 
 
-def _classes(text: str, facts: "LatentFacts") -> list[int]:
-    """Numbers of the classes that ``--classes`` names. Raises ValueError for one that there is not."""
-    if text == "all":
-        return list(range(len(facts.classes)))
-    found = []
-    for part in (part.strip() for part in text.split(",")):
-        if part in facts.classes:
-            found.append(facts.classes.index(part))
-        elif part.lstrip("-").isdecimal():
-            found.append(int(part))
-        else:
-            raise ValueError(f"expected --classes all, or numbers or names of classes, found {part!r}")
-    facts.check_labels(found)
-    return found
+def _how(sampling: "Sampling", labels: Sequence[int | None]) -> dict[str, Any]:
+    return {"sampling": sampling.describe(), "labels": list(labels)}
 
 
 def _numbers(text: str, expected: str, count: int | None = None) -> list[float]:

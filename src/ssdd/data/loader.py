@@ -159,7 +159,7 @@ class _BatchReader(Dataset[Batch]):
 
 def as_batch(crops: Iterable[Crop], count: int, size: int) -> Batch:
     """Return ``count`` crops of side ``size`` as a batch; it has an error if one of them has no pixels."""
-    batch = torch.empty(count, 3, size, size, dtype=torch.uint8)
+    batch = torch.empty(count, 3, size, size, dtype=torch.uint8, device="cpu")
     planes = batch.numpy()
     skipped: list[Skipped] = []
     for i, crop in enumerate(crops):

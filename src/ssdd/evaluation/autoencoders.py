@@ -4,7 +4,6 @@ Shapes: B batch, H x W pixels, f spatial factor, c latent channels, h x w = H/f 
 """
 
 import io
-import itertools
 import math
 import re
 from abc import ABC, abstractmethod
@@ -18,10 +17,8 @@ from typing import Any, Literal
 import diffusers
 import numpy as np
 import torch
-from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from diffusers.utils import logging
 from PIL import Image, features
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,6 +26,7 @@ from ..autoencoder import AutoencoderSSDD
 from ..checkpoints.encoders import cast, check_encoder, encoder_digest, load_encoder
 from ..checkpoints.kl_vae import find_weights, read_config, short
 from ..checkpoints.layout import CheckpointError, first
+from ..checkpoints.ldm import read_ldm_vae
 from ..checkpoints.own_code import OWN_CODE, ForeignEncoder, load_own, one_line
 from ..checkpoints.places import download, find_model
 from ..data.pixels import Pixels, image_to_tensor, tensor_to_image
@@ -421,53 +419,7 @@ def _class_name(name: str, folder: Path) -> str:
 
 def _read_file(path: Path) -> Any:
     """Return the AutoencoderKL of a file in LDM's layout, or else the AutoencoderSSDD of one in the authors' layout."""
-    tensors = _ldm_tensors(path)
-    return _ldm_vae(path, tensors) if tensors else AutoencoderSSDD.from_original(path)
-
-
-def _ldm_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the VAE of a file in LDM's layout, alone or in a whole model; return nothing for other files."""
-    parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-    try:
-        with safe_open(path, "pt") as file:
-            names = list(file.keys())
-            for prefix in ("first_stage_model.", "vae.", ""):
-                if f"{prefix}decoder.up.0.block.0.conv1.weight" in names:
-                    kept = [name for name in names if name.startswith(tuple(prefix + part for part in parts))]
-                    return {name.removeprefix(prefix): file.get_tensor(name) for name in kept}
-    except (SafetensorError, OSError):
-        pass  # the reader of the authors' layout says what is wrong with the file
-    return {}
-
-
-def _ldm_vae(path: Path, tensors: dict[str, Tensor]) -> diffusers.AutoencoderKL:
-    """Return the AutoencoderKL with these weights; its config is read off their names and shapes."""
-
-    def count(name: str) -> int:
-        return next(i for i in itertools.count() if name.format(i) not in tensors)
-
-    expected = f"{path}: expected the weights of an AutoencoderKL in the layout of LDM"
-    levels = count("encoder.down.{}.block.0.conv1.weight")
-    try:
-        with torch.device("meta"):
-            model = diffusers.AutoencoderKL(
-                down_block_types=("DownEncoderBlock2D",) * levels,
-                up_block_types=("UpDecoderBlock2D",) * levels,
-                block_out_channels=[len(tensors[f"encoder.down.{i}.block.0.conv1.weight"]) for i in range(levels)],
-                layers_per_block=count("encoder.down.0.block.{}.conv1.weight"),
-                latent_channels=tensors["decoder.conv_in.weight"].shape[1],
-                norm_num_groups=32,  # always, in LDM
-                use_quant_conv="quant_conv.weight" in tensors,
-                use_post_quant_conv="post_quant_conv.weight" in tensors,
-                mid_block_add_attention="encoder.mid.attn_1.norm.weight" in tensors,
-            )
-        state = convert_ldm_vae_checkpoint(tensors, model.config)
-        model.load_state_dict(state, assign=True)
-    except Exception as error:  # another architecture
-        raise CheckpointError(f"{expected}, found {one_line(error)[:400]}") from error
-    if len(state) != len(tensors):  # the conversion leaves out what it does not know
-        raise CheckpointError(f"{expected}, found {len(tensors) - len(state)} unexpected tensors")
-    return model
+    return read_ldm_vae(path) or AutoencoderSSDD.from_original(path)
 
 
 def _display_name(name: str) -> str:

@@ -200,9 +200,13 @@ def kernel_distances(x: Tensor, y: Tensor, subsets: int, size: int, seed: int = 
         subsets: number of pairs of subsets, which are the same on every device.
         size: number of features in each, drawn without repetition.
     """
-    random = torch.Generator().manual_seed(seed)
-    pairs = ([s[torch.randperm(len(s), generator=random)[:size].to(s.device)] for s in (x, y)] for _ in range(subsets))
-    return torch.stack([squared_mmd(*pair) for pair in pairs])
+    random = torch.Generator("cpu").manual_seed(seed)
+
+    def subset(features: Tensor) -> Tensor:
+        order = torch.randperm(len(features), generator=random, device="cpu")
+        return features[order[:size].to(features.device)]
+
+    return torch.stack([squared_mmd(subset(x), subset(y)) for _ in range(subsets)])
 
 
 def squared_mmd(x: Tensor, y: Tensor) -> Tensor:

@@ -93,9 +93,10 @@ def load_dreamsim(device: torch.device | str = "cpu") -> DreamSim:
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints about its cache
             model, preprocess = dreamsim(device=str(device), **options)
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+    except Exception as error:  # of many kinds: safetensors, JSON, shapes, other people's code
         raise MissingWeights(
-            f"{DreamSim.name}: {folder} has other weights than those of {_ENSEMBLE} ({first_line(error)})"
+            f"{DreamSim.name}: {folder} has damaged or other weights than those of {_ENSEMBLE} "
+            f"({first_line(error)}); get them anew"
         ) from error
     finally:
         torch.hub.set_dir(hub)  # the package moves it to its own folder: all other networks would be looked for there

@@ -23,6 +23,7 @@ Shapes: B images, H x W pixels, S side that the network sees, D width of a featu
 """
 
 import importlib.util
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,7 +36,18 @@ from torch import Tensor, nn
 from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 
 from ..objectives.repa import DinoFeatures, quiet_transformers
-from .weights import MissingWeights, cached_checkpoint, checkpoint_folder, first_line, hub_file, hub_path, sha256
+from .weights import (
+    MissingWeights,
+    cached_checkpoint,
+    checkpoint_folder,
+    damaged,
+    first_line,
+    hub_file,
+    hub_path,
+    sha256,
+)
+
+logger = logging.getLogger(__name__)
 
 INCEPTION, MOBILENET, CLIP = "inception-torch-fidelity", "mobilenet_v2-imagenet", "clip-vit-large-patch14-336"
 EXTRACTORS = (INCEPTION, MOBILENET, "dinov2-small", "dinov2-base", "dinov2-large", "dinov2-giant", CLIP)
@@ -43,9 +55,6 @@ EXTRACTORS = (INCEPTION, MOBILENET, "dinov2-small", "dinov2-base", "dinov2-large
 
 CLIP_FEATURES = "normalized CLIP embedding"
 """Ends the preprocessing, and so the identity, of features that CMMD is defined on."""
-
-_INCEPTION_HASH = "6726825d"
-"""The beginning of the SHA-256 of torch-fidelity's file, from its name: FID is defined on these very weights."""
 
 _MOBILENET_WEIGHTS = MobileNet_V2_Weights.IMAGENET1K_V1
 _IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -120,12 +129,7 @@ class InceptionFeatures(Extractor):
             from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
         except ImportError as error:
             raise ImportError(f"{INCEPTION} needs the package torch-fidelity: pip install 'ssdd[eval]'") from error
-        path = hub_file(INCEPTION, URL_INCEPTION_V3, download)
-        if not sha256(path).startswith(_INCEPTION_HASH):
-            raise MissingWeights(
-                f"{INCEPTION}: {path} is another file than torch-fidelity's (its sha256 does not begin with "
-                f"{_INCEPTION_HASH}); put the one from {URL_INCEPTION_V3} there"
-            )
+        path = hub_file(INCEPTION, URL_INCEPTION_V3, download, exact=True)  # FID is defined on these very weights
         net = FeatureExtractorInceptionV3(INCEPTION, ["2048"], feature_extractor_weights_path=str(path))
         super().__init__(INCEPTION, net, 2048, path, device, "Inception")
 
@@ -140,7 +144,10 @@ class MobileNetFeatures(Extractor):
 
     def __init__(self, device: torch.device | str = "cpu", download: bool = True) -> None:
         path = hub_file(MOBILENET, _MOBILENET_WEIGHTS.url, download)
-        net = mobilenet_v2(weights=_MOBILENET_WEIGHTS)
+        try:
+            net = mobilenet_v2(weights=_MOBILENET_WEIGHTS)
+        except RuntimeError as error:  # tensors of another network
+            raise damaged(MOBILENET, path, _MOBILENET_WEIGHTS.url, error) from error
         net.classifier = nn.Identity()
         super().__init__(MOBILENET, net, 1280, path, device, "MobileNetV2")
 
@@ -157,8 +164,10 @@ class DinoClassToken(Extractor):
         folder = checkpoint_folder(name, source, download)
         try:
             dino = DinoFeatures(str(folder))
-        except RuntimeError as error:
-            raise MissingWeights(f"{name}: {first_line(error.__cause__ or error)} in {folder}") from error
+        except (RuntimeError, ValueError) as error:
+            raise MissingWeights(
+                f"{name}: no readable DINOv2 in {folder} ({first_line(error.__cause__ or error)}); get its files anew"
+            ) from error
         title = {384: "DINOv2-S", 768: "DINOv2-B", 1024: "DINOv2-L", 1536: "DINOv2-g"}.get(dino.width, "DINOv2")
         super().__init__(name, dino.net, dino.width, folder, device, title)
         self._mean, self._std = dino.mean.flatten().tolist(), dino.std.flatten().tolist()
@@ -181,7 +190,9 @@ class ClipEmbedding(Extractor):
                     folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
                 )
         except Exception as error:  # of many kinds: no such file, safetensors, pickle, shapes
-            raise MissingWeights(f"{name}: no readable CLIP in {folder} ({first_line(error)})") from error
+            raise MissingWeights(
+                f"{name}: no readable CLIP in {folder} ({first_line(error)}); get its files anew"
+            ) from error
         net, report = loaded
         if report["missing_keys"]:  # transformers would go on with random numbers in their place
             raise MissingWeights(f"{name}: {folder} lacks {len(report['missing_keys'])} tensors of its config.json")
@@ -203,6 +214,19 @@ def available_extractors() -> list[str]:
     if importlib.util.find_spec("transformers") is not None:
         here |= {name: cached_checkpoint(_hub_id(name)) is not None for name in EXTRACTORS[2:]}
     return [name for name in EXTRACTORS if here.get(name)]
+
+
+def cached_extractor(device: torch.device | str = "cpu") -> Extractor | None:
+    """Return the first extractor that is here, or None; one with damaged weights is left out, with a line.
+
+    Nothing is downloaded.
+    """
+    for name in available_extractors():
+        try:
+            return load_extractor(name, device, download=False)
+        except (MissingWeights, ImportError) as error:
+            logger.warning("left out: %s", error)
+    return None
 
 
 def load_extractor(name: str, device: torch.device | str = "cpu", download: bool = True) -> Extractor:

@@ -6,20 +6,21 @@ two sets of features, ``COSTS`` of an autoencoder at work. A user's own is an im
 Shapes: B batch, H x W pixels.
 """
 
+import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
 from ..checkpoints.own_code import OWN_CODE, load_own, one_line
 from ..objectives import LPIPSNetwork
-from ..objectives.perceptual import LPIPS, backbone_url
+from ..objectives.perceptual import LPIPS, backbone_path, backbone_url
 from .image_metrics import (
     GAUSSIAN_WINDOW,
     LPIPS_LEAST,
@@ -34,7 +35,9 @@ from .image_metrics import (
     ssim_uniform,
 )
 from .spectrum import Spectra, detail_ratio, spectra
-from .weights import hub_file, sha256
+from .weights import MissingWeights, hub_file, sha256
+
+logger = logging.getLogger(__name__)
 
 Better = Literal["higher", "lower", "one", "zero", "none"]
 """Which values are better: a ratio is best at one, a shift at zero; ``none``: a plain fact."""
@@ -250,7 +253,10 @@ COSTS = _by_name(
 def lpips_metric(network: LPIPSNetwork, device: torch.device | str = "cpu") -> Metric:
     """Return LPIPS with one backbone. Raises MissingWeights with one line where its weights cannot be had."""
     path = hub_file(f"LPIPS-{network}", backbone_url(network), download=True)
-    net = LPIPS(network).to(device)
+    try:
+        net = LPIPS(network).to(device)
+    except RuntimeError as error:  # tensors of another network
+        raise MissingWeights(str(error)) from error
     return Metric(
         f"lpips_{network}",
         f"LPIPS-{network}",
@@ -261,6 +267,20 @@ def lpips_metric(network: LPIPSNetwork, device: torch.device | str = "cpu") -> M
         lambda pairs: lpips(net, pairs.original, pairs.reconstruction),
         shortest=LPIPS_LEAST,
     )
+
+
+def cached_lpips(device: torch.device | str = "cpu", preferred: LPIPSNetwork | None = None) -> Metric | None:
+    """Return LPIPS with a backbone that is in the cache, the preferred one if it is, or None.
+
+    Nothing is downloaded; a damaged file is left out, with a line that names it.
+    """
+    for network in sorted(get_args(LPIPSNetwork), key=lambda network: network != preferred):
+        if backbone_path(network).is_file():
+            try:
+                return lpips_metric(network, device)
+            except MissingWeights as error:
+                logger.warning("left out: %s", error)
+    return None
 
 
 def own_metric(spec: str, device: torch.device | str = "cpu") -> Metric:

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..objectives.perceptual import available_network
-from .metrics import BatchMetrics
+from .metrics import BatchMetrics, cached_lpips
 
 
 @dataclass(frozen=True)
@@ -23,12 +22,13 @@ class ImageMetrics:
 
 
 class ImageComparison:
-    """Compares pairs of images. ``lpips_network`` is the first whose weights are at hand, or None."""
+    """Compares pairs of images. ``lpips_network`` is the first whose weights are at hand and whole, or None."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        self.lpips_network = available_network()
-        self._metrics = BatchMetrics([self.lpips_network] if self.lpips_network else [], self.device)
+        lpips = cached_lpips(self.device)
+        self.lpips_network = lpips.name.removeprefix("lpips_") if lpips else None
+        self._metrics = BatchMetrics(device=self.device, others=[lpips] if lpips else [])
 
     def __call__(self, original: np.ndarray, reconstruction: np.ndarray) -> ImageMetrics:
         """Compare two images, uint8 (H, W, 3) of one size. Raises ValueError for two sizes."""

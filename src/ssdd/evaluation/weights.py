@@ -2,12 +2,15 @@
 
 import hashlib
 import importlib.util
+import logging
 import re
 import urllib.request
 from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 _TIMEOUT = 10.0
 """Seconds that a server may take to answer at all."""
@@ -25,27 +28,33 @@ def hub_path(url: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
 
 
-def hub_file(name: str, url: str, download: bool) -> Path:
+def hub_file(name: str, url: str, download: bool, exact: bool = False) -> Path:
     """Return the file of an address in torch.hub's cache, downloaded if allowed, checked. Raises MissingWeights.
 
     Args:
         name: what needs the file, for messages.
         url: its address; the name ends with the beginning of the file's SHA-256.
         download: whether to download what is not in the cache.
+        exact: whether a file with another SHA-256 is refused; else a warning names it.
     """
     path, tried = hub_path(url), ""
+    digest = re.findall("[0-9a-f]{8,}", path.name)[-1]
     if not path.is_file() and download:
         try:
             # Behind a firewall that drops packets the download itself would wait for minutes; this asks once.
             with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_TIMEOUT):
                 path.parent.mkdir(parents=True, exist_ok=True)
-            digest = re.findall("[0-9a-f]{8,}", path.name)[-1]
             torch.hub.download_url_to_file(url, str(path), digest, progress=False)
         except (OSError, RuntimeError) as error:
             tried = f" and could not be downloaded ({first_line(error)})"
     if not path.is_file():
         raise MissingWeights(f"{name} needs {path}, which is missing{tried}; put the file from {url} there")
     check_tensors(name, path, url)
+    if not sha256(path).startswith(digest):
+        message = f"{name}: {path} is another file than that of {url} (its sha256 does not begin with {digest})"
+        if exact:
+            raise MissingWeights(f"{message}; delete it and get it anew from there")
+        logger.warning(message)
     return path
 
 
@@ -54,9 +63,15 @@ def check_tensors(name: str, path: Path, url: str) -> None:
     try:
         torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds: zip, pickle, end of file
-        raise MissingWeights(
-            f"{name}: {path} is damaged or no file of weights ({type(error).__name__}); put the one from {url} there"
-        ) from error
+        raise damaged(name, path, url, error) from error
+
+
+def damaged(name: str, path: Path, url: str, error: Exception) -> MissingWeights:
+    """Return what to raise for a file that cannot be read as the weights of ``name``."""
+    return MissingWeights(
+        f"{name}: {path} is damaged or no file of its weights ({type(error).__name__}); delete it and get it anew "
+        f"from {url}"
+    )
 
 
 def checkpoint_folder(name: str, source: str, download: bool) -> Path:

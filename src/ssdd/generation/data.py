@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..checkpoints.identity import LatentIdentity
 from ..data.loader import BatchPositions, start_worker
 from ..data.permutation import KeyedPermutation
 
@@ -20,7 +21,8 @@ STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 class Latents(Protocol):
     """What training needs of tokenized data; ``ssdd.tokenization.LatentDataset`` is one.
 
-    classes: their names. manifest: of the data. latent_shape: (c, h, w). statistics: entries of a model's config.
+    classes: their names. model: whose latents. digest: of what decides them. latent_shape: (c, h, w). statistics:
+    entries of a model's config.
     ``data[i]`` has the posterior's ``mean`` and ``logvar``, float32 (c, h, w), the ``label``, an int64 scalar that is
     -1 for none, and the ``key``.
     """
@@ -29,7 +31,10 @@ class Latents(Protocol):
     def classes(self) -> Sequence[str]: ...
 
     @property
-    def manifest(self) -> Mapping[str, Any]: ...
+    def model(self) -> LatentIdentity: ...
+
+    @property
+    def digest(self) -> str: ...
 
     @property
     def latent_shape(self) -> tuple[int, int, int]: ...

@@ -1,22 +1,30 @@
 """Generated images against photographs: FID, KID, precision, recall, density, coverage, for one guidance or several.
 
-Shapes: N samples, S side.
+Several processes share the photographs and the samples. Shapes: N samples, S side.
 """
 
+import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..evaluation.distances import FeatureSet, set_distances
+from ..data.sources import ImageSource
+from ..evaluation.decoders import LatentDecoder
+from ..evaluation.distances import FeatureSet, read_statistics, set_distances
 from ..evaluation.features import Extractor
+from ..evaluation.figures import figure_style, new_figure, save_figure
 from ..evaluation.metrics import SET_METRICS
 from ..evaluation.protocols import PROTOCOLS, Census, EvaluationSet, Progress, Protocol, crop_batches, silent
 from ..evaluation.results import describe_extractor, set_notes, software
+from ..files import atomic_path, write_json
+from ..processes import Processes, gather
 from ..text import aligned
-from .decoding import spatial_factor
 from .result import Generator
 from .sampling import Sampling, generate_images
 
@@ -25,15 +33,22 @@ Distances = dict[str, dict[str, float]]
 NEIGHBORS = 3
 """k of precision, recall, density and coverage, as guided-diffusion (ADM) has it for generated images."""
 
+_ALONE = Processes(0, 1, torch.device("cpu"))
+
 
 @dataclass(frozen=True)
 class Reference:
-    """Features of photographs by extractor, and what they are of."""
+    """Features of photographs by extractor, and what they are of: JSON types, the same in all processes' main one."""
 
-    protocol: Protocol
-    census: Census
+    facts: dict[str, Any]
     extractors: list[Extractor]
     features: list[FeatureSet]
+    skipped: list[str]
+
+    @property
+    def count(self) -> int | None:
+        """Return the number of photographs; None for published statistics."""
+        return self.facts.get("crops")
 
 
 @dataclass(frozen=True)
@@ -45,13 +60,13 @@ class GuidedResult:
 
 
 def reference_protocol(side: int) -> Protocol:
-    """Centre crops of S x S, as ``paper-S-v1`` and as tokenized data are by default."""
+    """Return centre crops of S x S, as ``paper-S-v1`` and as tokenized data are by default."""
     return PROTOCOLS.get(f"paper-{side}-v1") or Protocol(f"centre-{side}-v1", "centre", side)
 
 
-def image_side(generator: Generator, decoder: Any) -> int:
-    """S of what the decoder makes of the generator's latents."""
-    return generator.facts.latent_shape[1] * spatial_factor(decoder)
+def image_side(generator: Generator) -> int:
+    """Return S of the images of a generator's latents."""
+    return generator.facts.latent_shape[1] * generator.facts.tokenizer.spatial_factor
 
 
 def measure_reference(
@@ -60,80 +75,175 @@ def measure_reference(
     batch_size: int = 16,
     workers: int = 2,
     progress: Progress = silent,
+    processes: Processes = _ALONE,
 ) -> Reference:
-    """One pass over the photographs. Raises ValueError if none can be used."""
+    """Return the features of photographs, in the main process; the others' are empty.
+
+    Raises ValueError if no photograph can be used.
+    """
     census, features = Census(), [FeatureSet(extractor) for extractor in extractors]
-    for crops in crop_batches(evaluation_set, census, batch_size, workers, progress):
+    count = len(evaluation_set)
+    share = range(count * processes.rank // processes.count, count * (processes.rank + 1) // processes.count)
+    for crops in crop_batches(evaluation_set, census, batch_size, workers, progress, share):
         pixels = torch.from_numpy(np.stack([crop.pixels for crop in crops]))
         numbers = [evaluation_set.protocol.number(crop.key) for crop in crops]
-        for extractor, found in zip(extractors, features, strict=True):
-            found.add(extractor(pixels), numbers)
-    census.check_used()
-    return Reference(evaluation_set.protocol, census, list(extractors), features)
+        for extractor, feature_set in zip(extractors, features, strict=True):
+            feature_set.add(extractor(pixels), numbers)
+    features = [feature_set.reduce(processes) for feature_set in features]
+    whole = Census()
+    for part in gather(census):
+        whole.merge(part)
+    if processes.main:
+        whole.check_used()
+    facts = {**evaluation_set.protocol.describe(), **whole.describe()} if processes.main else {}
+    return Reference(facts, list(extractors), features, [skipped.reason for skipped in whole.skipped])
+
+
+def published_reference(path: Path, extractor: Extractor) -> Reference:
+    """Return the mean and covariance that others have published of a set, for the Fréchet distance alone.
+
+    Raises OSError or ValueError with one line.
+    """
+    return Reference({"statistics": str(path)}, [extractor], [read_statistics(path, extractor)], [])
 
 
 def measure_samples(
     generator: Generator,
-    decoder: Any,
+    decoder: LatentDecoder,
     labels: Sequence[int | None],
     sampling: Sampling,
-    guidances: Sequence[float],
     reference: Reference,
     batch_size: int = 16,
     progress: Progress = silent,
-) -> list[GuidedResult]:
-    """The same noise and classes with each guidance in turn: a search, if there are several."""
-    results = []
-    for guidance in guidances:
-        own = replace(sampling, guidance=guidance)
-        features = [FeatureSet(extractor) for extractor in reference.extractors]
-        batches = generate_images(generator, decoder, labels, own, batch_size=batch_size)
-        count = 0
-        for images in progress(batches, -(-len(labels) // batch_size)):
-            for extractor, found in zip(reference.extractors, features, strict=True):
-                found.add(extractor(torch.from_numpy(images)), range(count, count + len(images)))
-            count += len(images)
-        distances = {
-            extractor.name: set_distances(real, fake, NEIGHBORS)
-            for extractor, real, fake in zip(reference.extractors, reference.features, features, strict=True)
-        }
-        results.append(GuidedResult(own, distances))
-    return results
+    processes: Processes = _ALONE,
+    guide: Generator | None = None,
+) -> GuidedResult | None:
+    """Return the distances of samples, in the main process; None in the others."""
+    features = [FeatureSet(extractor) for extractor in reference.extractors]
+    count, rank = len(labels), processes.rank
+    numbers = range(count * rank // processes.count, count * (rank + 1) // processes.count)
+    own_labels = [labels[number] for number in numbers]
+    batches = generate_images(generator, decoder, own_labels, sampling, numbers, batch_size, guide)
+    done = 0
+    for images in progress(batches, -(-len(numbers) // batch_size)):
+        own_numbers = numbers[done : done + len(images)]
+        for extractor, feature_set in zip(reference.extractors, features, strict=True):
+            feature_set.add(extractor(torch.from_numpy(images)), own_numbers)
+        done += len(images)
+    features = [feature_set.reduce(processes) for feature_set in features]
+    if not processes.main:
+        return None
+    distances = {
+        extractor.name: set_distances(real, fake, NEIGHBORS)
+        for extractor, real, fake in zip(reference.extractors, reference.features, features, strict=True)
+    }
+    return GuidedResult(sampling, distances)
 
 
 def best(results: Sequence[GuidedResult], extractor: str) -> GuidedResult:
-    """The one with the smallest Fréchet distance."""
+    """Return the result with the smallest Fréchet distance."""
     return min(results, key=lambda r: float(r.distances[extractor]["frechet"]))
 
 
+# ---- classes ---------------------------------------------------------------------------------------------------------
+
+
 def balanced_labels(classes: Sequence[int], count: int) -> list[int | None]:
-    """The given classes in turn, equally often; None for each sample of a model without classes."""
+    """Return the given classes in turn, equally often; None for each sample of a model without classes."""
     return [classes[i % len(classes)] for i in range(count)] if classes else [None] * count
 
 
-def as_dict(
-    results: Sequence[GuidedResult], reference: Reference, labels: Sequence[int | None], models: dict[str, Any]
-) -> dict[str, Any]:
-    """Everything, JSON types alone. models: how generator and decoder are called, and what is known of them."""
+def photograph_classes(source: ImageSource, names: Sequence[str]) -> Counter[int]:
+    """Count the photographs of each class, which is the name of a photograph's folder.
+
+    Raises ValueError where none is of a class that there is.
+    """
+    numbers = {name: number for number, name in enumerate(names)}
+    folders = (source.name(index).rpartition("/")[0].rpartition("/")[2] for index in range(len(source)))
+    counts = Counter(numbers[folder] for folder in folders if folder in numbers)
+    if not counts:
+        raise ValueError(
+            f"expected photographs in folders named by a class, such as {names[0]!r}, for --shares data, found none"
+            if names
+            else "expected a generator with classes for --shares data, found one without"
+        )
+    return counts
+
+
+def proportional_labels(counts: Counter[int], count: int, seed: int) -> list[int | None]:
+    """Return classes by their share of the photographs, rounded to whole samples, in an order drawn by the seed."""
+    classes = sorted(counts)
+    exact = np.array([counts[label] for label in classes]) * count / counts.total()
+    shares = np.floor(exact).astype(int)
+    largest_remainders = np.argsort(shares - exact, kind="stable")[: count - shares.sum()]
+    shares[largest_remainders] += 1
+    return [int(label) for label in np.random.default_rng(seed).permutation(np.repeat(classes, shares))]
+
+
+# ---- the result ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class SearchFile:
+    """The JSON file of a search over guidances, and its plot: written after each row, and gone on with.
+
+    Attributes:
+        path: of the file; None to keep nothing.
+        facts: everything but the rows, JSON types alone.
+    """
+
+    path: Path | None
+    facts: dict[str, Any]
+
+    def kept(self) -> list[GuidedResult]:
+        """Return the rows that are there. Raises ValueError if they are of another generator, or other data."""
+        if self.path is None or not self.path.exists():
+            return []
+        try:
+            found = json.loads(self.path.read_text())
+            rows = [(row.pop("distances"), row) for row in found.pop("rows")]
+            results = [GuidedResult(Sampling.read(row), distances) for distances, row in rows]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{self.path}: expected a result of ssdd generate evaluate, found {error!r}") from error
+        expected = json.loads(json.dumps(self.facts))
+        if different := [name for name in expected if name != "software" and found.get(name) != expected[name]]:
+            raise ValueError(
+                f"{self.path} holds rows with another {', '.join(different)}: choose another --out, or pass "
+                "--overwrite to replace it"
+            )
+        return results
+
+    def write(self, results: Sequence[GuidedResult]) -> None:
+        """Write all rows, and a plot of them if there are several."""
+        if self.path is None:
+            return
+        rows = [{**result.sampling.describe(), "distances": result.distances} for result in results]
+        write_json(self.path, {**self.facts, "rows": rows})
+        if len(results) > 1 and find_spec("matplotlib"):
+            with atomic_path(self.path.with_suffix(".png"), overwrite=True) as path:
+                path.write_bytes(draw_search(results))
+
+
+def describe(reference: Reference, labels: Sequence[int | None], shares: str, models: dict[str, Any]) -> dict[str, Any]:
+    """Return everything but the rows, JSON types alone. models: how generator and decoder are called and known."""
     return {
         **models,
-        "reference": {**reference.protocol.describe(), **reference.census.describe()},
+        "reference": reference.facts,
         "samples": len(labels),
         "classes": len(set(labels) - {None}),
-        "labels": "the chosen classes in turn",
+        "labels": shares,
         "extractors": _extractors(reference, len(labels)),
         "software": software(),
-        "rows": [{**result.sampling.describe(), "distances": result.distances} for result in results],
     }
 
 
 def _extractors(reference: Reference, samples: int) -> list[dict[str, Any]]:
     """Return what is known of the extractors; the Fréchet distance is named by the smaller number of images."""
-    count = min(samples, reference.census.describe()["crops"])
+    count = samples if reference.count is None else min(samples, reference.count)
     return [describe_extractor(extractor, count) for extractor in reference.extractors]
 
 
-def as_text(results: Sequence[GuidedResult], reference: Reference, labels: Sequence[int | None]) -> str:
+def as_text(results: Sequence[GuidedResult], reference: Reference, labels: Sequence[int | None], shares: str) -> str:
     """Return a table, a row per guidance and extractor, and below it the protocol."""
     metrics = [m for m in SET_METRICS.values() if any(m.name in d for r in results for d in r.distances.values())]
     lines = [["guidance", "features", *(m.heading for m in metrics)]]
@@ -141,21 +251,39 @@ def as_text(results: Sequence[GuidedResult], reference: Reference, labels: Seque
         for name, found in result.distances.items():
             cells = [f"{found[m.name]:.4g}" if m.name in found else "-" for m in metrics]
             lines.append([f"{result.sampling.guidance:g}", name, *cells])
-    return "\n".join([*aligned(lines, left=0), "", *_protocol(results, reference, labels)])
+    return "\n".join([*aligned(lines, left=0), "", *_protocol(results, reference, labels, shares)])
 
 
-def _protocol(results: Sequence[GuidedResult], reference: Reference, labels: Sequence[int | None]) -> list[str]:
-    sampling, data, crop = results[0].sampling, reference.census.describe(), reference.protocol.describe()
-    classes, calls = len(set(labels) - {None}), 2 * sampling.steps - 1 if sampling.sampler == "heun" else sampling.steps
-    low, high = sampling.interval
+def _protocol(
+    results: Sequence[GuidedResult], reference: Reference, labels: Sequence[int | None], shares: str
+) -> list[str]:
+    sampling, data = results[0].sampling, reference.facts
+    classes, (low, high) = len(set(labels) - {None}), sampling.interval
+    photographs = f"photographs: mean and covariance of {data.get('statistics')}"
+    if reference.count is not None:
+        crops, sha256 = f"{data['crops']} crops", data["fingerprint"][:16]
+        photographs = f"photographs: {crops}, {data['protocol']}: {data['crop']}; sha256 {sha256}"
     lines = [
-        f"samples: {len(labels)}, {classes} classes in turn" if classes else f"samples: {len(labels)}, no classes",
-        f"sampler: {sampling.sampler}, {sampling.steps} steps ({calls} calls), guidance at t from {low:g} to {high:g}, "
-        f"noise by (seed {sampling.seed}, number of the sample)",
-        f"photographs: {data['crops']} crops, {crop['protocol']}: {crop['crop']}; sha256 {data['fingerprint'][:16]}",
+        f"samples: {len(labels)}, {classes} classes, {shares}" if classes else f"samples: {len(labels)}, no classes",
+        f"sampler: {sampling.sampler}, {sampling.steps} steps ({sampling.calls} calls), guidance at t from {low:g} to "
+        f"{high:g}, times shifted by {sampling.shift:g}, noise by (seed {sampling.seed}, number of the sample)",
+        photographs,
         *set_notes(_extractors(reference, len(labels)), {f"{r.sampling.guidance:g}": r.distances for r in results}),
     ]
     names = [e.name for e in reference.extractors]
     if len(results) > 1:
         lines.append(f"best guidance by FD {names[0]}: {best(results, names[0]).sampling.guidance:g}")
     return lines
+
+
+def draw_search(results: Sequence[GuidedResult]) -> bytes:
+    """Return a PNG of the Fréchet distance by guidance, a curve for each extractor."""
+    rows = sorted(results, key=lambda result: result.sampling.guidance)
+    with figure_style():
+        figure = new_figure(3.2)
+        axes = figure.subplots()
+        for name in rows[0].distances:
+            values = [float(row.distances[name]["frechet"]) for row in rows]
+            axes.plot([row.sampling.guidance for row in rows], values, marker="o", label=name)
+        axes.set(xlabel="guidance", ylabel="Fréchet distance", ylim=(0, None))
+        return save_figure(figure, "png")

@@ -1,75 +1,213 @@
-"""Generated images as files: PNGs, a page of them, or one ``.npz`` as the evaluator of guided diffusion (ADM) reads it.
+"""Generated images as files, made in parts that several processes share and that a later call goes on with.
 
-Shapes: N samples, S side.
+Shapes: N samples, H x W pixels of each.
 """
 
+import io
+import itertools
+import json
+import shutil
+import tarfile
 import zipfile
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from ..data.images import save_image
-from ..files import atomic_path
+from ..files import OutputExists, atomic_path
 from ..training.validation import grid
 
+Format = Literal["png", "npz", "tar"]
+GRID, NPZ, FACTS = "grid.png", "samples.npz", "samples.json"
+_PARTS = ".parts"
 COLUMNS, ROWS = 8, 8
 """Of the page of samples, at most."""
 
-
-class Page:
-    """Collects the first images for ``grid.png``."""
-
-    def __init__(self) -> None:
-        self._images: list[np.ndarray] = []
-
-    def add(self, images: np.ndarray) -> None:
-        """uint8 (B, S, S, 3)."""
-        self._images += list(images[: COLUMNS * ROWS - len(self._images)])
-
-    def draw(self) -> np.ndarray:
-        """uint8 (H, W, 3), white where there are no images left."""
-        columns = min(COLUMNS, len(self._images))
-        blank = np.full_like(self._images[0], 255)
-        filled = self._images + [blank] * (-len(self._images) % columns)
-        return grid([np.stack(filled[i : i + columns]) for i in range(0, len(filled), columns)])
+Numbered = Iterable[tuple[int, np.ndarray]]
+"""Number and image, uint8 (H, W, 3), of samples in order."""
 
 
-def write_pngs(out: Path, batches: Iterable[np.ndarray], overwrite: bool = False) -> Page:
-    """``000000.png`` and so on, by the number of the sample. Raises OutputExists or OSError."""
-    page, number = Page(), 0
-    for images in batches:
-        page.add(images)
-        for image in images:
-            save_image(out / png_name(number), image, overwrite=overwrite)
-            number += 1
-    return page
+class SampleFiles(ABC):
+    """Files for N samples in parts: a part is made by one process, and is there whole or not at all.
 
-
-def png_name(number: int) -> str:
-    return f"{number:06d}.png"
-
-
-def write_npz(
-    path: Path, batches: Iterable[np.ndarray], labels: Sequence[int | None], side: int, overwrite: bool = False
-) -> Page:
-    """``arr_0``: uint8 (N, S, S, 3); ``arr_1``: the classes, int64 (N,), where every sample has one.
-
-    Written as the batches come, whole or not at all; memory does not grow with N. Raises ValueError for another number
-    of images than labels, OutputExists or OSError.
+    Args:
+        out: folder of the result.
+        labels: class of each sample, None for no class in particular.
+        part_size: samples of a part.
     """
-    page, count = Page(), 0
-    with atomic_path(path, overwrite) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
-        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), side, side, 3)}
-            np.lib.format.write_array_header_1_0(file, header)
-            for images in batches:
-                page.add(images)
-                file.write(np.ascontiguousarray(images, np.uint8).tobytes())
-                count += len(images)
-        if count != len(labels):
-            raise ValueError(f"expected {len(labels)} images for as many labels, found {count}")
-        if all(label is not None for label in labels):
-            with archive.open("arr_1.npy", "w") as file:
-                np.lib.format.write_array(file, np.array(labels, np.int64))
-    return page
+
+    def __init__(self, out: Path, labels: Sequence[int | None], part_size: int) -> None:
+        self.out, self.labels = out, labels
+        self.parts = [range(i, min(i + part_size, len(labels))) for i in range(0, len(labels), part_size)]
+
+    @abstractmethod
+    def missing(self, part: range) -> Sequence[int]:
+        """Return the numbers of a part's samples that are still to be made."""
+
+    @abstractmethod
+    def write(self, part: range, samples: Numbered) -> None:
+        """Write what was missing of a part. Raises OSError."""
+
+    @abstractmethod
+    def read(self, count: int) -> list[np.ndarray]:
+        """Return the first images again."""
+
+    def finish(self) -> None:  # noqa: B027 - most have nothing to do
+        """Join the parts, where they are no result by themselves."""
+
+    def remove(self) -> None:
+        """Remove the parts that are there."""
+        for path in self.results():
+            path.unlink(missing_ok=True)
+
+    @abstractmethod
+    def results(self) -> Iterator[Path]:
+        """Return the paths of all files."""
+
+
+class PngFiles(SampleFiles):
+    """``000000.png`` and so on, by the number of the sample."""
+
+    def missing(self, part: range) -> Sequence[int]:
+        return [number for number in part if not self._path(number).exists()]
+
+    def write(self, part: range, samples: Numbered) -> None:
+        for number, image in samples:
+            save_image(self._path(number), image)
+
+    def read(self, count: int) -> list[np.ndarray]:
+        return [np.asarray(Image.open(self._path(number)).convert("RGB")) for number in range(count)]
+
+    def _path(self, number: int) -> Path:
+        return self.out / f"{number:06d}.png"
+
+    def results(self) -> Iterator[Path]:
+        return map(self._path, range(len(self.labels)))
+
+
+class TarFiles(SampleFiles):
+    """``shard-000000.tar`` and so on, a webdataset: PNG files and, with classes, their numbers as ``.cls``."""
+
+    def missing(self, part: range) -> Sequence[int]:
+        return () if self._path(part).exists() else part
+
+    def write(self, part: range, samples: Numbered) -> None:
+        with atomic_path(self._path(part)) as temporary, tarfile.open(temporary, "w") as tar:
+            for number, image in samples:
+                content = io.BytesIO()
+                Image.fromarray(image).save(content, "PNG")
+                self._add(tar, f"{number:08d}.png", content.getvalue())
+                if (label := self.labels[number]) is not None:
+                    self._add(tar, f"{number:08d}.cls", str(label).encode())
+
+    @staticmethod
+    def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+
+    def read(self, count: int) -> list[np.ndarray]:
+        images: list[np.ndarray] = []
+        for part in self.parts:
+            with tarfile.open(self._path(part)) as tar:
+                for member in tar:
+                    if len(images) < count and member.name.endswith(".png"):
+                        images.append(np.asarray(Image.open(io.BytesIO(tar.extractfile(member).read()))))  # type: ignore[union-attr]
+            if len(images) == count:
+                break
+        return images
+
+    def _path(self, part: range) -> Path:
+        return self.out / f"shard-{self.parts.index(part):06d}.tar"
+
+    def results(self) -> Iterator[Path]:
+        return map(self._path, self.parts)
+
+
+class NpzFile(SampleFiles):
+    """One ``samples.npz`` as the evaluator of guided diffusion (ADM) reads it, joined from arrays in a hidden folder.
+
+    ``arr_0``: uint8 (N, H, W, 3). ``arr_1``: the classes, int64 (N,), where every sample has one. Memory does not grow
+    with N.
+    """
+
+    def missing(self, part: range) -> Sequence[int]:
+        return () if self._path(part).exists() or (self.out / NPZ).exists() else part
+
+    def write(self, part: range, samples: Numbered) -> None:
+        images = np.stack([image for _, image in samples])
+        with atomic_path(self._path(part)) as temporary:
+            np.save(temporary, images)
+
+    def read(self, count: int) -> list[np.ndarray]:
+        images: list[np.ndarray] = []
+        with zipfile.ZipFile(self.out / NPZ) as archive, archive.open("arr_0.npy") as file:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            for _ in range(count):
+                images.append(np.frombuffer(file.read(int(np.prod(shape[1:]))), dtype).reshape(shape[1:]))
+        return images
+
+    def finish(self) -> None:
+        with atomic_path(self.out / NPZ) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
+            with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+                shape = (len(self.labels), *np.load(self._path(self.parts[0]), mmap_mode="r").shape[1:])
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for part in self.parts:
+                    file.write(np.load(self._path(part)).tobytes())
+            if all(label is not None for label in self.labels):
+                with archive.open("arr_1.npy", "w") as file:
+                    np.lib.format.write_array(file, np.array(self.labels, np.int64))
+        shutil.rmtree(self.out / _PARTS)
+
+    def _path(self, part: range) -> Path:
+        return self.out / _PARTS / f"{part.start:08d}.npy"
+
+    def results(self) -> Iterator[Path]:
+        return itertools.chain([self.out / NPZ], map(self._path, self.parts))
+
+
+FILES: dict[Format, type[SampleFiles]] = {"png": PngFiles, "npz": NpzFile, "tar": TarFiles}
+
+
+def begin(files: SampleFiles, facts: dict[str, object], overwrite: bool) -> None:
+    """Write ``samples.json``, how all samples are made, or check that what is there is a part of this very result.
+
+    Raises OutputExists for other samples, which ``overwrite`` removes.
+    """
+    path = files.out / FACTS
+    if overwrite and path.exists():
+        files.remove()
+        (files.out / GRID).unlink(missing_ok=True)
+        path.unlink()
+    strangers = [file for file in files.results() if file.exists()]
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(facts, indent=1) + "\n")
+        if strangers:
+            path.unlink()
+            raise ValueError(f"{strangers[0]} is there, and no {FACTS} says how it was made: choose another --out")
+    except OutputExists:
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path}: expected how the samples there were made, found no JSON") from error
+        expected = json.loads(json.dumps(facts))
+        if different := [name for name in expected if found.get(name) != expected[name]]:
+            raise OutputExists(
+                f"{files.out} holds samples that were made with another {', '.join(different)}: choose another --out, "
+                "or pass --overwrite to replace them"
+            ) from None
+
+
+def draw_page(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Return a page of images, uint8 (H, W, 3), white where there are none left."""
+    columns = min(COLUMNS, len(images))
+    blank = np.full_like(images[0], 255)
+    filled = [*images, *[blank] * (-len(images) % columns)]
+    return grid([np.stack(filled[i : i + columns]) for i in range(0, len(filled), columns)])

@@ -3,24 +3,27 @@
 ``model/`` of a run is a folder of diffusers' ``save_pretrained`` with ``generation.json`` beside its config: the shape
 of a latent, the names of the classes, the statistics that normalised them, and the tokenizer that made them.
 
-Shapes: B batch, c latent channels, g x g latent grid, f spatial factor of a decoder.
+Shapes: B batch, c latent channels, g x g latent grid.
 """
 
+import difflib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from diffusers import DiTTransformer2DModel
 from diffusers.utils import is_accelerate_available
 from torch import Tensor
 
+from ..checkpoints.identity import LatentIdentity, OtherEncoderError
+from ..evaluation.weights import sha256
 from ..files import share
 from ..normalization import latent_map
 from .data import Latents, normalization_of
-from .decoding import spatial_factor
 from .model import prepare
 
 FACTS = "generation.json"
@@ -31,21 +34,24 @@ _FORMAT = "ssdd-generation-1"
 class LatentFacts:
     """What a DiT's latents are.
 
-    latent_shape: (c, g, g). classes: their names. statistics: as ``latent_map`` takes them. tokenizer: what the data's
-    manifest says of the model that made them; its ``spatial_factor`` is checked against a decoder's.
+    Attributes:
+        latent_shape: (c, g, g).
+        classes: their names.
+        statistics: as ``latent_map`` takes them.
+        tokenizer: whose latents they are.
     """
 
     latent_shape: tuple[int, int, int]
     classes: tuple[str, ...]
     statistics: dict[str, Any]
-    tokenizer: dict[str, Any]
+    tokenizer: LatentIdentity
 
     @classmethod
     def of(cls, data: Latents) -> "LatentFacts":
-        """Of tokenized data. Raises ValueError without statistics."""
+        """Return the facts of tokenized data. Raises ValueError without statistics."""
         c, height, width = data.latent_shape
         statistics = normalization_of(data.statistics, c)
-        return cls((c, height, width), tuple(data.classes), statistics, dict(data.manifest.get("model") or {}))
+        return cls((c, height, width), tuple(data.classes), statistics, data.model)
 
     def check_labels(self, labels: "list[int]") -> None:
         """Raises ValueError for a class that there is not."""
@@ -54,56 +60,102 @@ class LatentFacts:
             raise ValueError(found if self.classes else f"expected no class, this model knows none; found {wrong[0]}")
 
     def denormalize(self, z: Tensor) -> Tensor:
-        """Normalised -> raw latents, (B, c, g, g), by the statistics of the training."""
+        """Return raw latents (B, c, g, g) of normalised ones, by the statistics of the training."""
         latents = latent_map(self.statistics, z)
         return z / latents.scale + latents.shift
 
-    def check_decoder(self, decoder: Any) -> None:
-        """Raises ValueError with one line unless an autoencoder's latents have these channels and this factor."""
-        channels, factor = self.latent_shape[0], self.tokenizer.get("spatial_factor")
-        if decoder.config.latent_channels != channels:
-            raise ValueError(
-                f"expected a decoder of {channels} latent channels, as the generator's, found one of "
-                f"{decoder.config.latent_channels}: pass the model that tokenized the data"
+    def check_guide(self, guide: "LatentFacts") -> None:
+        """Raise ValueError unless a guide was trained on the same latents, normalised alike, with the same classes."""
+        if not self.tokenizer.same_encoder(guide.tokenizer):
+            raise OtherEncoderError(
+                f"expected a guide on latents of {self.tokenizer}, as the generator, found one on those of "
+                f"{guide.tokenizer}"
             )
-        if factor is not None and spatial_factor(decoder) != factor:
-            raise ValueError(
-                f"expected a decoder of spatial factor {factor}, as the generator's, found {spatial_factor(decoder)}: "
-                "pass the model that tokenized the data"
-            )
+        for name in ("latent_shape", "classes", "statistics"):
+            if msgspec.to_builtins(getattr(self, name)) != msgspec.to_builtins(getattr(guide, name)):
+                raise ValueError(f"expected a guide with the generator's {name}, found another's")
 
 
 @dataclass(frozen=True)
 class Generator:
-    """A DiT in eval mode and its facts."""
+    """A DiT in eval mode and its facts. folder: where it lies, if it was saved."""
 
     model: Any
     facts: LatentFacts
+    folder: Path | None = None
+
+    @cached_property
+    def digest(self) -> str | None:
+        """Return the SHA-256 of its files of weights."""
+        return None if self.folder is None else sha256(*sorted(self.folder.glob("*.safetensors")))
 
 
 def save_generator(generator: Generator, folder: Path) -> None:
-    """Weights in safetensors, config.json, generation.json."""
+    """Write weights in safetensors, config.json, generation.json."""
     generator.model.save_pretrained(folder, safe_serialization=True)
     for weights in folder.glob("*.safetensors"):
         share(weights)
-    content = {"format": _FORMAT, **asdict(generator.facts)}
+    content = {"format": _FORMAT, **msgspec.to_builtins(generator.facts)}
     (folder / FACTS).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def read_facts(name: str | Path) -> LatentFacts:
+    """Return the facts of a run's result, by the run's folder or its ``model/``. Raises as ``load_generator``."""
+    return _read_facts(_find_folder(name) / FACTS)
+
+
+def parse_classes(text: str, facts: LatentFacts) -> list[int]:
+    """Return the numbers of the classes in a list with commas, or of ``all``.
+
+    A part is a whole name, which may have commas itself, a number, or the part of one name alone, such as tench of
+    "tench, Tinca tinca".
+
+    Raises ValueError for a class that there is not, or a part of several.
+    """
+    if text == "all":
+        return list(range(len(facts.classes)))
+    parts, numbers = [part.strip() for part in text.split(",")], dict[str, int]()
+    for number, name in enumerate(facts.classes):
+        numbers[", ".join(part.strip() for part in name.split(","))] = number
+    classes: list[int] = []
+    while parts:
+        length = next((n for n in range(len(parts), 0, -1) if ", ".join(parts[:n]) in numbers), 0)
+        if length:
+            classes.append(numbers[", ".join(parts[:length])])
+        elif parts[0].lstrip("-").isdecimal():
+            classes.append(int(parts[0]))
+        else:
+            classes.append(_class_with(parts[0], facts.classes))
+        del parts[: length or 1]
+    facts.check_labels(classes)
+    return classes
+
+
+def _class_with(part: str, names: tuple[str, ...]) -> int:
+    """Return the class whose name has the part, as one of its synonyms before anywhere in it."""
+    wanted = part.casefold()
+    synonyms = [i for i, name in enumerate(names) if wanted in (word.strip().casefold() for word in name.split(","))]
+    anywhere = [i for i, name in enumerate(names) if wanted and wanted in name.casefold()]
+    candidates = synonyms or anywhere
+    if len(candidates) == 1:
+        return candidates[0]
+    expected = "expected --classes all, or numbers or names of classes"
+    if not candidates:
+        near = difflib.get_close_matches(part, names, n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else "; ssdd generate classes RUN lists them"
+        raise ValueError(f"{expected}, found {part!r}{hint}")
+    listed = ", ".join(repr(names[i]) for i in candidates[:5])
+    raise ValueError(f"{expected}, found {part!r}, a part of {len(candidates)} names: {listed}")
 
 
 def load_generator(
     name: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Generator:
-    """The result of a run, by the run's folder or its ``model/``.
+    """Return the result of a run, by the run's folder or its ``model/``.
 
     Raises FileNotFoundError or ValueError with one line for anything else.
     """
-    folder = Path(name)
-    if not (folder / FACTS).is_file() and (folder / "model" / FACTS).is_file():
-        folder = folder / "model"
-    if not (folder / FACTS).is_file():
-        unfinished = (folder / "checkpoints").is_dir()
-        found = "a training run that is not finished" if unfinished else f"no {FACTS} there"
-        raise FileNotFoundError(f"{name}: expected a trained generator, found {found}")
+    folder = _find_folder(name)
     facts = _read_facts(folder / FACTS)
     model = DiTTransformer2DModel.from_pretrained(
         str(folder), use_safetensors=True, torch_dtype=dtype, low_cpu_mem_usage=is_accelerate_available()
@@ -111,16 +163,25 @@ def load_generator(
     expected = (model.config.in_channels, model.config.sample_size, model.config.sample_size)
     if facts.latent_shape != expected or len(facts.classes) != model.config.num_embeds_ada_norm:
         raise ValueError(f"{folder}: {FACTS} and the model's config.json contradict each other")
-    return Generator(prepare(model).to(device).eval(), facts)
+    return Generator(prepare(model).to(device).eval(), facts, folder)
+
+
+def _find_folder(name: str | Path) -> Path:
+    folder = Path(name)
+    if not (folder / FACTS).is_file() and (folder / "model" / FACTS).is_file():
+        folder = folder / "model"
+    if not (folder / FACTS).is_file():
+        unfinished = (folder / "checkpoints").is_dir()
+        found = "a training run that is not finished" if unfinished else f"no {FACTS} there"
+        raise FileNotFoundError(f"{name}: expected a trained generator, found {found}")
+    return folder
 
 
 def _read_facts(path: Path) -> LatentFacts:
     try:
-        content: Mapping[str, Any] = json.loads(path.read_text())
+        content = json.loads(path.read_text())
         if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']!r}")
-        c, height, width = (int(n) for n in content["latent_shape"])
-        classes = tuple(str(name) for name in content["classes"])
-        return LatentFacts((c, height, width), classes, dict(content["statistics"]), dict(content["tokenizer"]))
+        return msgspec.convert(content, LatentFacts)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: expected a generator's {_FORMAT}, found {' '.join(str(error).split())}") from error

@@ -3,6 +3,8 @@
 Shapes: B latents of this process.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..evaluation.decoders import LatentDecoder, load_decoder_of
 from ..processes import Processes
 from ..training.export import write_result
 from ..training.loop import train_task
@@ -19,7 +22,6 @@ from ..training.task import Task
 from ..training.validation import grid
 from .config import GenerationConfig
 from .data import LatentBatch, Latents, LatentStream, latent_batches, open_latents
-from .decoding import load_decoder
 from .result import Generator, LatentFacts, save_generator
 from .sampling import Sampling, generate_images
 from .stage import LatentStage
@@ -55,14 +57,20 @@ class GenerationTask(Task):
         self.stream = LatentStream(data, config.seed)
         self.facts = LatentFacts.of(data)
         self.stage = LatentStage(config, data)
-        self._decoder: Any = None
+        self._decoder: LatentDecoder | None = None
 
     @property
     def name(self) -> str:
         return f"DiT-{self.config.size}"
 
     def provenance(self) -> dict[str, Any]:
-        return {"latents": {"count": len(self.stream.data)}}
+        data = self.stream.data
+        classes = hashlib.sha256(json.dumps(list(data.classes)).encode()).hexdigest()
+        return {
+            "encoder of the latents": data.model.encoder_sha256,
+            "latents": {"count": len(data), "sha256": data.digest},
+            "classes in order": {"count": len(data.classes), "sha256": classes},
+        }
 
     def batches(self, seen: int, processes: Processes, position: Any = None) -> Iterator[LatentBatch]:
         config = self.config
@@ -76,8 +84,7 @@ class GenerationTask(Task):
 
     def prepare(self, run: Path, processes: Processes) -> None:
         if processes.main and self.config.decoder is not None and self.config.log.sample_images:
-            self._decoder = load_decoder(self.config.decoder, processes.device)
-            self.facts.check_decoder(self._decoder)
+            self._decoder = load_decoder_of(self.facts.tokenizer, self.config.decoder, processes.device)
 
     def grid(self, weights: State) -> np.ndarray | None:
         """Return rows of samples of evenly spaced classes, the same noise in each, more guidance from row to row."""

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..checkpoints.kl_vae import read_json
@@ -157,13 +156,16 @@ def _load(folder: Path, name: str) -> Any:
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported below, in one line
             )
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # of many kinds: no such file, safetensors, a config of transformers
         raise RuntimeError(
-            f"{name}: no readable weights in {folder} ({_first_line(error)}); REPA reads model.safetensors only"
+            f"{name}: no readable weights in {folder} ({_first_line(error)}); get its config.json and "
+            "model.safetensors anew"
         ) from error
     absent = [*report["missing_keys"], *report["mismatched_keys"]]
     if absent:  # transformers would go on with random numbers in their place
-        raise ValueError(f"{name}: {len(absent)} tensors that config.json asks for are missing or of another shape")
+        raise ValueError(
+            f"{name}: {len(absent)} tensors that config.json asks for are missing or of another shape in {folder}"
+        )
     return net.float()
 
 

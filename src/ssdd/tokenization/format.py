@@ -13,6 +13,7 @@ import msgspec
 import torch
 from msgspec import Meta, Struct
 
+from ..checkpoints.identity import LatentIdentity
 from ..statistics import LatentStatistics
 from ..text import one_safe_line
 
@@ -50,14 +51,7 @@ class TokenizedDataError(ValueError):
 # ---- the plan ------------------------------------------------------------------------------------------------------
 
 
-class ModelInfo(Struct, frozen=True):
-    """Whose latents these are."""
-
-    name: str
-    encoder_sha256: Sha256
-    spatial_factor: Annotated[int, Meta(ge=1, le=1024)]
-    latent_channels: Side
-    encoder: str | None = None
+ModelInfo = LatentIdentity
 
 
 class DataInfo(Struct, frozen=True):
@@ -120,7 +114,9 @@ class Plan(Struct, frozen=True, kw_only=True):
         fields = {name: value for name, value in plain(self).items() if name in Plan.__struct_fields__}
         if self.shard_images is None:
             fields["classes"] = []  # input shards state their classes by name, which are numbered at the end
-        del fields["made_by"], fields["data"]["paths"], fields["model"]["name"], fields["model"]["encoder"]
+        del fields["made_by"], fields["data"]["paths"]
+        for name in ("name", "encoder", "scaling_factor", "shift_factor"):  # they change no latent
+            del fields["model"][name]
         return fields
 
 

@@ -4,12 +4,12 @@ Shapes: B crops of S x S pixels, f spatial factor, c latent channels, h = w = S 
 """
 
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checkpoints.encoders import cast, encoder_digest, load_encoder_of
+from ..checkpoints.encoders import cast, load_encoder_of
+from ..checkpoints.identity import identify
 from ..checkpoints.own_code import ForeignEncoder
 from ..dtypes import DTYPES, Dtype
 from ..nn.encoder import Encoder
@@ -22,9 +22,7 @@ class LatentEncoder:
     """Encoder of an AutoencoderSSDD or AutoencoderKL, or one for an AutoencoderSSDD that only decodes; in eval mode.
 
     Attributes:
-        name: The model, as it was given.
-        sha256: Digest of the encoder alone (see ``encoder_digest``): models that differ in their decoder, or in the
-            statistics of their config, have the same latents.
+        identity: Identity of the latents that it makes.
     """
 
     def __init__(
@@ -40,19 +38,10 @@ class LatentEncoder:
         Raises ValueError, CheckpointError, OSError or ImportError with one line.
         """
         self._loaded = load_encoder_of(name, encoder)
-        self.name, self._encoder, self.sha256 = name, encoder, encoder_digest(self._loaded)
+        self.identity = identify(name, encoder, self._loaded)
         self.latent_channels, self.spatial_factor = self._loaded.latent_channels, self._loaded.spatial_factor
         self.device = torch.device(device)
         self._dtype = DTYPES[dtype]
-
-    def describe(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            **({} if self._encoder is None else {"encoder": self._encoder}),
-            "encoder_sha256": self.sha256,
-            "spatial_factor": self.spatial_factor,
-            "latent_channels": self.latent_channels,
-        }
 
     @cached_property
     def _module(self) -> Encoder | ForeignEncoder:

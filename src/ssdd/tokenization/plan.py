@@ -18,7 +18,7 @@ from ..data.remote import is_remote, local_copy
 from ..dtypes import Dtype
 from .containers import writer_version
 from .crops import CropProtocol
-from .format import MOST_SHARDS, Container, DataInfo, MadeBy, ModelInfo, Plan, Store
+from .format import MOST_SHARDS, Container, DataInfo, MadeBy, Plan, Store
 from .image_list import ImageList
 from .inputs import is_shard, is_stream_shard, split_columns
 from .labels import LabelFile, LabelRule
@@ -229,7 +229,7 @@ def make_plan(job: TokenizeJob, data: Data, encoder: LatentEncoder) -> Plan:
     if info.shards > MOST_SHARDS:
         raise ValueError(f"expected at most {MOST_SHARDS} shards, found {info.shards}: make them larger")
     return Plan(
-        model=ModelInfo(**encoder.describe()),
+        model=encoder.identity,
         data=info,
         classes=classes,
         protocol=job.protocol.describe(),
@@ -272,7 +272,7 @@ class Work:
     def open(self, device: torch.device | str) -> "OpenWork":
         """Raises ValueError if the encoder is another one than the plan's."""
         encoder = LatentEncoder(self.job.model, device, self.job.dtype, self.job.encoder)
-        if encoder.sha256 != self.plan.model.encoder_sha256:
+        if encoder.identity.encoder_sha256 != self.plan.model.encoder_sha256:
             raise ValueError(
                 f"expected the encoder of {self.job.model} that the command began with, found another in one of its "
                 "processes: it changed, or is another on that machine"

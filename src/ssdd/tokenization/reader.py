@@ -4,6 +4,7 @@ Shapes: c latent channels, h x w latent grid.
 """
 
 import json
+import re
 from bisect import bisect
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load
 from torch.utils.data import Dataset, default_collate
 
+from ..checkpoints.identity import LatentIdentity, identify
 from ..data.packages import require
 from ..data.tar import file_version
 from .containers import ShardFile, ShardReader, StoredLatent, open_reader
@@ -45,17 +47,21 @@ class LatentDataset(Dataset[dict[str, Any]]):
         folder: Where it lies.
         manifest: The content of ``manifest.json``.
         model: Whose latents they are.
+        digest: SHA-256 of the plan that the set was made by; the same set, made again, has it too.
         classes: Names by label; empty without labels.
         latent_shape: (c, h, w); of sets with buckets that of a square.
         statistics: ``scaling_factor``, ``shift_factor``, ``latents_mean``, ``latents_std`` of these latents.
     """
 
-    def __init__(self, folder: str | Path, *, members: Sequence[str] = (), expect: str | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, *, members: Sequence[str] = (), expect: str | LatentIdentity | None = None
+    ) -> None:
         """
         Args:
             folder: Of ``ssdd tokenize``.
             members: Extensions, such as ``txt``, of other members of the samples to read.
-            expect: The encoder whose latents these have to be: its SHA-256, or the first digits of it.
+            expect: Whose latents these have to be: a model's name, an identity (see ``checkpoints.identity``), or the
+                SHA-256 of the encoder, of which the first digits will do.
 
         Raises:
             FileNotFoundError, TokenizedDataError: No finished set, a shard that is missing or of another size, or
@@ -64,11 +70,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self.folder, self._members = Path(folder), tuple(members)
         self._manifest: Manifest = read_manifest(self.folder)
         model = self._manifest.model
-        if expect is not None and not (expect and model.encoder_sha256.startswith(expect)):
-            raise TokenizedDataError(
-                f"{self.folder}: expected latents of the encoder {expect[:12]}, found those of {model.name} "
-                f"({model.encoder_sha256[:12]})"
-            )
+        if expect is not None:
+            _check_encoder(self.folder, model, expect)
         self.model = model
         self.manifest: dict[str, Any] = plain(self._manifest)
         self.classes = self._manifest.classes
@@ -76,7 +79,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         values = {name: self.manifest["statistics"][name] for name in _STATISTICS}
         self.statistics = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         self._numbers: dict[Label, int] = {name: number for number, name in enumerate(self.classes)}
-        self._digest = plan_digest(self._manifest)
+        self.digest = plan_digest(self._manifest)
         self._ends = np.cumsum([entry.latents for entry in self._manifest.shards])
         self._open: OrderedDict[int, tuple[ShardReader, np.ndarray]] = OrderedDict()
         for number, entry in enumerate(self._manifest.shards):
@@ -118,7 +121,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return list(map(range, ends, ends[1:]))
 
     def _shape_of(self, number: int) -> Shape:
-        return read_index(self.folder, number, self._manifest, self._digest).shape or self.latent_shape
+        return read_index(self.folder, number, self._manifest, self.digest).shape or self.latent_shape
 
     def stream(self) -> Iterator[dict[str, Any]]:
         """Return all latents in order, each shard read from its begin to its end. Raises ValueError, OSError."""
@@ -168,7 +171,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
     def _shard(self, number: int) -> tuple[ShardReader, np.ndarray]:
         """Return a shard, opened, and the labels of its latents; the last few stay open."""
         if number not in self._open:
-            index = read_index(self.folder, number, self._manifest, self._digest)
+            index = read_index(self.folder, number, self._manifest, self.digest)
             try:
                 labels = np.array([self._number(label) for label in index.labels], np.int64)
             except KeyError as error:
@@ -186,6 +189,17 @@ class LatentDataset(Dataset[dict[str, Any]]):
             raise IndexError(f"expected an index from 0 to {len(self) - 1}, found {index}")
         shard = int(np.searchsorted(self._ends, index, side="right"))
         return shard, index - int(self._ends[shard - 1] if shard else 0)
+
+
+def _check_encoder(folder: Path, model: LatentIdentity, expect: str | LatentIdentity) -> None:
+    digest = model.encoder_sha256 or ""
+    if isinstance(expect, str) and re.fullmatch("[0-9a-f]{4,64}", expect):
+        fits, expected = digest.startswith(expect), f"the encoder {expect[:12]}"
+    else:
+        identity = identify(expect) if isinstance(expect, str) else expect
+        fits, expected = model.same_encoder(identity), str(identity)
+    if not fits:
+        raise TokenizedDataError(f"{folder}: expected latents of {expected}, found those of {model}")
 
 
 def _text(content: bytes | None) -> str | bytes | None:

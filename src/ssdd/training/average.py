@@ -1,9 +1,10 @@
 """The exponential moving average of the weights, buffers included."""
 
 import copy
+from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .config import AverageConfig
 
@@ -20,10 +21,17 @@ class Average:
         self.module = copy.deepcopy(model).requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, model: nn.Module, seen: int) -> None:
-        """Move the average towards the model, after the update that ends at ``seen`` images."""
-        keep = self.keep(seen)
-        old, new = ([p.detach() for p in module.parameters()] for module in (self.module, model))
+    def update(self, model: nn.Module, seen: int, points: Mapping[Tensor, Tensor] | None = None) -> None:
+        """Move the average towards the model, after the update that ends at ``seen`` images.
+
+        Args:
+            model: that is trained.
+            seen: images seen until now.
+            points: what stands for a parameter instead of itself, as of ``evaluation_point``.
+        """
+        keep, points = self.keep(seen), points or {}
+        old = [p.detach() for p in self.module.parameters()]
+        new = [points.get(p, p).detach() for p in model.parameters()]
         torch._foreach_lerp_(old, new, 1 - keep)
         for a, b in zip(self.module.buffers(), model.buffers(), strict=True):  # apart: FSDP does not shard them
             if a.is_floating_point():

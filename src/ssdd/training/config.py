@@ -10,6 +10,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
@@ -81,8 +82,11 @@ class LogConfig:
     milestone_images: Images = 0
     """Checkpoints nearest above multiples of this are kept for ever; 0 for none."""
     to: Literal["tensorboard", "wandb", "trackio"] = "tensorboard"
-    """Where curves and grids go besides ``stats.jsonl`` and ``samples/``."""
+    """Where curves and grids go besides ``stats.jsonl`` and ``samples/``; one that does not work is left out."""
 
+
+PLACES = ("data.paths", "model.encoder", "model.start_from", "loss.repa_network")
+"""Settings that say where something lies, which may move: what lies there is compared, see ``run_folder``."""
 
 RESUMABLE = ("log.*", "compile", "recompute", "parallel", "microbatch", "nonfinite_limit")
 """Settings that may change between two starts of any run: they change nothing that is computed, but for rounding."""
@@ -310,9 +314,7 @@ class TrainConfig(RunConfig):
         raise TypeError(f"{type(self).__name__} is no stage: use one of {', '.join(STAGES)}")
 
     def resumable(self) -> tuple[str, ...]:
-        # What the paths hold is compared by content: see ``run_folder``.
-        paths = ("data.paths", "model.encoder", "model.start_from")
-        names = (*RESUMABLE, *paths, "data.workers", "data.broken_limit", "validation.*")
+        names = (*RESUMABLE, "data.workers", "data.broken_limit", "validation.*")
         if getattr(self.loss, "adversarial", 0):  # adaptive weight and spectral norm depend on the microbatch
             return tuple(name for name in names if name != "microbatch")
         return names
@@ -475,8 +477,10 @@ def check_effects(config: RunConfig, base: RunConfig) -> None:
 def without_idle(config: C, base: RunConfig) -> C:
     """Return the config with defaults for settings that have no effect beside the others.
 
-    Such as LPIPS' network where a recipe's LPIPS was switched off. Raise ValueError as ``check_effects``.
+    Such as LPIPS' network where a recipe's LPIPS was switched off. Raise ValueError as ``check_ranges`` and
+    ``check_effects``.
     """
+    check_ranges(config)
     check_effects(config, base)
     defaults = type(config)()
     for setting in config.without_effect():
@@ -521,8 +525,16 @@ def differences(config: RunConfig, saved: str) -> list[str]:
         and new["total_images"] > old["total_images"] >= config.optimizer.warmup_images
     ):
         may_change.add("total_images")
+    may_change |= {name for name in PLACES if _is_place(old.get(name)) and _is_place(new.get(name))}
+    for values in (old, new):  # code of the user's own may move too
+        values["loss.own"] = [Path(spec).name for spec in values.get("loss.own", ())]
     names = sorted(n for n in new.keys() | old.keys() if not {n, f"{n.partition('.')[0]}.*"} & may_change)
     return [f"{n}: {old.get(n)} -> {new.get(n)}" for n in names if new.get(n) != old.get(n)]
+
+
+def _is_place(value: Any) -> bool:
+    """Return whether a setting says where something lies: neither None nor the size of a fresh encoder."""
+    return bool(value) and not (isinstance(value, str) and is_encoder_size(value))
 
 
 def flatten(tree: dict[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:

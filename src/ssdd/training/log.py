@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -138,47 +139,58 @@ def slow_reasons(waiting: float, processes: Processes) -> list[str]:
 class Tracker:
     """Curves and grids in TensorBoard's event files, or in wandb or trackio, which has wandb's interface.
 
-    A run of wandb or trackio is known by its folder, and goes on there when resumed. A missing or broken TensorBoard
-    is left out, with the reason: it comes unasked.
+    A run of wandb or trackio is known by its folder, and goes on there when resumed. A tracker that fails, be it at its
+    import, is left out with the reason: the run is worth more than its curves.
     """
 
     def __init__(self, config: RunConfig, run: Path, seen: int) -> None:
+        self.name = config.log.to
         self.board: Any = None
         self.module: Any = None
-        if config.log.to == "tensorboard":
-            try:
-                from torch.utils.tensorboard import SummaryWriter
+        self._try(lambda: self._open(config, run, seen))
 
-                self.board = SummaryWriter(str(run / "tensorboard"), purge_step=seen + 1 if seen else None)
-            except Exception as error:  # an import can fail in any way, such as a TypeError of a mismatched protobuf
-                logger.info("no TensorBoard: %s (pip install 'ssdd[train]')", " ".join(str(error).split()))
+    def _open(self, config: RunConfig, run: Path, seen: int) -> None:
+        if self.name == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=seen + 1 if seen else None)
             return
-        self.module, folder = importlib.import_module(config.log.to), str(run.resolve())
+        module, folder = importlib.import_module(self.name), str(run.resolve())
         options: dict[str, Any] = {"project": "ssdd", "name": run.name, "config": to_dict(config), "resume": "allow"}
-        if config.log.to == "wandb":
+        if self.name == "wandb":
             options |= {"dir": folder, "id": hashlib.sha256(folder.encode()).hexdigest()[:16]}
-        self.module.init(**options)
+        module.init(**options)
+        self.module = module
+
+    def _try(self, call: Callable[[], object]) -> None:
+        """Make a call; leave the tracker out from then on if it fails."""
+        try:
+            call()
+        except Exception as error:  # an import can fail in any way, such as a TypeError of a mismatched protobuf
+            self.board = self.module = None
+            reason = " ".join(str(error).split()) or type(error).__name__
+            logger.warning("%s is left out: %s (pip install -U %s)", self.name, reason, self.name)
 
     def scalars(self, values: dict[str, Any], seen: int) -> None:
         """Send numbers; those of a dictionary inside under ``name/``."""
         numbers = {k: v for k, v in flatten(values, "/").items() if k != "images"}
         if self.module is not None:
-            self.module.log(numbers, step=seen)
-        for name, value in numbers.items() if self.board is not None else ():
-            self.board.add_scalar(name, value, seen)
+            self._try(lambda: self.module.log(numbers, step=seen))
+        elif self.board is not None:
+            self._try(lambda: [self.board.add_scalar(name, value, seen) for name, value in numbers.items()])
 
     def picture(self, page: np.ndarray, seen: int) -> None:
         """Send a sample grid, uint8 (H, W, 3)."""
         if self.module is not None:
-            self.module.log({"samples": self.module.Image(page)}, step=seen)
+            self._try(lambda: self.module.log({"samples": self.module.Image(page)}, step=seen))
         elif self.board is not None:
-            self.board.add_image("samples", page, seen, dataformats="HWC")
+            self._try(lambda: self.board.add_image("samples", page, seen, dataformats="HWC"))
 
     def close(self) -> None:
         if self.module is not None:
-            self.module.finish()
+            self._try(self.module.finish)
         elif self.board is not None:
-            self.board.close()
+            self._try(self.board.close)
 
 
 def forget_after(path: Path, seen: int) -> None:

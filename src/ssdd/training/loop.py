@@ -21,7 +21,7 @@ from ..processes import Processes, join_processes, sum_over_processes
 from .config import RunConfig, TrainConfig, nonfinite_limit
 from .export import report_nonfinite
 from .log import RunLog
-from .optimizers import schedule
+from .optimizers import schedule_notes
 from .parts import PartSize, PartWatch, dead_parts, table
 from .run_folder import check_settings, check_trained_on, has_started, record_start, write_settings
 from .state import TrainingState, to_device
@@ -207,10 +207,6 @@ def _announce(task: Task, processes: Processes, autocast: Autocast) -> float:
     )  # fmt: skip
     if config.precision == "fp16" and processes.device.type == "cpu":
         logger.warning("fp16 is for GPUs, and very slow on a CPU: --precision bf16 or fp32")
-    warmup, decay = schedule(config)
-    if warmup + decay < config.optimizer.warmup_images + config.optimizer.decay_images:
-        logger.info(
-            "warm-up and decay are longer than this run: shortened to %d and %d of its %d images",
-            warmup, decay, config.total_images,
-        )  # fmt: skip
+    for note in schedule_notes(config):
+        logger.info(note)
     return share

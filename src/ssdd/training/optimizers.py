@@ -39,6 +39,28 @@ def schedule(config: RunConfig) -> tuple[float, float]:
     return warmup * room, decay * room
 
 
+def schedule_notes(config: RunConfig) -> list[str]:
+    """Return a line for each thing that a run is too short for."""
+    notes, total = [], config.total_images
+    warmup, decay = schedule(config)
+    if warmup + decay < config.optimizer.warmup_images + config.optimizer.decay_images:
+        notes.append(
+            f"warm-up and decay are longer than this run: shortened to {int(warmup)} and {int(decay)} of its {total} "
+            "images"
+        )
+    loss = getattr(config, "loss", None)
+    if getattr(loss, "adversarial", 0):
+        start, own = loss.adversarial_from_images, config.discriminator  # type: ignore[union-attr,attr-defined]
+        if start >= total:
+            notes.append(f"the discriminator comes in at {start} images, after the end of this run at {total}")
+        elif total - start < own.warmup_images:
+            notes.append(
+                f"the discriminator's warm-up is longer than the {total - start} images that this run leaves it: its "
+                f"rate does not reach {own.learning_rate:.2g}"
+            )
+    return notes
+
+
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Return the optimiser of the trainable parameters.
 

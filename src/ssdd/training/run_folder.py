@@ -67,7 +67,7 @@ def check_trained_on(run: Path, now: dict[str, Any]) -> None:
         raise ValueError(f"{path}: expected what the run was trained on, found something else ({error})") from error
     for name, value in now.items():
         before = saved.get(name)
-        if before is None or before == value:
+        if before is None or _agree(before, value):
             continue
         counts = [v.get("count") if isinstance(v, dict) else None for v in (before, value)]  # a stream has none
         if counts[0] != counts[1]:
@@ -75,8 +75,15 @@ def check_trained_on(run: Path, now: dict[str, Any]) -> None:
                 f"{run}: expected the {counts[0]} {name} that this run began with, found {counts[1]}: "
                 "the order of all of them would change; choose another --out folder"
             )
-        what = "others under that name" if isinstance(value, dict) else "other weights under that name"
+        what = "others" if isinstance(value, dict) else "other weights"
         raise ValueError(f"{run}: expected the {name} that this run began with, found {what}: choose another --out")
+
+
+def _agree(before: Any, now: Any) -> bool:
+    """Return whether two identities agree in all that both state: an older run states less."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return all(before[name] == now[name] for name in before.keys() & now.keys())
+    return before == now
 
 
 def write_settings(config: RunConfig, run: Path) -> None:

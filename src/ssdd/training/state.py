@@ -15,8 +15,8 @@ from ..processes import Processes, broadcast, gather
 from . import checkpoint
 from .average import Average
 from .config import OptimizerConfig, RunConfig
-from .distribution import blocks, full_state, full_tensor, shard, spread
-from .optimizers import Update, evaluation_point
+from .distribution import blocks, full_state, shard, spread
+from .optimizers import Update
 from .stages.base import Objective
 from .task import Task
 
@@ -50,8 +50,7 @@ class TrainingState:
         self.data_position = self._position_of(numbers.get("data"))
         if tensors:
             stage.model.load_state_dict(tensors["model"])
-            averaging = self.average.keep(self.seen) > 0
-            self.average.module.load_state_dict(tensors["average" if averaging else "model"])
+            self.average.module.load_state_dict(tensors["average"])
             if stage.adversary is not None:
                 stage.adversary.load_state_dict(tensors["adversary"])
         if config.compile:
@@ -96,18 +95,8 @@ class TrainingState:
         return trained if self.adversary is None else {**trained, "adversary_optimizer": self.adversary}
 
     def averaged_weights(self) -> dict[str, Tensor]:
-        """Return the averaged model's state dict, whole, for the main process: a call for all.
-
-        Before the averaging begins these are the weights themselves, and schedule-free's own average of them.
-        """
-        weights = full_state(self.average.module, self.processes.main)
-        if self.seen and self.average.keep(self.seen) == 0:
-            points = evaluation_point(self.generator.update)
-            for name, p in self.stage.model.named_parameters():
-                if p in points:
-                    point = full_tensor(points[p])
-                    weights |= {name: point.cpu()} if self.processes.main else {}
-        return weights
+        """Return the averaged model's state dict, whole, for the main process: a call for all."""
+        return full_state(self.average.module, self.processes.main)
 
     def trained_weights(self) -> dict[str, Tensor]:
         """Return the model's state dict as it is, whole, for the main process: a call for all."""

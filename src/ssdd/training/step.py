@@ -13,7 +13,7 @@ from ..dtypes import DTYPES
 from ..objectives.adversarial import discriminator_loss
 from .config import RunConfig, microbatch_size
 from .distribution import accumulating
-from .optimizers import discriminator_rate, learning_rate
+from .optimizers import discriminator_rate, evaluation_point, learning_rate
 from .parts import PartWatch
 from .random import BatchRandom, seed_global_generators
 from .stages.base import Objective
@@ -44,7 +44,7 @@ def take_update(state: TrainingState, batch: Batch, autocast: Autocast, watch: P
         values["discriminator_gradient"], also = state.adversary.update.step(own_rate)
         finite = finite & also
     state.seen += config.batch_size
-    state.average.update(state.stage.model, state.seen)
+    state.average.update(state.stage.model, state.seen, evaluation_point(state.generator.update))
     return StepResult(values, finite, rate)
 
 

@@ -13,12 +13,11 @@ from ..data.images import ImageError
 from ..data.pixels import images_to_tensor
 from ..data.sources import ImageSource
 from ..data.transforms import centre_crop
-from ..evaluation.features import available_extractors, load_extractor
+from ..evaluation.features import cached_extractor
 from ..evaluation.frechet import GaussianStatistics, frechet_distance
 from ..evaluation.image_metrics import rounded
-from ..evaluation.metrics import BatchMetrics
+from ..evaluation.metrics import BatchMetrics, cached_lpips
 from ..objectives import LPIPSNetwork
-from ..objectives.perceptual import available_network, backbone_path
 from .stages.base import Stage
 
 MOST = 500
@@ -70,11 +69,10 @@ class Validation:
         device: torch.device,
     ) -> None:
         self.stage, self.crops, self.steps, self.device = stage, crops, tuple(steps), device
-        network = lpips if lpips is not None and backbone_path(lpips).is_file() else available_network()
-        self.metrics = BatchMetrics([network] if network else [], device)
-        self.lpips = f"lpips_{network}"
-        names = available_extractors()
-        self.extractor = load_extractor(names[0], device, download=False) if names and len(crops) > 1 else None
+        metric = cached_lpips(device, preferred=lpips)
+        self.metrics = BatchMetrics(device=device, others=[metric] if metric else [])
+        self.lpips = metric.name if metric else ""
+        self.extractor = cached_extractor(device) if len(crops) > 1 else None
         self._real: GaussianStatistics | None = None
 
     @torch.no_grad()

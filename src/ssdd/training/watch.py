@@ -71,7 +71,7 @@ class StopRequest:
             work, flag = self._pending
             work.wait()
             answer = int(flag)
-        flag = torch.tensor([self.received])  # on the CPU, whatever the device of the model
+        flag = torch.tensor([self.received], device="cpu")  # on the CPU, whatever the device of the model
         self._pending = (dist.all_reduce(flag, dist.ReduceOp.MAX, async_op=True), flag)
         return answer
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ... import flow
 from ...autoencoder import AutoencoderSSDD
+from ...checkpoints.encoders import ENCODER_ENTRY, encoder_digest
 from ...checkpoints.own_code import ForeignEncoder, save_own_encoder
 from ...nn.decoder import Decoder, VelocityFeatures
 from ...nn.encoder import Encoder
@@ -92,7 +93,7 @@ class FlowStage(Stage):
         self.weights = {"flow": loss.flow, "repa": loss.repa} | self.weights
         projection = None
         if objectives and loss.repa:
-            self.frozen["features"] = features = DinoFeatures(loss.repa_network)
+            self.frozen["features"] = self.given["features"] = features = DinoFeatures(loss.repa_network)
             projection = Projection(decoder.size.channels[-1], features.width)
         if isinstance(config, FlowConfig):
             self.weights |= {"kl": config.loss.kl, "adversarial": config.loss.adversarial}
@@ -175,8 +176,11 @@ class FlowStage(Stage):
         return autoencoder.eval()
 
     def export(self, result: AutoencoderSSDD, folder: Path, statistics: dict[str, Any]) -> None:
+        own = result.attached_encoder
+        if isinstance(own, ForeignEncoder):
+            statistics = {**statistics, ENCODER_ENTRY: encoder_digest(own)}
         super().export(result, folder, statistics)
-        if self.trains_encoder and isinstance(own := result.attached_encoder, ForeignEncoder):
+        if self.trains_encoder and isinstance(own, ForeignEncoder):
             save_own_encoder(own, folder)
 
 

@@ -1,0 +1,148 @@
+"""A decoder of somebody's raw latents: ours, a KL-VAE, any other class that evaluation knows, or the user's own code.
+
+Shapes: B batch, c latent channels, h x w latent grid, f spatial factor.
+"""
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.vae import DecoderOutput
+from torch import Tensor
+
+from ..autoencoder import AutoencoderSSDD
+from ..checkpoints.encoders import encoder_digest
+from ..checkpoints.identity import LatentIdentity, check_decoder, find_decoder, identify
+from ..checkpoints.kl_vae import read_config
+from ..checkpoints.places import download, find_model
+from .autoencoders import Network, OwnCode, PretrainedAutoencoder, load_autoencoder
+
+logger = logging.getLogger(__name__)
+
+_HASHED = ("AutoencoderSSDD", "AutoencoderKL", "AutoencoderKLBaseline")
+"""Classes whose encoder can be identified."""
+
+
+class LatentDecoder:
+    """A decoder in eval mode on its device.
+
+    Attributes:
+        model: the autoencoder itself.
+        identity: of the latents that it decodes.
+        device: of the model.
+    """
+
+    def __init__(self, model: "AutoencoderSSDD | Network", identity: LatentIdentity) -> None:
+        self.model, self.identity, self.device = model, identity, model.device
+
+    @property
+    def latent_channels(self) -> int:
+        """Return c."""
+        return self.identity.latent_channels
+
+    @property
+    def spatial_factor(self) -> int:
+        """Return f: the side of an image by that of its latent."""
+        return self.identity.spatial_factor
+
+    @torch.inference_mode()
+    def decode(self, z: Tensor, num_inference_steps: int | None = None) -> DecoderOutput:
+        """Return images (B, 3, h*f, w*f) in float32, about [-1, 1], as ``sample``, of raw latents (B, c, h, w).
+
+        A decoder of diffusion takes the noise that it takes by default: the same for each image of a size.
+        """
+        if isinstance(self.model, AutoencoderSSDD):
+            image = self.model.decode(z.to(self.device), num_inference_steps=num_inference_steps).sample
+            return DecoderOutput(sample=image.float())
+        self.model.check_steps(num_inference_steps)
+        images = [self.model.decode(one, num_inference_steps) for one in (z.split(1) if self._draws_noise else (z,))]
+        return DecoderOutput(sample=torch.cat(images))
+
+    @property
+    def _draws_noise(self) -> bool:
+        """Whether the noise would depend on an image's place in the batch."""
+        return isinstance(self.model, PretrainedAutoencoder) and self.model.interface.noise is not None
+
+    def check(self, latents: LatentIdentity, force: bool = False) -> None:
+        """Raise ValueError unless these latents may be decoded; see ``check_decoder``, whose warning is logged."""
+        if warning := check_decoder(latents, self.identity, force):
+            logger.warning("%s", warning)
+
+    def tile_if(self, large: bool) -> None:
+        """Switch the tiling of a model that has it on or off."""
+        model: Any = self.model.model if isinstance(self.model, PretrainedAutoencoder) else self.model
+        if hasattr(model, "enable_tiling"):
+            model.enable_tiling() if large else model.disable_tiling()
+
+
+def load_decoder(
+    name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, optimize: bool = False
+) -> LatentDecoder:
+    """Return the decoder of a model, which needs no encoder.
+
+    Args:
+        name: see ``load_autoencoder``.
+        device: where it runs.
+        dtype: of its network. A KL-VAE whose config says ``force_upcast`` runs in float32 instead of float16.
+        optimize: make ours ready for full speed (see ``AutoencoderSSDD.optimize``), for many images.
+
+    Raises ValueError, CheckpointError, OSError or ImportError with one line.
+    """
+    folder = _find_folder(name)
+    config = {} if folder is None else read_config(folder)
+    kind = config.get("_class_name")
+    if kind == "AutoencoderSSDD":
+        model = AutoencoderSSDD.from_pretrained(str(folder), torch_dtype=dtype).to(device).eval()
+        if optimize:
+            model.optimize(dtype)
+        return LatentDecoder(model, identify(name))
+    if dtype == torch.float16 and config.get("force_upcast", True) and kind == "AutoencoderKL":
+        logger.info("%s: float32 instead of float16, as its force_upcast asks", name)
+        dtype = torch.float32
+    loaded = load_autoencoder(name, device, dtype)
+    if not isinstance(loaded, Network):
+        raise ValueError(f"{name}: expected a decoder of latents, found {loaded.kind}")
+    return LatentDecoder(loaded, _identify(name, loaded))
+
+
+def load_decoder_of(
+    latents: LatentIdentity,
+    name: str | None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    force: bool = False,
+    optimize: bool = False,
+) -> LatentDecoder:
+    """Return a decoder of these latents: the one that was asked for, or else the model that made them.
+
+    Args:
+        latents: whose latents.
+        name: of the decoder; None for the model that made them, if it is on this machine and still the same.
+        device, dtype, optimize: see ``load_decoder``.
+        force: take a decoder of another encoder too, with a warning.
+
+    Raises OtherEncoderError, with both names, for a decoder of another encoder, and as ``load_decoder``.
+    """
+    decoder = load_decoder(find_decoder(latents) if name is None else name, device, dtype, optimize)
+    decoder.check(latents, force)
+    return decoder
+
+
+def _find_folder(name: str) -> Path | None:
+    """Return the folder of a saved model; None for a single file, or code of the user's."""
+    if Path(name).is_file() or (":" in name and not Path(name).exists()):
+        return None
+    return find_model(name, lambda hub: download(hub, read_config), "a single file, code of yours (file.py:NAME), ")
+
+
+def _identify(name: str, loaded: Network) -> LatentIdentity:
+    """Return whose latents a network decodes; of a class that is not ours, the latents are those of its whole files."""
+    if isinstance(loaded, OwnCode):
+        digest = encoder_digest(loaded.foreign)
+    elif loaded.kind in _HASHED:
+        return identify(name)
+    else:
+        digest = hashlib.sha256("".join(sorted(loaded.sha256.values())).encode()).hexdigest()
+    return LatentIdentity(name, digest, loaded.spatial_factor, loaded.latent_channels)

@@ -1,0 +1,105 @@
+"""Generator and decoder as one diffusers pipeline: a folder that ``DiffusionPipeline.from_pretrained`` loads.
+
+The folder has a line of code of its own, so that diffusers asks for ``trust_remote_code=True``.
+
+Shapes: N samples, c latent channels, h x w latent grid.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from torch import Tensor
+
+from ..autoencoder import AutoencoderSSDD
+from ..data.pixels import tensor_to_image
+from ..evaluation.autoencoders import PretrainedAutoencoder
+from ..evaluation.decoders import LatentDecoder
+from ..files import OutputExists, write_json
+from ..training.export import write_result
+from .result import Generator, LatentFacts, parse_classes
+from .sampling import Sampler, Sampling, generate
+
+_CODE = "pipeline"
+_INDEX = "model_index.json"
+
+
+class LatentDiffusionPipeline(DiffusionPipeline):
+    """Class-conditional samples of a latent DiT, decoded: the images of ``ssdd generate sample``.
+
+    Args:
+        transformer: the DiT.
+        vae: an AutoencoderSSDD or AutoencoderKL.
+        facts: the fields of ``LatentFacts`` as JSON types.
+    """
+
+    def __init__(self, transformer: Any, vae: Any, facts: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer, vae=vae)
+        self.register_to_config(facts=facts)
+        self.latent_facts = msgspec.convert(facts, LatentFacts)  # diffusers takes what has a default for a setting
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        classes: str | Sequence[int | str | None],
+        num_inference_steps: int = 50,
+        guidance_scale: float = 4.0,
+        sampler: Sampler = "euler",
+        interval: tuple[float, float] = (0.0, 1.0),
+        shift: float = 1.0,
+        seed: int = 0,
+        output_type: str = "pil",
+    ) -> ImagePipelineOutput:
+        """Return N images, one of each class, as ``images``.
+
+        Args:
+            classes: numbers, names or unique parts of names; None for no class in particular.
+            num_inference_steps, guidance_scale, sampler, interval, shift, seed: see ``Sampling``.
+            output_type: pil; np, uint8 (N, H, W, 3); or latent, raw latents (N, c, h, w).
+
+        Raises ValueError for a class that there is not, or numbers out of range.
+        """
+        if output_type not in ("pil", "np", "latent"):
+            raise ValueError(f"expected output_type pil, np or latent, found {output_type!r}")
+        wanted = [classes] if isinstance(classes, str) else classes
+        labels = [parse_classes(c, self.latent_facts)[0] if isinstance(c, str) else c for c in wanted]
+        sampling = Sampling(num_inference_steps, guidance_scale, interval, sampler, seed, shift)
+        facts = self.latent_facts
+        latents = facts.denormalize(generate(Generator(self.transformer, facts), labels, sampling))
+        if output_type == "latent":
+            return ImagePipelineOutput(images=latents)
+        pixels = tensor_to_image(self._decode(latents).cpu())
+        return ImagePipelineOutput(images=self.numpy_to_pil(pixels / 255) if output_type == "pil" else pixels)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(latents.to(self.vae.device, self.vae.dtype)).sample
+
+
+def save_pipeline(generator: Generator, decoder: LatentDecoder, folder: Path) -> None:
+    """Write a pipeline's folder, with the code that loads it; it needs the package ``ssdd`` where it is loaded.
+
+    Raises ValueError for a decoder that is none of diffusers' models, OutputExists for a folder that holds something.
+    """
+    model = decoder.model.model if isinstance(decoder.model, PretrainedAutoencoder) else decoder.model
+    if not isinstance(model, AutoencoderSSDD) and not isinstance(decoder.model, PretrainedAutoencoder):
+        raise ValueError(f"{decoder.identity.name}: expected a saved model for a pipeline, found code of yours")
+    if folder.exists() and any(folder.iterdir()):
+        raise OutputExists(f"{folder} is not empty: choose another --out")
+    pipeline = LatentDiffusionPipeline(generator.model, model, msgspec.to_builtins(generator.facts))
+
+    def write(partial: Path) -> None:
+        pipeline.save_pretrained(partial, safe_serialization=True)
+        index = json.loads((partial / _INDEX).read_text())
+        write_json(partial / _INDEX, index | {"_class_name": [_CODE, LatentDiffusionPipeline.__name__]})
+        (partial / f"{_CODE}.py").write_text(
+            f'"""Code of this pipeline: pip install ssdd."""\n\n'
+            f"from {LatentDiffusionPipeline.__module__} import {LatentDiffusionPipeline.__name__}  # noqa: F401\n"
+        )
+
+    write_result(folder, write)

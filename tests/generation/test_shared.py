@@ -1,0 +1,138 @@
+"""One generator for several processes and for diffusers: samples are shared, gone on with, and the same everywhere."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
+from PIL import Image
+
+from ssdd.checkpoints.identity import identify
+from ssdd.evaluation.decoders import load_decoder
+from ssdd.generation.model import build_dit
+from ssdd.generation.pipeline import save_pipeline
+from ssdd.generation.result import Generator, LatentFacts, load_generator, save_generator
+from ssdd.generation.sampling import Sampling, generate_images
+from tests.generation.latents import STATISTICS
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def save_random_generator(folder: Path, tokenizer: Path) -> Path:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build_dit("tiny/2", (4, 4, 4), 2).eval()
+        for parameter in model.parameters():
+            parameter.data += torch.randn_like(parameter) * 0.02
+    statistics = {**STATISTICS, "latents_convention": "measured"}
+    facts = LatentFacts((4, 4, 4), ("cats", "dogs"), statistics, identify(str(tokenizer)))
+    save_generator(Generator(model, facts), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    return save_random_generator(tmp_path_factory.mktemp("generator") / "model", tiny_model)
+
+
+def command(processes: int, *arguments: object) -> list[str]:
+    return [sys.executable, *(TORCHRUN if processes > 1 else []), "-m", "ssdd", "generate", *map(str, arguments)]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def run(processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command(processes, *arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def images(folder: Path) -> dict[str, np.ndarray]:
+    return {path.name: np.asarray(Image.open(path)) for path in sorted(folder.glob("0*.png"))}
+
+
+def test_two_processes_share_the_samples(saved: Path, tmp_path: Path) -> None:
+    """Each made all of them, and one ended with an error."""
+    options = ("--count", 205, "--steps", 1, "--batch-size", 16)  # three parts
+    done = run(2, "sample", saved, "--out", tmp_path / "two", *options)
+    assert done.stdout.count("205 samples as png") == 1
+    run(1, "sample", saved, "--out", tmp_path / "one", *options)
+    one, two = images(tmp_path / "one"), images(tmp_path / "two")
+    assert one.keys() == two.keys()
+    assert len(one) == 205
+    assert all(np.abs(one[name].astype(int) - two[name]).max() <= 1 for name in one), "other samples"
+    facts = [json.loads((tmp_path / name / "samples.json").read_text()) for name in ("one", "two")]
+    assert facts[0] == facts[1]
+
+
+def test_killed_sampling_goes_on(saved: Path, tmp_path: Path) -> None:
+    options = ("sample", saved, "--count", 750, "--steps", 1, "--out", tmp_path / "out", "--format", "npz")
+    process = subprocess.Popen(command(1, *options), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.glob("out/.parts/0*.npy")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no part after four minutes"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "out" / "samples.npz").exists(), "killed too late to see anything"
+    kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("out/.parts/0*.npy")}
+    assert f"{250 * len(kept)} samples were there before" in run(1, *options).stderr
+    with np.load(tmp_path / "out" / "samples.npz") as found:
+        assert found["arr_0"].shape == (750, 32, 32, 3)
+        assert found["arr_1"].tolist() == [0, 1] * 375
+    assert not (tmp_path / "out" / ".parts").exists()
+
+
+def test_two_processes_measure_what_one_does(
+    saved: Path, tmp_path: Path, picture: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(9):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(picture(40, 40, i)).save(tmp_path / "photos" / f"{i}.png")
+    home = os.environ.get("TORCH_HOME", "")
+    if not list(Path(home).glob("hub/checkpoints/mobilenet_v2-*.pth")):
+        pytest.skip("no weights of MobileNetV2 in TORCH_HOME")
+    options = ("--data", tmp_path / "photos", "--count", 10, "--steps", 2, "--guidance", "1,3", "--batch-size", 4)
+    options += ("--extractors", "mobilenet_v2-imagenet", "--workers", 0)
+    tables = []
+    for processes in (1, 2):
+        done = run(processes, "evaluate", saved, *options, "--out", tmp_path / f"{processes}.json")
+        tables.append(json.loads((tmp_path / f"{processes}.json").read_text()))
+        assert done.stdout.count("best guidance by FD") == 1, "each process prints a table"
+    assert tables[0]["reference"] == tables[1]["reference"]
+    for one, two in zip(tables[0]["rows"], tables[1]["rows"], strict=True):
+        for name, value in one["distances"]["mobilenet_v2-imagenet"].items():
+            assert two["distances"]["mobilenet_v2-imagenet"][name] == pytest.approx(value, rel=0.02, abs=0.02), name
+
+
+@pytest.mark.parametrize("kind", ["ssdd", "kl"])
+def test_pipeline_of_diffusers_gives_our_samples(kind: str, tiny_model: Path, tmp_path: Path) -> None:
+    tokenizer = tiny_model
+    if kind == "kl":
+        blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+        tokenizer = tmp_path / "kl"
+        AutoencoderKL(**blocks, block_out_channels=(32,) * 4, layers_per_block=2).save_pretrained(tokenizer)
+    generator = load_generator(save_random_generator(tmp_path / "model", tokenizer))
+    decoder = load_decoder(str(tokenizer))
+    save_pipeline(generator, decoder, tmp_path / "pipeline")
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "pipeline", trust_remote_code=True)
+    sampling = Sampling(steps=3, guidance=2.0, sampler="heun", seed=5)
+    (expected,) = generate_images(generator, decoder, [1, 0, None], sampling)
+    options = {"num_inference_steps": 3, "guidance_scale": 2.0, "sampler": "heun", "seed": 5}
+    found = pipeline(["dogs", 0, None], **options, output_type="np").images
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert pipeline("cat", num_inference_steps=1).images[0].size == (32, 32)
+    with pytest.raises(ValueError, match="expected classes from 0 to 1, found 2"):
+        pipeline([2])

@@ -126,8 +126,8 @@ def encoder_alone(job: TokenizeJob, device: str) -> float:
         torch.set_num_threads(job.threads)
     clock = Clock()
     for batch in tqdm(batches, unit="batch", leave=False):
-        posterior = encoder.encode(images_to_tensor(torch.from_numpy(batch).to(device)))
-        posterior.mean.half().cpu()
+        mean, _ = encoder.encode(images_to_tensor(torch.from_numpy(batch).to(device)))
+        mean.half().cpu()
         clock.update(len(batch))
     torch.set_num_threads(before)
     return clock.rate(skipped=0)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssdd.data.folder import FolderSource
 from ssdd.data.images import ImageError
+from ssdd.data.sources import FolderSource
 
 Picture = Callable[..., np.ndarray]
 

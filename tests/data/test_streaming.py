@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ssdd.data import streaming
+from ssdd.data import remote, streaming
 from ssdd.data.images import ImageError, ImageReadError
 from ssdd.data.loader import BrokenImages
 from ssdd.data.sources import open_source
@@ -231,8 +231,9 @@ def test_storage_that_fails_ends_the_run(datasets: Any, tmp_path: Path, monkeypa
         raise ConnectionError("reset by peer")
 
     write_shards(datasets, tmp_path, [{"bytes": None, "path": "memory://there.png"}], (1,))
-    monkeypatch.setattr(fsspec, "open", fail)
-    with pytest.raises(ImageError, match=r"memory://there\.png: expected a readable image file, found reset by peer"):
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "cat_file", fail)
+    monkeypatch.setattr(remote, "_PAUSE_SECONDS", 0)
+    with pytest.raises(ImageError, match=r"there\.png: expected to read it, found in 4 attempts: reset by peer"):
         next(StreamedBatches(crops(tmp_path), 1, 0))
     with pytest.raises(ImageReadError):
         crops(tmp_path).identity()

@@ -272,6 +272,15 @@ def test_two_ranks_share_the_work(
         printed = [rank.communicate()[0].decode() for rank in ranks]
         assert [rank.returncode for rank in ranks] == [0, 0]
         assert any("6 latents (4, 4, 4) of 6 images in 7 shards" in text for text in printed)
+        if launcher == "--part":
+            again = [
+                subprocess.run([sys.executable, *words, "--part", f"{rank}/2"], capture_output=True, text=True).stdout
+                for rank in range(2)
+            ]
+            assert "6 latents (4, 4, 4) of 6 images in 7 shards" in again[0]
+            assert again[1] == f"part 1/2 of {out}: all its shards are there (0 made now, 3 there before), and " + (
+                "those of all others\n"
+            )
     found, expected = tree(out), tree(single)
     assert {k: v for k, v in found.items() if k[0] != "."} == {k: v for k, v in expected.items() if k[0] != "."}
 

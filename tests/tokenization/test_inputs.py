@@ -7,6 +7,7 @@ import os
 import sys
 import tarfile
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from ssdd.data.images import ImageError
 from ssdd.files import only_one
-from ssdd.tokenization import LatentDataset, Part, collate_fn, finish, tokenize, verify
+from ssdd.tokenization import LatentBatchSampler, LatentDataset, Part, collate_fn, finish, tokenize, verify
 from ssdd.tokenization.inputs import expand, is_shard, split_columns
 from ssdd.tokenization.labels import LabelFile
 from tests.tokenization.conftest import Job
@@ -100,6 +101,7 @@ def test_paths(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ph
     (tmp_path / "empty").write_text("\n")
     for wrong, message in {
         "@nowhere": "a list of paths",
+        "-": "@- reads a list of them",
         f"@{tmp_path / 'empty'}": "found none",
         "a{b": "balanced",
     }.items():
@@ -224,6 +226,84 @@ def test_buckets(job: Job, tmp_path: Path, picture: Picture) -> None:
     for name, (height, width) in shapes.items():
         assert height * width <= 32 * 32
         assert height % 8 == width % 8 == 0, name
+    assert verify(tmp_path / "out") == []
+
+
+def test_batches_of_buckets(job: Job, tmp_path: Path, picture: Picture) -> None:
+    """Each has one shape; an epoch has every latent once, in an order of its own, shared by the ranks."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for i in range(17):
+        height, width = [(40, 40), (30, 90), (90, 30)][i % 3]
+        Image.fromarray(picture(height, width, i)).save(folder / f"{i:02}.png")
+    (folder / "00.png").write_bytes(b"no image")
+    tokenize(job(paths=(str(folder),), size=32, bucket_step=8, shard_images=1), tmp_path / "out", workers=0)
+    data = LatentDataset(tmp_path / "out")
+    sampler = LatentBatchSampler(data, 4, seed=1)
+    batches = [batch["mean"].shape for batch in DataLoader(data, batch_sampler=sampler)]
+    assert len(batches) == len(sampler) == 6
+    assert sorted(batches) == sorted(
+        [(4, 4, 4, 4), (1, 4, 4, 4), (4, 4, 2, 6), (2, 4, 2, 6), (4, 4, 6, 2), (1, 4, 6, 2)]
+    )
+    first = list(sampler)
+    assert sorted(chain.from_iterable(first)) == list(range(16))
+    assert first == list(LatentBatchSampler(data, 4, seed=1)) != list(LatentBatchSampler(data, 4, seed=2))
+    parts = [list(LatentBatchSampler(data, 4, seed=1, rank=rank, processes=4)) for rank in range(4)]
+    assert [part[0] for part in parts] == first[:4]
+    assert [len(part) for part in parts] == [1] * 4, "a process has more batches than another"
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert {len(batch) for batch in LatentBatchSampler(data, 4, drop_last=True)} == {4}
+    assert list(chain.from_iterable(LatentBatchSampler(data, 5, shuffle=False))) == list(range(16))
+    with pytest.raises(ValueError, match="a rank below 2"):
+        LatentBatchSampler(data, 4, rank=2, processes=2)
+
+
+def test_a_data_set_that_is_streamed(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture: Picture
+) -> None:
+    """Each of its shards makes one, as it arrives; classes have the numbers of the data set."""
+    datasets = pytest.importorskip("datasets", reason="needs the extra: pip install 'ssdd[data]'")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    features = {"photo": datasets.Image(), "label": datasets.ClassLabel(names=["zebra", "ape"])}
+    features |= {"caption": datasets.Value("string"), "other": datasets.Value("float32")}
+    for shard in range(3):
+        cells = [{"bytes": png(picture(40, 40 + i, 2 * shard + i)), "path": None} for i in range(2)]
+        columns = {"photo": cells, "label": [0, 1], "caption": [f"caption {shard}", None], "other": [0.0, 1.0]}
+        if shard == 1:
+            columns["photo"][1] = {"bytes": b"no image", "path": None}
+        made = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        made.to_parquet(tmp_path / f"set/train-{shard:05}-of-00003.parquet")
+    path = f"hf:{tmp_path / 'set'}:train"
+    settings = job(paths=(f"{path}?streaming",), shard_images=None, batch_size=1)
+    done = tokenize(settings, tmp_path / "out", part=Part(1, 2), workers=1)
+    assert (done.made, done.shards) == (1, 3)
+    done = tokenize(settings, tmp_path / "out", workers=0)
+    assert done.manifest is not None
+    assert (done.made, done.kept, done.manifest.skipped_images) == (2, 1, 1)
+    assert not list((tmp_path / "cache").rglob("*.arrow")), "the data set was downloaded as a whole"
+    tokenize(job(paths=(path,), batch_size=1), tmp_path / "listed", workers=0)
+    data, listed = LatentDataset(tmp_path / "out", members=("caption",)), LatentDataset(tmp_path / "listed")
+    assert data.classes == listed.classes == ["zebra", "ape"]
+    for a, b in zip(data.stream(), listed.stream(), strict=True):
+        assert a["mean"].equal(b["mean"])
+        assert a["label"].equal(b["label"])
+    assert [item["caption"] for item in data.stream()] == ["caption 0", None, "caption 1", "caption 2", None]
+    assert verify(tmp_path / "out") == []
+    with pytest.raises(ValueError, match="streaming#0: expected shards alone"):
+        tokenize(job(paths=(f"{path}?streaming",)), tmp_path / "wrong", workers=0)
+
+
+def test_members_called_as_ours(job: Job, tmp_path: Path, picture: Picture) -> None:
+    """None takes the place of another."""
+    names = ("json", "source.json", "source.source.json", "safetensors", "source.txt")
+    for shard in range(2):
+        sample = {f"{shard}.{name}": f'"{name}"'.encode() for name in names}
+        write_tar(tmp_path / f"{shard}.tar", {f"{shard}.png": png(picture(40, 40, shard)), **sample})
+    tokenize(job(paths=(str(tmp_path / "{0..1}.tar"),), shard_images=None), tmp_path / "out", workers=0)
+    data = LatentDataset(tmp_path / "out", members=names)
+    for item in (*data.stream(), data[1], *data.as_webdataset()):
+        assert [item[name] for name in names] == [f'"{name}"' for name in names]
     assert verify(tmp_path / "out") == []
 
 

@@ -146,7 +146,7 @@ def set_first(name: str, value: Any) -> Callable[[Any], Any]:
         (rewrite(lambda table: table.slice(1)), "latents, 3 a row group"),
         (rewrite(lambda table: table.drop_columns(["logvar"])), "expected the columns of a shard"),
         (rewrite(set_first("key", "../evil")), "expected a latent's key, found '../evil'"),
-        (rewrite(set_first("label", 1)), "expected key, label and image as the index has them"),
+        (rewrite(set_first("label", 1)), "expected label and image as the index has them"),
         (rewrite(set_first("mean", b"\0" * 128)), "expected the statistics of its index"),
         (rewrite(set_first("logvar", b"\xff" * 128)), "expected finite numbers"),
         (lambda path: path.write_bytes(b"PAR1" * 100), "expected a Parquet file"),

@@ -155,7 +155,7 @@ def test_damaged_members_are_refused_where_they_are_read(copy: Path) -> None:
 
 def test_sets_of_the_first_format(whole: Path, copy: Path, job: Job) -> None:
     """They are read and checked as before, and not gone on with."""
-    from ssdd.tokenization.first_format import first_digest
+    from ssdd.tokenization.manifest import first_digest
 
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["format"], made_by = "ssdd-latents-1", manifest.pop("made_by")

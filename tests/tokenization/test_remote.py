@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from ssdd.data import remote
 from ssdd.data.images import ImageError
-from ssdd.tokenization import LatentDataset, finish, inputs, tokenize, verify
+from ssdd.tokenization import LatentDataset, finish, tokenize, verify
 from tests.tokenization.conftest import NAMES, Job
 
 Tree = Callable[[Path], dict[str, bytes]]
@@ -24,7 +25,7 @@ fsspec = pytest.importorskip("fsspec", reason="needs the extra: pip install 'ssd
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(remote, "_PAUSE_SECONDS", 0.001)
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +54,9 @@ def visible(files: dict[str, bytes]) -> dict[str, bytes]:
     return {name: content for name, content in files.items() if name.startswith("shard")}
 
 
-@pytest.fixture(scope="module")
-def bucket(tars: Path) -> Iterator[str]:
+@contextlib.contextmanager
+def s3_server(**variables: str) -> Iterator[None]:
+    """Run an S3 interface, with variables of its own, and have the environment name it."""
     pytest.importorskip("s3fs", reason="needs the extra: pip install 'ssdd[remote]'")
     pytest.importorskip("moto", reason="needs the extra: pip install 'ssdd[dev]'")
     with socket.socket() as free:
@@ -62,30 +64,53 @@ def bucket(tars: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     server = subprocess.Popen(
         [sys.executable, "-c", "from moto.server import main; main()", "-H", "127.0.0.1", "-p", str(port)],
+        env={**os.environ, **variables},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    variables = {
+    environment = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
     }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        end = time.monotonic() + 60
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            assert time.monotonic() < end, "no server"
-            time.sleep(0.1)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            end = time.monotonic() + 60
+            while True:
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                    break
+                assert time.monotonic() < end, "no server"
+                time.sleep(0.1)
+            _forget_connections()
+            yield
+    finally:
+        _forget_connections()
+        server.kill()
+        server.wait()
+
+
+def _forget_connections() -> None:
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+@pytest.fixture(scope="module")
+def bucket(tars: Path) -> Iterator[str]:
+    with s3_server():
         system = fsspec.filesystem("s3")
         system.mkdir("bucket")
         system.put(str(tars), "bucket/tars", recursive=True)
         yield "s3://bucket"
-        server.kill()
-        server.wait()
+
+
+@pytest.fixture
+def guarded_bucket() -> Iterator[str]:
+    """A bucket on a server that knows nobody."""
+    with s3_server(INITIAL_NO_AUTH_ACTION_COUNT="0"):
+        yield "s3://bucket"
 
 
 @pytest.mark.parametrize("paths", ["tars", "tars/*.tar", "tars/{0..1}.tar"])
@@ -135,6 +160,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     folder: Path
     ranges = False
     breaks = 0
+    status: int | None = None
+    requests = 0
     lock = threading.Lock()
 
     def do_HEAD(self) -> None:
@@ -144,6 +171,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(head=False)
 
     def answer(self, head: bool) -> None:
+        type(self).requests += 1
+        if self.status is not None:
+            self.send_error(self.status)
+            return
         path = self.folder / self.path.lstrip("/")
         if not path.is_file():
             self.send_error(404)
@@ -215,3 +246,35 @@ def test_a_connection_that_always_breaks_is_named(
     tokenize(settings, tmp_path / "out", workers=0)
     assert visible(tree(tmp_path / "out")) == visible(tree(local))
     shutil.rmtree(tmp_path / "out")
+
+
+@pytest.mark.parametrize("credentials", ["wrong", "none"])
+def test_credentials_that_do_not_fit_are_named_at_once(
+    job: Job, guarded_bucket: str, tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, credentials: str
+) -> None:
+    """Another attempt would not help: as input, as a pattern, as output."""
+    monkeypatch.setattr(remote, "_PAUSE_SECONDS", 1000)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        if credentials == "none":
+            monkeypatch.delenv(name)
+    reason = "Unable to locate credentials" if credentials == "none" else "Forbidden|The AWS Access Key Id"
+    for paths, out in {
+        (f"{guarded_bucket}/{{0..1}}.tar",): str(tmp_path / "out"),
+        (f"{guarded_bucket}/*.tar",): str(tmp_path / "out"),
+        (str(tars),): f"{guarded_bucket}/out",
+    }.items():
+        with pytest.raises(ImageError, match=rf"s3://bucket/\S+: expected to (read|write) it, found ({reason})"):
+            tokenize(job(paths=paths, shard_images=None), out, workers=0)
+
+
+@pytest.mark.parametrize(("status", "attempts"), [(403, 1), (401, 1), (503, 4)])
+def test_answers_of_a_server(
+    job: Job, server: tuple[str, type[Handler]], tmp_path: Path, status: int, attempts: int
+) -> None:
+    """fsspec says "not found" for all of them."""
+    address, handler = server
+    handler.status = status
+    found = "found in 4 attempts: " if attempts > 1 else "found "
+    with pytest.raises(ImageError, match=rf"/0\.tar: expected to read it, {found}{status}, "):
+        tokenize(job(paths=(f"{address}/{{0..1}}.tar",), shard_images=None), tmp_path / "out", workers=0)
+    assert handler.requests <= 2 * attempts, "a HEAD and a GET an attempt"

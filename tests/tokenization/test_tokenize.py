@@ -17,7 +17,8 @@ from ssdd.data.images import read_image
 from ssdd.data.pixels import image_to_tensor
 from ssdd.data.transforms import centre_crop
 from ssdd.tokenization import CropProtocol, LatentDataset, Part, finish, tokenize, verify
-from ssdd.tokenization.image_list import ImageList, ListedImages, make_list
+from ssdd.tokenization.image_list import ImageList, make_list
+from ssdd.tokenization.sources import Selection
 from tests.tokenization.conftest import NAMES, SIZE, Job
 
 Tree = Callable[[Path], dict[str, bytes]]
@@ -148,15 +149,15 @@ class Listed:
 
     def __init__(self, folder: Path, paths: list[str], only: str | None = None, labels: Any = "auto") -> None:
         folder = folder / f"list-{len(list(folder.iterdir()))}"
-        self.classes = make_list(folder, paths, only, labels).classes
+        self.classes = make_list(folder, paths, Selection(only, labels)).classes
         images = ImageList(folder, paths)
-        self.images = ListedImages(images, 0, images.info.images)
+        self.images = [images.image(i) for i in range(images.info.images)]
 
     def names(self) -> list[str]:
-        return [self.images.name(i) for i in range(len(self.images))]
+        return [image.name for image in self.images]
 
     def labels(self) -> list[Any]:
-        return [self.images.label(i) for i in range(len(self.images))]
+        return [image.label for image in self.images]
 
 
 def test_labels_of_tar_files(photographs: Path, tmp_path: Path) -> None:

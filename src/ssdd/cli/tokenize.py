@@ -199,13 +199,17 @@ def _tokenize(options: Tokenize) -> int:
         print(f"ssdd tokenize: {stopped}", file=sys.stderr)
         return 128 + stopped.signal_number
     made = f"{done.made} made now, {done.kept} there before"
+    own = f"part {part} of {options.out}: all its shards are there ({made})"
     if done.manifest is None:
         print(
-            f"part {part} of {options.out}: all its shards are there ({made}); {done.missing} of all {done.shards} are "
-            f"missing: the part that finishes last writes the manifest, or ssdd tokenize finish {options.out}"
+            f"{own}; {done.missing} of all {done.shards} are missing: the part that finishes last writes the manifest, "
+            f"or ssdd tokenize finish {options.out}"
         )
         return 0
-    _tell(done.manifest, options.out, f" ({made})")
+    if done.concluded or part.number == 0:
+        _tell(done.manifest, options.out, f" ({made})")
+    else:
+        print(f"{own}, and those of all others")
     skipped, images = done.manifest.skipped_images, done.manifest.images
     if skipped > max(most, share * (images + skipped)):
         print(f"expected at most {options.max_skipped} of the images to be skipped, found {skipped:,}", file=sys.stderr)

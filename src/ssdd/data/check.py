@@ -42,12 +42,12 @@ class Inspection:
 
 
 def inspect(source: ImageSource, workers: int = 0, thumbnails: Collection[int] = ()) -> Iterator[Inspection]:
-    """Each image of the source in turn, read by ``workers`` processes (0: by this one).
+    """Yield what each image of the source is, read by ``workers`` processes (0: by this one).
 
     Args:
-        source: any; only a few images of it are in memory at a time.
-        workers: at least 0. Raises ValueError for less.
-        thumbnails: indices of the images that a thumbnail is made of.
+        source: The images, only a few of which are in memory at a time.
+        workers: Processes that read. Raises ValueError for less than 0.
+        thumbnails: Indices of the images that a thumbnail is made of.
     """
     loader = DataLoader(
         _Inspector(source, frozenset(thumbnails)),
@@ -98,12 +98,12 @@ class _Inspector(Dataset[list[Inspection]]):
 
 
 def _unchanged(chunk: Any) -> Any:
-    """Instead of PyTorch's own conversion, which would make tensors of arrays."""
+    """Return it as it is: PyTorch's own conversion would make tensors of arrays."""
     return chunk
 
 
 def _kind(content: bytes) -> str:
-    """Format and mode, of which only the header is parsed."""
+    """Return format and mode; only the header is parsed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of many pixels: `read_image` has its own limit
@@ -148,15 +148,15 @@ class Summary:
         return len(self._indices)
 
     def shorter_sides(self) -> np.ndarray:
-        """int (readable images), in pixels."""
+        """Return int (readable images), in pixels."""
         return np.minimum(self._heights, self._widths)
 
     def aspect_ratios(self) -> np.ndarray:
-        """Width / height, float (readable images)."""
+        """Return width / height, float (readable images)."""
         return np.divide(self._widths, self._heights)
 
     def duplicates(self) -> list[tuple[int, int]]:
-        """Index of each image whose bytes are those of an earlier one, with the index of the first such."""
+        """Return the index of each image whose bytes are those of an earlier one, with the index of the first such."""
         _, first, group = np.unique(np.array(self._digests, np.uint64), return_index=True, return_inverse=True)
         earliest = first[group]
         again = np.flatnonzero(earliest != np.arange(len(group)))

@@ -44,7 +44,7 @@ class ImageFile:
     output_stem: str
 
     def output_path(self, folder: str | os.PathLike[str], suffix: str) -> Path:
-        """The file in `folder` for an output with this `suffix`, for example `.png` or `-error.png`."""
+        """Return the file in `folder` for an output with this `suffix`, for example `.png` or `-error.png`."""
         return Path(folder) / (self.output_stem + suffix)
 
 
@@ -177,7 +177,7 @@ def check_left_out(paths: Iterable[str | Path], images: int, left_out: Counter[s
 
 
 def _same_file_key(name: str) -> str:
-    """Equal for names that some file system (macOS, Windows) takes for the same file."""
+    """Return a key that is equal for names that some file system (macOS, Windows) takes for the same file."""
     return unicodedata.normalize("NFC", name).casefold()
 
 

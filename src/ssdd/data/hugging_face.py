@@ -1,22 +1,23 @@
 """Images of Hugging Face data sets: from the hub, from ``save_to_disk``, from parquet files."""
 
-import importlib
+import functools
 import io
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import numpy as np
 
-from .folder import file_content
-from .images import ImageError, ImageReadError, printable, read_failure, read_image, reason_of
+from .images import ImageError, ImageReadError, file_content, printable, read_failure, read_image, reason_of
 from .names import natural_order
+from .packages import parquet, require
+from .remote import is_remote, remote_content
 
 PREFIX = "hf:"
 _STREAMING, _KEYS = "streaming", ("config", "image", "label")
 _LABEL, _MOST_CLASSES = "label", 1 << 20
+_ROWS = 64
 _PATH = re.compile(r"(?P<place>.+?)(:(?P<split>[\w.-]+(\[[\w:%-]*\])?))?")
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _SHARD = re.compile(r"(?P<split>\w+(\.\w+)*)-\d{5}-of-\d{5}")
@@ -57,7 +58,7 @@ class HuggingFaceSource:
         return str(index)
 
     def class_names(self) -> list[str]:
-        """Names by number: those of the data set, or else whole numbers or words in their order, 2 before 10."""
+        """Return names by number: those of the data set, or else whole numbers or words in their order, 2 before 10."""
         if self._label_names:
             return self._label_names
         values = {v for v in self._label_values() if v is not None}
@@ -67,7 +68,7 @@ class HuggingFaceSource:
         return [*map(str, numbers), *sorted((v for v in values if isinstance(v, str)), key=natural_order)]
 
     def classes(self) -> list[str | None]:
-        """The class of every row by name; None where there is none (-1 too)."""
+        """Return the class of every row by name; None where there is none (-1 too)."""
         names = self._label_names
         return [_class(value, names) for value in self._label_values()]
 
@@ -75,7 +76,7 @@ class HuggingFaceSource:
         return [None] * len(self) if self._labels is None else self._labels[:][self._class_column]
 
     def content(self, index: int) -> bytes:
-        """The encoded image. Raises ImageError."""
+        """Return the encoded image. Raises ImageError."""
         name = self.name(index)
         try:
             image = as_cell(self._dataset[index][self._column])
@@ -84,7 +85,7 @@ class HuggingFaceSource:
         return encoded_image(image, name)
 
     def read(self, index: int) -> np.ndarray:
-        """uint8 (H, W, 3). Raises ImageError."""
+        """Return uint8 (H, W, 3). Raises ImageError."""
         return read_image(io.BytesIO(self.content(index)), name=self.name(index))
 
 
@@ -103,20 +104,8 @@ def encoded_image(cell: Cell, name: str) -> bytes:
     if content is not None:
         return content
     if path is not None:
-        return _remote_content(path) if "://" in path else file_content(path)
+        return remote_content(path) if is_remote(path) else file_content(path)
     raise ImageError(f"{name}: expected an image, found an empty cell")
-
-
-def _remote_content(address: str) -> bytes:
-    fsspec = importlib.import_module("fsspec")  # comes with datasets
-    try:
-        with fsspec.open(address, "rb") as file:
-            return file.read()
-    except FileNotFoundError as error:
-        raise ImageError(f"{printable(address)}: expected an image file, found none") from error
-    except Exception as error:  # whatever the storage and the network raise
-        message = f"{printable(address)}: expected a readable image file, found {reason_of(error)}"
-        raise ImageReadError(message) from error
 
 
 def streaming_path(path: str) -> bool:
@@ -125,7 +114,7 @@ def streaming_path(path: str) -> bool:
 
 
 class LoadedSplit(NamedTuple):
-    """A split: its name in messages, all of it, and its column of images alone, not decoded; its column of classes."""
+    """A split: its name in messages, all of it and its column of images alone, not decoded; its column of classes."""
 
     label: str
     dataset: Any
@@ -147,14 +136,69 @@ def load_split(path: str) -> LoadedSplit:
     datasets = _package(label)
     dataset = _load(datasets, place, split, options.get("config"), label, streaming_path(path))
     column = _image_column(datasets, dataset, options.get("image"), label)
-    images = dataset.select_columns([column])
     if isinstance(dataset.features[column], datasets.Image):
-        images = images.cast_column(column, datasets.Image(decode=False))
+        dataset = dataset.cast_column(column, datasets.Image(decode=False))
+    images = dataset.select_columns([column])
     return LoadedSplit(label, dataset, column, images, _class_column(datasets, dataset, options.get("label"), label))
 
 
+@functools.lru_cache(maxsize=4)
+def _stream(path: str) -> LoadedSplit:
+    """Load a data set that is streamed, once in each process."""
+    return load_split(path)
+
+
+def stream_shards(path: str) -> tuple[int, list[str]]:
+    """Return how many shards a data set that is streamed has, and the names of its classes, if it states them."""
+    split = _stream(path)
+    names = getattr(split.dataset.features.get(split.class_column), "names", None)
+    return split.dataset.num_shards, list(names or [])
+
+
+def write_stream_shard(path: str, number: int, target: Path) -> tuple[str, str | None]:
+    """Write one shard of a data set that is streamed as a Parquet file: its images, classes and columns of text.
+
+    Returns:
+        The columns of images and of classes.
+
+    Raises:
+        ImageReadError: The shard cannot be read.
+        ImageError, ImportError: As ``load_split``.
+    """
+    split = _stream(path)
+    datasets, features = _package(split.label), split.dataset.features
+    named = split.class_column if _is_class(datasets, features.get(split.class_column)) else None
+    texts = [name for name, feature in features.items() if getattr(feature, "dtype", None) == "string"]
+    kept = datasets.Features({name: features[name] for name in dict.fromkeys([*texts, *([named] if named else [])])})
+    kept[split.column] = datasets.Value("binary")
+    pyarrow, module = parquet()
+    try:
+        shard = split.dataset.select_columns(list(kept))
+        shard = shard.shard(num_shards=shard.num_shards, index=number)
+        with module.ParquetWriter(target, kept.arrow_schema) as writer:
+            for rows in shard.iter(_ROWS):
+                images = [_content_or_none(as_cell(cell), split.label) for cell in rows[split.column]]
+                columns = dict(rows) | {split.column: images}
+                writer.write_table(pyarrow.Table.from_pydict(columns, schema=kept.arrow_schema))
+    except Exception as error:  # `datasets` raises whatever its storage, its parsers and the network raise
+        raise ImageReadError(
+            f"{split.label}: expected shard {number} to be readable, found {type(error).__name__}: {reason_of(error)}"
+        ) from error
+    return split.column, named
+
+
+def _content_or_none(cell: Cell, name: str) -> bytes | None:
+    """Return an encoded image; None for one that is missing, which is skipped when it is read."""
+    try:
+        return encoded_image(cell, name)
+    except ImageReadError:
+        raise
+    except ImageError:
+        return None
+
+
 def is_saved_dataset(folder: Path) -> bool:
-    """Has ``save_to_disk`` of ``datasets`` written this folder?"""
+    """Whether ``save_to_disk`` of ``datasets`` wrote this folder."""
     one = (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
     return one or (folder / "dataset_dict.json").is_file()
 
@@ -185,15 +229,12 @@ def _is_local(place: str) -> bool:
     return place.startswith((".", "/"))
 
 
-def _package(label: str) -> ModuleType:
-    try:
-        return importlib.import_module("datasets")
-    except ImportError as error:
-        raise ImportError(f"{label}: expected the package datasets, found none: pip install 'ssdd[data]'") from error
+def _package(label: str) -> Any:
+    return require("datasets", f"{label}: expected the package datasets, found none", "ssdd[data]")
 
 
-def _load(datasets: ModuleType, place: str, split: str, config: str | None, label: str, streaming: bool) -> Any:
-    """The ``datasets.Dataset`` of a split, or its ``IterableDataset``."""
+def _load(datasets: Any, place: str, split: str, config: str | None, label: str, streaming: bool) -> Any:
+    """Return the ``datasets.Dataset`` of a split, or its ``IterableDataset``."""
     folder = Path(place)
     if _is_local(place) and not folder.is_dir():
         raise ImageError(f"{label}: expected a folder, found none at {printable(place)}")
@@ -231,7 +272,7 @@ def _load(datasets: ModuleType, place: str, split: str, config: str | None, labe
 
 
 def _parquet_files(folder: Path, split: str, label: str) -> dict[str, list[str]]:
-    """The folder's parquet files of a split, by their names, as ``datasets`` has it: ``test-00000-of-00003``, ``val``.
+    """Return the folder's parquet files of a split, by their names, as ``datasets`` has it: ``test-00000-of-00003``.
 
     Files whose names tell no split are for training. ``datasets`` is not left to find them: it would take the
     folder's other files (and, its older releases, Python scripts) for data.
@@ -251,7 +292,7 @@ def _parquet_files(folder: Path, split: str, label: str) -> dict[str, list[str]]
     return {split: files[split]}
 
 
-def _class_column(datasets: ModuleType, dataset: Any, name: str | None, label: str) -> str | None:
+def _class_column(datasets: Any, dataset: Any, name: str | None, label: str) -> str | None:
     """Return the column of that name; without one ``label``, or else the first of class labels; None for none."""
     features = dataset.features or {}  # a stream may not know them
     if name is not None:
@@ -263,14 +304,14 @@ def _class_column(datasets: ModuleType, dataset: Any, name: str | None, label: s
     return _LABEL if _LABEL in features else next(labels, None)
 
 
-def _only_classes(datasets: ModuleType, split: LoadedSplit) -> Any:
+def _only_classes(datasets: Any, split: LoadedSplit) -> Any:
     """Return the data set with its column of classes alone; None if these are no labels, whole numbers or words."""
     if _is_class(datasets, split.dataset.features.get(split.class_column)):
         return split.dataset.select_columns([split.class_column]).with_format(None)
     return None
 
 
-def _is_class(datasets: ModuleType, feature: Any) -> bool:
+def _is_class(datasets: Any, feature: Any) -> bool:
     kind = str(getattr(feature, "dtype", ""))
     return isinstance(feature, (datasets.ClassLabel, datasets.Value)) and kind.startswith(("int", "uint", "string"))
 
@@ -281,7 +322,7 @@ def _class(value: Any, names: list[str]) -> str | None:
     return names[value] if names and isinstance(value, int) else str(value)
 
 
-def _image_column(datasets: ModuleType, dataset: Any, name: str | None, label: str) -> str:
+def _image_column(datasets: Any, dataset: Any, name: str | None, label: str) -> str:
     features = dataset.features or {}  # a stream may not know them
     if name is not None:
         _check_column(features, name, label)

@@ -87,7 +87,7 @@ class ImageReadError(ImageError):
 
 
 def read_failure(error: Exception, message: str) -> ImageError:
-    """ImageReadError for an error of the file system that may pass, ImageError for what stays as it is."""
+    """Return ImageReadError for an error of the file system that may pass, ImageError for what stays as it is."""
     passes = isinstance(error, OSError) and error.errno is not None and error.errno not in _PATH_ERRORS
     return (ImageReadError if passes else ImageError)(message)
 
@@ -155,6 +155,16 @@ def save_image(path: str | os.PathLike[str], image: Pixels, *, overwrite: bool =
     Image.fromarray(image).save(encoded, format=kind, **options)
     with atomic_path(path, overwrite) as temporary:
         temporary.write_bytes(encoded.getvalue())
+
+
+def file_content(path: str) -> bytes:
+    """Return the bytes of a regular file: no pipe, which would wait for its writer. Raises ImageError."""
+    label = printable(path)
+    with _open_file(path, label) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise read_failure(error, f"{label}: expected a readable image file, found {reason_of(error)}") from error
 
 
 def _open_file(path: str | os.PathLike[str], label: str) -> BinaryIO:

@@ -92,14 +92,14 @@ class CropStream(Dataset[torch.Tensor]):
         self.seed = seed
 
     def __getitem__(self, position: int) -> torch.Tensor:
-        """uint8 (3, S, S). Raises ImageError if a hundred photographs in a row, or all, cannot be read."""
+        """Return uint8 (3, S, S). Raises ImageError if a hundred photographs in a row, or all, cannot be read."""
         crop = self.crop(position)
         if crop.pixels is None:
             raise ImageError(_too_many_in_a_row(crop))
         return torch.from_numpy(crop.pixels).permute(2, 0, 1)
 
     def crop(self, position: int) -> Crop:
-        """The crop at a position; in place of a photograph that cannot be read the next one is taken."""
+        """Return the crop at a position; in place of a photograph that cannot be read the next one is taken."""
         epoch, offset = divmod(position, len(self.source))
         order = epoch_order(self.seed, epoch, len(self.source))
         skipped: list[Skipped] = []
@@ -121,7 +121,7 @@ def _too_many_in_a_row(crop: Crop) -> str:
 
 @functools.lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
-    """Order of a pass over so many items: a fresh permutation each time."""
+    """Return the order of a pass over so many items: a fresh permutation each time."""
     return np.random.default_rng([seed, epoch, length]).permutation(length)
 
 
@@ -182,13 +182,13 @@ def crop_batches(
     """Endless batches, uint8 (batch_size / processes, 3, S, S), from position ``start`` of the stream.
 
     Args:
-        stream: what the positions stand for.
-        start: images seen so far, by all processes together.
-        batch_size: the global batch, in images.
-        workers: processes that read and crop; 0 does it in this one.
-        rank: which of the ``processes`` that train this one is.
-        processes: how many share each batch.
-        broken: counts the unreadable images of this process; by default up to 1000 of them are skipped.
+        stream: What the positions stand for.
+        start: Images seen so far, by all processes together.
+        batch_size: The global batch, in images.
+        workers: Processes that read and crop; 0 does it in this one.
+        rank: Which of the ``processes`` that train this one is.
+        processes: How many share each batch.
+        broken: Counts the unreadable images of this process; by default up to 1000 of them are skipped.
 
     Raises:
         ValueError: the global batch does not divide by the number of processes.
@@ -225,7 +225,7 @@ def counted(batch: Batch, broken: BrokenImages) -> torch.Tensor:
 
 
 def start_worker(_: int) -> None:
-    """Makes a DataLoader's worker outlive a signal to the whole group of processes.
+    """Make a DataLoader's worker outlive a signal to the whole group of processes.
 
     Ctrl-C, or a scheduler that ends a job, signals every process of it. The training process then saves, and may want
     more batches before that; its workers end when it tells them to, or when it is gone.
@@ -245,7 +245,7 @@ def start_worker(_: int) -> None:
 
 
 def end_with_parent() -> None:
-    """Waits for the end of the process that started this one, and ends it: for a thread of a worker.
+    """Wait for the end of the process that started this one, and end this one: for a thread of a worker.
 
     A worker whose parent was killed would wait for ever for somebody to read what it has ready.
     """

@@ -41,7 +41,7 @@ def _mixed(seeds: tuple[int, ...], number: int) -> int:
 
 
 def _hash(value: int) -> int:
-    """The mixing function of SplitMix64 (Steele et al. 2014)."""
+    """Mix the bits of a number, by the function of SplitMix64 (Steele et al. 2014)."""
     value = (value + 0x9E3779B97F4A7C15) & _MASK
     value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & _MASK
     value = (value ^ value >> 27) * 0x94D049BB133111EB & _MASK

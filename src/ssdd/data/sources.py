@@ -1,6 +1,9 @@
-"""Where images come from: folders, tar files and Hugging Face data sets, read by index."""
+"""Where images come from: folders, tar files, arrays and Hugging Face data sets, read by index."""
 
 import fnmatch
+import os
+import zipfile
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,14 +11,15 @@ from typing import Protocol
 
 import numpy as np
 
-from .find import check_left_out
-from .folder import FolderSource
+from .find import check_left_out, images_in_folder
 from .hugging_face import PREFIX, HuggingFaceSource, is_saved_dataset, streaming_path
-from .images import ImageError, printable
-from .npz import NpzSource
+from .images import ImageError, file_content, printable, read_image
+from .names import PackedNames
 from .tar import TarSource
 
 __all__ = ["ConcatSource", "FolderSource", "HuggingFaceSource", "ImageSource", "NpzSource", "TarSource", "open_source"]
+
+_ARRAY = "arr_0"
 
 
 class ImageSource(Protocol):
@@ -37,7 +41,119 @@ class ImageSource(Protocol):
     def read(self, index: int) -> np.ndarray: ...
 
 
-class ConcatSource:
+class FolderSource:
+    """Image files of a folder, recursively, sorted by name.
+
+    ``left_out``: other files, by their extension.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Raises ImageError for a folder that is missing or cannot be read."""
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise ImageError(f"{printable(str(folder))}: expected a folder of images, found none at this path")
+        names, self.left_out = images_in_folder(self.folder)
+        self._paths = PackedNames(str(self.folder / name) for name in names)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def name(self, index: int) -> str:
+        return self._paths[index]
+
+    def key(self, index: int) -> str:
+        return os.path.relpath(self._paths[index], self.folder)
+
+    def content(self, index: int) -> bytes:
+        """Return the encoded image. Raises ImageError."""
+        return file_content(self._paths[index])
+
+    def read(self, index: int) -> np.ndarray:
+        """Return uint8 (H, W, 3). Raises ImageError."""
+        return read_image(self._paths[index])
+
+
+class NpzSource:
+    """Images of an ``.npz`` file, as guided-diffusion's batches are: ``arr_0``, uint8 (N, H, W, 3).
+
+    They are named by their numbers; an uncompressed file is read as it is needed.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Raise ImageError for a file without an array of images."""
+        self.path = Path(path)
+        try:
+            self._images = _mapped(self.path)
+        except (OSError, ValueError, KeyError, EOFError, OverflowError, zipfile.BadZipFile) as error:
+            raise ImageError(
+                f"{printable(str(path))}: expected images as {_ARRAY}, uint8 (N, H, W, 3), found {error}"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def name(self, index: int) -> str:
+        return f"{self.path}::{self.key(index)}"
+
+    def key(self, index: int) -> str:
+        return f"{index:06d}"
+
+    def content(self, index: int) -> bytes:
+        """Raise ImageError: the images are not encoded."""
+        raise ImageError(f"{printable(self.name(index))}: expected an image file, found pixels in an array")
+
+    def read(self, index: int) -> np.ndarray:
+        """Return uint8 (H, W, 3)."""
+        return np.array(self._images[index])
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """Return the array, mapped into memory if the file is not compressed: of 50,000 images it has gigabytes."""
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo(f"{_ARRAY}.npy")
+        with archive.open(member) as file:
+            np.lib.format.read_magic(file)
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            header = file.tell()
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or min(shape) < 1 or fortran:
+        raise ValueError(f"{dtype} {shape}{' in Fortran order' if fortran else ''}")
+    if member.compress_type != zipfile.ZIP_STORED:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays[_ARRAY]
+    with path.open("rb") as raw:  # the member's own header ends with its name and an extra field, of these lengths
+        raw.seek(member.header_offset + 26)
+        name_length, extra_length = np.frombuffer(raw.read(4), "<u2").tolist()
+    offset = member.header_offset + 30 + name_length + extra_length + header
+    return np.memmap(path, np.uint8, "r", offset, shape)
+
+
+class _View(ABC):
+    """Images of other sources."""
+
+    @abstractmethod
+    def _locate(self, index: int) -> tuple[ImageSource, int]:
+        """Return the source of an image, and its index there."""
+
+    def name(self, index: int) -> str:
+        source, local = self._locate(index)
+        return source.name(local)
+
+    def key(self, index: int) -> str:
+        source, local = self._locate(index)
+        return source.key(local)
+
+    def content(self, index: int) -> bytes:
+        """Return the encoded image. Raises ImageError."""
+        source, local = self._locate(index)
+        return source.content(local)
+
+    def read(self, index: int) -> np.ndarray:
+        """Return uint8 (H, W, 3). Raises ImageError."""
+        source, local = self._locate(index)
+        return source.read(local)
+
+
+class ConcatSource(_View):
     """Several sources one after the other."""
 
     def __init__(self, sources: Sequence[ImageSource]) -> None:
@@ -53,29 +169,11 @@ class ConcatSource:
     def __len__(self) -> int:
         return int(self._ends[-1]) if self.sources else 0
 
-    def name(self, index: int) -> str:
-        source, local = self._locate(index)
-        return source.name(local)
-
-    def key(self, index: int) -> str:
-        source, local = self._locate(index)
-        return source.key(local)
-
-    def content(self, index: int) -> bytes:
-        """The encoded image. Raises ImageError."""
-        source, local = self._locate(index)
-        return source.content(local)
-
-    def read(self, index: int) -> np.ndarray:
-        """uint8 (H, W, 3). Raises ImageError."""
-        source, local = self._locate(index)
-        return source.read(local)
-
     def matching(self, pattern: str | None) -> "ConcatSource | SubsetSource":
         """Return the images whose names within their folder or file fit ``caltech101/*``, or all for None.
 
         Raises:
-            ValueError: no name fits.
+            ValueError: No name fits.
         """
         if pattern is None:
             return self
@@ -91,7 +189,7 @@ class ConcatSource:
         return self.sources[which], index - int(self._ends[which - 1] if which else 0)
 
 
-class SubsetSource:
+class SubsetSource(_View):
     """Some images of a source, by their indices there."""
 
     def __init__(self, source: ImageSource, indices: np.ndarray) -> None:
@@ -100,19 +198,8 @@ class SubsetSource:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def name(self, index: int) -> str:
-        return self.source.name(int(self.indices[index]))
-
-    def key(self, index: int) -> str:
-        return self.source.key(int(self.indices[index]))
-
-    def content(self, index: int) -> bytes:
-        """Return the encoded image. Raises ImageError."""
-        return self.source.content(int(self.indices[index]))
-
-    def read(self, index: int) -> np.ndarray:
-        """Return uint8 (H, W, 3). Raises ImageError."""
-        return self.source.read(int(self.indices[index]))
+    def _locate(self, index: int) -> tuple[ImageSource, int]:
+        return self.source, int(self.indices[index])
 
 
 def open_source(paths: Sequence[str | Path]) -> ConcatSource:
@@ -137,7 +224,7 @@ def _open(path: str | Path) -> ImageSource:
     if streaming_path(str(path)):
         raise ImageError(
             f"{printable(str(path))}: expected data whose images have numbers, found a stream, "
-            "which only `ssdd train` takes, as the one path of --data.paths"
+            "which only `ssdd train` takes, as the one path of --data.paths, and `ssdd tokenize`"
         )
     if str(path).startswith(PREFIX):
         return HuggingFaceSource(str(path))

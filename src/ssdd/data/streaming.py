@@ -76,9 +76,9 @@ class StreamedCrops:
     Args:
         path: ``hf:OWNER/NAME[:SPLIT]?streaming``, or ``hf:./folder[:SPLIT]?streaming`` for a folder of parquet files.
         size: S, side of the crops in pixels.
-        scale: images are enlarged by up to this factor before they are cropped, see ``training_crop``.
-        flip: mirror half of the crops.
-        seed: decides the order of the images and the crops.
+        scale: Images are enlarged by up to this factor before they are cropped, see ``training_crop``.
+        flip: Mirror half of the crops.
+        seed: Decides the order of the images and the crops.
 
     Raises:
         ImageError: there is no such data set, split or image column.
@@ -204,14 +204,14 @@ class StreamedBatches(Iterator[torch.Tensor]):
     whole shards if these can be shared evenly, otherwise every ``processes``-th row of every shard.
 
     Args:
-        stream: the crops.
-        batch_size: the global batch, in images.
-        workers: threads that decode and crop, all in one process beside this one, which reads ahead as well; with 0,
+        stream: The crops.
+        batch_size: The global batch, in images.
+        workers: Threads that decode and crop, all in one process beside this one, which reads ahead as well; with 0,
             this process does it.
-        rank: which of the ``processes`` that train this one is.
-        processes: how many share each batch.
-        broken: counts the unreadable images of this process; by default up to 1000 of them are skipped.
-        state: what ``state`` of this process returned; by default the stream begins.
+        rank: Which of the ``processes`` that train this one is.
+        processes: How many share each batch.
+        broken: Counts the unreadable images of this process; by default up to 1000 of them are skipped.
+        state: What ``state`` of this process returned; by default the stream begins.
 
     Raises:
         ValueError: the global batch does not divide by the number of processes; the state is of another process.

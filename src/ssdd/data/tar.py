@@ -54,9 +54,9 @@ class TarSource:
         names: list[str] = []
         offsets, sizes = array("q"), array("q")
         self.left_out: Counter[str] = Counter()
+        self._version = file_version(self.path)
         with self.path.open("rb", buffering=0) as file:
-            found = os.fstat(file.fileno())
-            for name, offset, size, kind in tar_members(file, found.st_size, printable(str(path))):
+            for name, offset, size, kind in tar_members(file, self.path.stat().st_size, printable(str(path))):
                 if kind is not None:
                     self.left_out[kind] += 1
                     continue
@@ -67,7 +67,6 @@ class TarSource:
         self._names = PackedNames(names[i] for i in order)
         self._offsets = np.array(offsets, np.int64)[order]
         self._sizes = np.array(sizes, np.int64)[order]
-        self._version = (found.st_dev, found.st_ino, found.st_mtime_ns)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -79,22 +78,12 @@ class TarSource:
         return self._names[index]
 
     def content(self, index: int) -> bytes:
-        """The encoded image. Raises ImageError if it cannot be read whole, which is never the image's own fault."""
-        name, offset, size = self.name(index), int(self._offsets[index]), int(self._sizes[index])
-        try:
-            content = opened_file(str(self.path), self._version).read(size, offset)
-        except OSError as error:
-            message = f"{printable(name)}: expected a readable tar file, found {reason_of(error)}"
-            raise read_failure(error, message) from error
-        if len(content) != size:
-            raise ImageReadError(
-                f"{printable(name)}: expected {size} bytes at byte {offset}, found {len(content)}: "
-                "the tar file has been shortened since it was opened"
-            )
-        return content
+        """Return the encoded image. Raises as ``read_part``."""
+        offset, size = int(self._offsets[index]), int(self._sizes[index])
+        return read_part(str(self.path), self._version, offset, size, self.name(index))
 
     def read(self, index: int) -> np.ndarray:
-        """uint8 (H, W, 3). Raises ImageError."""
+        """Return uint8 (H, W, 3). Raises ImageError."""
         return read_image(io.BytesIO(self.content(index)), name=self.name(index))
 
 
@@ -115,11 +104,43 @@ class OpenedFile:
 
 @functools.lru_cache(maxsize=_OPEN_FILES)
 def opened_file(path: str, version: tuple[int, ...]) -> OpenedFile:
-    """The files read last stay open, in each process. ``pread`` has no position that forked processes would share.
+    """Open a file, which stays open in each process; ``pread`` has no position that forked processes would share.
 
-    version: what tells the file from one that takes its place later.
+    ``version`` tells the file from one that takes its place later.
     """
     return OpenedFile(path)
+
+
+def file_version(path: str | Path) -> tuple[int, int, int]:
+    """Return what tells a file from one that takes its place later."""
+    state = os.stat(path)
+    return state.st_dev, state.st_ino, state.st_mtime_ns
+
+
+def read_part(path: str, version: tuple[int, ...], offset: int, size: int, name: str) -> bytes:
+    """Return the bytes of a member of a tar file.
+
+    Args:
+        path: The tar file.
+        version: See ``file_version``.
+        offset: Where the member begins.
+        size: Its bytes.
+        name: Called so in errors.
+
+    Raises:
+        ImageError: It cannot be read whole, which is never the image's own fault.
+    """
+    try:
+        content = opened_file(path, version).read(size, offset)
+    except OSError as error:
+        message = f"{printable(name)}: expected a readable tar file, found {reason_of(error)}"
+        raise read_failure(error, message) from error
+    if len(content) != size:
+        raise ImageReadError(
+            f"{printable(name)}: expected {size} bytes at byte {offset}, found {len(content)}: "
+            "the tar file has been shortened since it was opened"
+        )
+    return content
 
 
 class TarMember(NamedTuple):
@@ -199,7 +220,7 @@ class _Headers:
         return os.pread(self._file.fileno(), min(_BLOCK, max(0, self._end - at)), at)
 
     def _common(self, header: bytes, at: int) -> _Member | None:
-        """A regular file with a short name, or a pax header that changes nothing here. None: leave it to ``tarfile``.
+        """Parse a regular file with a short name, or a pax header that changes nothing. None: leave it to ``tarfile``.
 
         The rules are those of ``tarfile.TarInfo.frombuf``.
         """

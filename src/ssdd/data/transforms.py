@@ -14,14 +14,14 @@ _LONG = 1 << 14
 
 
 def training_crop(image: np.ndarray, size: int, scale: float, flip: bool, random: np.random.Generator) -> np.ndarray:
-    """Random crop of a random scale: shorter side resized to U{size .. scale * size} (Lanczos), crop, flip.
+    """Return a random crop of a random scale: shorter side resized to U{size .. scale * size} (Lanczos), crop, flip.
 
     Args:
         image: uint8 (H, W, 3), any size.
         size: S, side of the crop in pixels.
-        scale: at least 1; 1 switches the scale augmentation off.
-        flip: mirror half of the crops.
-        random: the only source of chance.
+        scale: At least 1; 1 switches the scale augmentation off.
+        flip: Mirror half of the crops.
+        random: The only source of chance.
 
     Returns:
         uint8 (S, S, 3), contiguous.
@@ -37,7 +37,7 @@ def training_crop(image: np.ndarray, size: int, scale: float, flip: bool, random
 
 
 def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """Evaluation crop: shorter side resized to ``size`` (bilinear), then the middle. uint8 (S, S, 3)."""
+    """Return the evaluation crop, uint8 (S, S, 3): shorter side resized to ``size`` (bilinear), then the middle."""
     height, width = resized_sides(image, size)
     crop = resized_window(image, (height, width), (height - size) // 2, (width - size) // 2, (size, size), _BILINEAR)
     return np.ascontiguousarray(crop)

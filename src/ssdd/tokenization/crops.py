@@ -32,19 +32,19 @@ class CropProtocol:
     """Which crops of an image are encoded: a function of (protocol, number of the image) alone.
 
     Attributes:
-        rule: ``centre``: shorter side resized to S (bilinear, antialiased), then the middle: the crop of the
-            evaluation protocols paper-S. ``random``: shorter side resized to U{S .. scale * S} by the same filter,
-            then a place drawn from (seed, image, crop).
+        rule: With ``centre`` the shorter side is resized to S (bilinear, antialiased), then the middle is cut: the crop
+            of the evaluation protocols paper-S. With ``random`` the shorter side is resized to U{S .. scale * S} by the
+            same filter, then a place is drawn from (seed, image, crop).
         size: S, in pixels.
-        crops: of an image; more than one for ``random`` alone.
-        scale: at least 1; above 1 for ``random`` alone.
-        seed: of all that is random.
-        flips: each crop mirrored too, as a latent of its own.
-        bucket_step: with the rule ``centre``: crops are not square but of the shape, with sides that are multiples of
+        crops: Crops of an image; more than one for ``random`` alone.
+        scale: At least 1; above 1 for ``random`` alone.
+        seed: Seed of all that is random.
+        flips: Whether each crop is stored mirrored too, as a latent of its own.
+        bucket_step: With the rule ``centre``: crops are not square but of the shape, with sides that are multiples of
             this and an area of at most S x S, that is nearest to the photograph's aspect ratio; None for squares.
 
     Raises:
-        ValueError: numbers out of range, or several crops by a rule that has only one.
+        ValueError: Numbers out of range, or several crops by a rule that has only one.
     """
 
     rule: CropRule = "centre"
@@ -79,7 +79,7 @@ class CropProtocol:
 
     @cached_property
     def shapes(self) -> list[tuple[int, int]]:
-        """Height and width of every crop that there can be: one square, or the buckets from wide to tall."""
+        """Height and width of every possible crop: one square, or the buckets from wide to tall."""
         if self.bucket_step is None:
             return [(self.size, self.size)]
         step, area = self.bucket_step, self.size**2

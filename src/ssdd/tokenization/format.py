@@ -16,7 +16,6 @@ from msgspec import Meta, Struct
 from ..checkpoints.identity import LatentIdentity
 from ..statistics import LatentStatistics
 from ..text import one_safe_line
-from .first_format import FIRST_FORMAT, in_todays_words
 
 FORMAT: Literal["ssdd-latents-2"] = "ssdd-latents-2"
 PLAN, MANIFEST = "plan.json", "manifest.json"
@@ -35,7 +34,6 @@ KEY = re.compile(r"(?P<shard>[0-9]{6})?(?P<image>[0-9]{9})-c[0-9]{1,4}f?-[A-Za-z
 """[Number of the input shard,] number of the image, of its crop, f if mirrored, what is left of its name: no dots,
 which end a webdataset key."""
 MOST_SHARDS = 10**6
-_MOST_JSON_BYTES = 1 << 30
 
 Count = Annotated[int, Meta(ge=0, le=1 << 50)]
 Positive = Annotated[int, Meta(ge=1, le=1 << 50)]
@@ -57,9 +55,15 @@ ModelInfo = LatentIdentity
 
 
 class DataInfo(Struct, frozen=True):
-    """What is tokenized: images with numbers, or shards of images. names_sha256: of their names, in order.
+    """What is tokenized.
 
-    labels: the rule, or the SHA-256 of a file of labels.
+    Attributes:
+        paths: As they were given.
+        only: The pattern for names.
+        labels: The rule, or the SHA-256 of a file of labels.
+        images: Number of images; None where input shards make a shard each.
+        shards: Number of shards.
+        names_sha256: Digest of the names of images or input shards, in order.
     """
 
     paths: list[str]
@@ -82,9 +86,11 @@ class MadeBy(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """Everything that decides a set. classes: names by label, where they are known beforehand.
+    """Everything that decides a set.
 
-    shard_images: images a shard; None where each input shard makes one.
+    Attributes:
+        classes: Names by label, where they are known beforehand.
+        shard_images: Images a shard; None where each input shard makes one.
     """
 
     format: Literal["ssdd-latents-2"] = FORMAT
@@ -106,6 +112,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     def compared(self) -> dict[str, Any]:
         """Return the fields that two plans of the same set share."""
         fields = {name: value for name, value in plain(self).items() if name in Plan.__struct_fields__}
+        if self.shard_images is None:
+            fields["classes"] = []  # input shards state their classes by name, which are numbered at the end
         del fields["made_by"], fields["data"]["paths"]
         for name in ("name", "encoder", "scaling_factor", "shift_factor"):  # they change no latent
             del fields["model"][name]
@@ -141,16 +149,20 @@ class ShardIndex(Struct, frozen=True, kw_only=True):
     """What is in a shard, and where.
 
     Attributes:
-        plan: digest of the plan. number: of the shard. first, last: its images are [first, last).
-        file_bytes, sha256: of the shard's file.
-        offsets, member_bytes: where each latent is in a tar file, and how long; none and 0 for other containers.
-        labels: of each latent.
-        statistics: of the stored means; None for a shard without latents.
-        left_out: other files of an input shard, by their kind.
-        shape: of the latents; None for the plan's.
-        info: what the container's own index says of the shard; None where there is none.
-        input_bytes: size of the input shard; None where images were listed.
-        made_by: what its last digits depend on; None in the first format.
+        plan: Digest of the plan.
+        number: Number of the shard.
+        first, last: Its images are [first, last).
+        file_bytes, sha256: Size and digest of the shard's file.
+        member_bytes: Bytes of each latent in a tar file; 0 for other containers.
+        offsets: Where each latent is in a tar file; none for other containers.
+        labels: Class of each latent.
+        skipped: Images without latents.
+        left_out: Other files of an input shard, by their kind.
+        statistics: Those of the stored means; None for a shard without latents.
+        shape: Shape of the latents; None for the plan's.
+        info: What the container's own index says of the shard; None where there is none.
+        input_bytes: Size of the input shard; None where images were listed.
+        made_by: What its last digits depend on; None in the first format.
     """
 
     format: Literal["ssdd-latents-1", "ssdd-latents-2"] = FORMAT
@@ -189,14 +201,8 @@ class ShardIndex(Struct, frozen=True, kw_only=True):
     def decode(cls, content: bytes, label: str) -> "ShardIndex":
         """Raises TokenizedDataError where the fields are no index or contradict one another."""
         index = decode(content, cls, label)
-        ends = [offset + index.member_bytes for offset in index.offsets]
-        if any(end > start for end, start in zip(ends, [*index.offsets[1:], index.file_bytes], strict=False)):
-            raise TokenizedDataError(f"{label}: expected offsets in order within {index.file_bytes} bytes")
-        skipped = {s.image for s in index.skipped}
-        inside = all(index.first <= i < index.last for i in skipped) and len(skipped) == len(index.skipped)
-        placed = len(index.offsets) in (0, index.latents)
-        if not inside or not placed or index.images < 0 or bool(index.latents) != bool(index.statistics):
-            raise TokenizedDataError(f"{label}: expected as many labels as latents, and skipped images of the shard")
+        if len(index.offsets) not in (0, index.latents) or bool(index.latents) != bool(index.statistics):
+            raise TokenizedDataError(f"{label}: expected as many labels as latents, and their statistics")
         return index
 
 
@@ -204,7 +210,7 @@ class ShardIndex(Struct, frozen=True, kw_only=True):
 
 
 class SetStatistics(Struct, frozen=True):
-    """Of the stored means of all latents: entries of a model's config, and per channel."""
+    """Statistics of the stored means of all latents: entries of a model's config, and per channel."""
 
     scaling_factor: float
     shift_factor: float
@@ -247,9 +253,12 @@ class ShardEntry(Struct, frozen=True):
 class Manifest(Plan, frozen=True, kw_only=True):
     """A finished set: its plan, with all classes, and what its shards come to.
 
-    skipped: the first ``MOST_SKIPPED`` images without latents; all are in the indices. skipped_images: their number.
-    left_out: other files of input shards, by their kind. unlabelled: latents without a class.
-    first_digest: that of the plan, in the first format.
+    Attributes:
+        skipped: The first ``MOST_SKIPPED`` images without latents; all are in the indices.
+        skipped_images: Number of all images without latents.
+        left_out: Other files of input shards, by their kind.
+        unlabelled: Number of latents without a class.
+        first_digest: That of the plan, in the first format.
     """
 
     format: Literal["ssdd-latents-1", "ssdd-latents-2"] = FORMAT  # type: ignore[assignment]
@@ -282,7 +291,12 @@ def index_name(number: int) -> str:
 def key_of(shard: int | None, image: int, crop: int, flipped: bool, name: str) -> str:
     """Return the key of a latent: unique by its numbers; the image's own name, made harmless, only helps people.
 
-    shard: number of the input shard, where images are counted in each of them.
+    Args:
+        shard: Number of the input shard, where images are counted in each of them.
+        image: Number of the image.
+        crop: Number of its crop.
+        flipped: Whether it is mirrored.
+        name: Name of the image.
     """
     stem = Path(name.rsplit(":", 1)[-1]).stem
     safe = re.sub(r"[^A-Za-z0-9_]+", "_", stem)[:48].strip("_") or "image"
@@ -305,24 +319,6 @@ def decode(content: bytes, kind: type[T], label: str) -> T:
         ) from error
 
 
-def decode_manifest(content: bytes, label: str) -> Manifest:
-    """Return a manifest, of the first format too. Raises TokenizedDataError."""
-    head = decode(content, Head, label)
-    if head.format != FIRST_FORMAT:
-        return decode(content, Manifest, label)
-    try:
-        return msgspec.convert(in_todays_words(json.loads(content)), Manifest)
-    except (msgspec.ValidationError, KeyError, TypeError, AttributeError, ValueError) as error:
-        line = one_safe_line(str(error))
-        raise TokenizedDataError(f"{label}: expected a manifest of {FIRST_FORMAT}, found: {line}") from error
-
-
-class Head(Struct, frozen=True):
-    """What tells the format."""
-
-    format: str
-
-
 def plain(content: Struct) -> dict[str, Any]:
     """Return a structure as JSON has it."""
     found: dict[str, Any] = _escaped(msgspec.to_builtins(content))
@@ -343,9 +339,7 @@ def _escaped(value: Any) -> Any:
 
 
 def read_json(path: Path) -> bytes:
-    """Read a whole file. Raises FileNotFoundError, or TokenizedDataError for something else or an absurd size."""
+    """Return the content of a file. Raises FileNotFoundError, or OSError for something else."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: expected this file of tokenized data, found none")
-    if not path.is_file() or path.stat().st_size > _MOST_JSON_BYTES:
-        raise TokenizedDataError(f"{path}: expected a JSON file of at most {_MOST_JSON_BYTES} bytes, found another")
     return path.read_bytes()

@@ -1,48 +1,56 @@
-"""What the user names -> paths: list files, brace patterns, folders of shards, and what lies elsewhere (fsspec)."""
+"""What the user names -> paths: list files, brace patterns, folders of shards, patterns of remote files, streams."""
 
-import contextlib
 import glob
-import shutil
 import sys
-import tempfile
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 from urllib.parse import parse_qsl
 
 from ..data.find import IMAGE_SUFFIXES, check_left_out
-from ..data.hugging_face import PREFIX
-from ..data.images import ImageError, ImageReadError, printable, reason_of
+from ..data.hugging_face import PREFIX, stream_shards, streaming_path
+from ..data.images import ImageError, printable, reason_of
+from ..data.remote import file_system, is_remote, retried
 from .format import PLAN
-
-SHARD_SUFFIXES = (".tar", ".parquet")
-ATTEMPTS = 4
-"""How often a file that lies elsewhere is asked for, with growing pauses, before it is named."""
-_PAUSE_SECONDS = 0.5
 
 
 def expand(paths: Sequence[str]) -> list[str]:
     """Return what these stand for, in order.
 
     ``@FILE`` lists one a line, ``@-`` standard input; ``{000..123}`` and ``{a,b}`` are expanded; of a folder that has
-    shards (tar or Parquet files) and no images, the shards; of a remote folder or a pattern with ``*``, its files.
+    shards (tar or Parquet files) and no images, the shards; of a remote folder or a pattern with ``*``, its files; of a
+    data set that is streamed, its shards, as ``hf:OWNER/NAME:SPLIT?streaming#NUMBER``.
 
     Raises:
-        ImageError: a list or a folder that is missing or empty.
-        ImportError: a package that a remote path needs is missing.
+        ImageError: A list or a folder that is missing or empty.
+        ImportError: A package that a remote path needs is missing.
     """
-    found: list[str] = []
-    for path in paths:
-        for named in _listed(path):
-            for each in _braces(named):
-                found += _inside(each)
-    return found
+    return [found for path in paths for named in _listed(path) for each in _braces(named) for found in _inside(each)]
+
+
+def is_shard(path: str) -> bool:
+    """Whether a path is that of a tar or Parquet file, or of a shard of a data set that is streamed."""
+    return is_stream_shard(path) or split_columns(path)[0].split("?")[0].lower().endswith((".tar", ".parquet"))
+
+
+def is_stream_shard(path: str) -> bool:
+    """Whether ``expand`` made this of a data set that is streamed."""
+    return streaming_path(path.rpartition("#")[0])
+
+
+def split_columns(path: str) -> tuple[str, dict[str, str]]:
+    """Return a path without ``?image=COLUMN&label=COLUMN``, and these; any other query belongs to the address."""
+    place, _, query = path.partition("?")
+    columns = dict(parse_qsl(query))
+    return (place, columns) if columns and set(columns) <= {"image", "label"} else (path, {})
 
 
 def _listed(path: str) -> list[str]:
+    if path == "-":
+        raise ImageError(
+            "-: expected paths, found standard input: @- reads a list of them there, one a line; a tar file has to lie "
+            "in a folder or at an address"
+        )
     if not path.startswith("@"):
         return [path]
     name = path[1:]
@@ -70,6 +78,8 @@ def _braces(path: str) -> list[str]:
 
 
 def _inside(path: str) -> list[str]:
+    if streaming_path(path):
+        return [f"{path}#{number}" for number in range(stream_shards(path)[0])]
     if path.startswith(PREFIX):
         return [path]
     if is_remote(path):
@@ -94,39 +104,8 @@ def _may_be_data(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES or path.name in ("dataset_info.json", "state.json")
 
 
-def is_shard(path: str) -> bool:
-    """Whether a path is that of a tar or Parquet file."""
-    return split_columns(path)[0].split("?")[0].lower().endswith(SHARD_SUFFIXES)
-
-
-def split_columns(path: str) -> tuple[str, dict[str, str]]:
-    """Return a path without ``?image=COLUMN&label=COLUMN``, and these; any other query belongs to the address."""
-    place, _, query = path.partition("?")
-    columns = dict(parse_qsl(query))
-    return (place, columns) if columns and set(columns) <= {"image", "label"} else (path, {})
-
-
-def is_remote(path: str) -> bool:
-    """Whether a path lies elsewhere: ``s3://``, ``gs://``, ``http://``, ... (but ``hf:`` is a data set)."""
-    return "://" in path
-
-
-def file_system(address: str) -> tuple[Any, str]:
-    """Return the fsspec file system of an address, and the path in it. Raises ImportError for a missing package."""
-    fsspec = _package()
-    try:
-        found, path = fsspec.core.url_to_fs(address)
-    except ImportError as error:
-        raise ImportError(f"{printable(address)}: {reason_of(error)}: pip install 'ssdd[remote]'") from error
-    except ValueError as error:
-        raise ImageError(
-            f"{printable(address)}: expected an address that fsspec knows, found {reason_of(error)}"
-        ) from error
-    return found, path
-
-
 def _remote_files(address: str) -> list[str]:
-    """The shards of a remote folder or pattern; without any, its images."""
+    """Return the shards of a remote folder or pattern; without any, its images."""
     system, path = file_system(address)
     names = retried(address, lambda: system.glob(path) if "*" in path else system.find(path))
     found = sorted(system.unstrip_protocol(name) for name in names)
@@ -135,67 +114,3 @@ def _remote_files(address: str) -> list[str]:
     if not shards and not images:
         raise ImageError(f"{printable(address)}: expected tar or Parquet files, or images, found none")
     return shards or images
-
-
-@contextlib.contextmanager
-def local_copy(address: str, folder: Path | None = None) -> Iterator[Path]:
-    """Yield a file of this machine with the content: the file itself, or a copy for as long as the block lasts.
-
-    Raises:
-        ImageError: there is none.
-        ImageReadError: it cannot be read, after several attempts.
-    """
-    if not is_remote(address):
-        yield Path(address)
-        return
-    system, path = file_system(address)
-    with tempfile.TemporaryDirectory(prefix="ssdd-", dir=folder) as temporary:
-        target = Path(temporary) / "input"
-
-        def fetch() -> None:
-            size = system.info(path).get("size")
-            with (
-                system.open(path, "rb", **({"block_size": 0} if _is_http(address) else {})) as source,
-                target.open("wb") as file,
-            ):
-                shutil.copyfileobj(source, file, 1 << 22)
-            if size is not None and target.stat().st_size != size:
-                raise ConnectionError(f"{target.stat().st_size} of {size} bytes")
-
-        retried(address, fetch)
-        yield target
-
-
-def remote_content(address: str) -> bytes:
-    """Return the bytes of a remote file. Raises as ``local_copy``."""
-    system, path = file_system(address)
-    content: bytes = retried(address, lambda: system.cat_file(path))
-    return content
-
-
-def retried(address: str, work: Any) -> Any:
-    """Return what ``work`` returns, in several attempts. Raises ImageError for nothing there, or ImageReadError."""
-    for attempt in range(ATTEMPTS):
-        try:
-            return work()
-        except FileNotFoundError as error:
-            raise ImageError(f"{printable(address)}: expected a file, found none") from error
-        except PermissionError as error:
-            raise ImageReadError(f"{printable(address)}: expected to read it, found {reason_of(error)}") from error
-        except Exception as error:  # whatever the storage and the network raise
-            if attempt == ATTEMPTS - 1:
-                message = f"expected to read it, found in {ATTEMPTS} attempts: {reason_of(error)}"
-                raise ImageReadError(f"{printable(address)}: {message}") from error
-            time.sleep(_PAUSE_SECONDS * 4**attempt)
-
-
-def _is_http(address: str) -> bool:
-    return address.startswith(("http://", "https://"))  # streamed: not every server knows ranges
-
-
-def _package() -> ModuleType:
-    try:
-        import fsspec.core
-    except ImportError as error:
-        raise ImportError("remote paths need fsspec: pip install 'ssdd[remote]'") from error
-    return fsspec

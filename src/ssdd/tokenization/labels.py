@@ -1,23 +1,32 @@
-"""Labels and captions from a file beside the images, and the numbers of classes."""
+"""Classes and captions: what stands beside an image, in its folder's name or in a file, and the numbers of classes."""
 
 import csv
 import json
+import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from ..data.images import ImageError, printable, reason_of
+from ..data.packages import parquet
 from .format import Label
-from .sources import Annotation, class_of, pyarrow_and_parquet
 
+LabelRule = Literal["auto", "folder", "none"]
 NO_LABEL = -1
 MOST_CLASSES = 1 << 20
 _NAMES = ("file_name", "filename", "name", "key", "image")
 _CLASSES = ("label", "class", "cls")
 _CAPTIONS = ("caption", "text", "txt")
+
+
+class Annotation(NamedTuple):
+    """What a file of labels says of an image."""
+
+    label: Label
+    caption: str | None
 
 
 class LabelFile:
@@ -26,35 +35,38 @@ class LabelFile:
     CSV with a header, JSON (a list of objects, an object name -> class, or ``{"labels": [[name, class], ...]}``), or
     Parquet; columns ``file_name``, and ``label``, ``caption`` or both.
 
-    has_labels, has_captions: whether any image has one.
+    Attributes:
+        has_labels: Whether any image has a class.
+        has_captions: Whether any image has a caption.
     """
 
     def __init__(self, path: str) -> None:
         """Raises ImageError for a file that cannot be read as one of these."""
-        self._path = path
-        self._found: dict[str, Annotation] = {}
+        self._annotations: dict[str, Annotation] = {}
         for row in _rows(Path(path)):
             name, label, caption = (_first(row, names) for names in (_NAMES, _CLASSES, _CAPTIONS))
             if name is None or (label is None and caption is None):
+                columns = printable(str(list(row)))
                 raise ImageError(
-                    f"{printable(path)}: expected columns file_name, and label or caption, found "
-                    f"{printable(str(list(row)))}"
+                    f"{printable(path)}: expected columns file_name, and label or caption, found {columns}"
                 )
-            value = class_of(label)
-            self._found[str(name)] = Annotation(value, None if caption is None else str(caption))
-        self.has_labels = any(entry.label is not None for entry in self._found.values())
-        self.has_captions = any(entry.caption is not None for entry in self._found.values())
+            self._annotations[str(name)] = Annotation(class_of(label), None if caption is None else str(caption))
+        self.has_labels = any(entry.label is not None for entry in self._annotations.values())
+        self.has_captions = any(entry.caption is not None for entry in self._annotations.values())
 
     def __getitem__(self, name: str) -> Annotation:
         """Return what is said of an image; nothing where it is not in the file."""
-        found = self._found.get(name) or self._found.get(name.rsplit(".", 1)[0])
+        found = self._annotations.get(name) or self._annotations.get(name.rsplit(".", 1)[0])
         return found or Annotation(None, None)
+
+    def __contains__(self, name: str) -> bool:
+        return self[name] != Annotation(None, None)
 
 
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
     try:
         if path.suffix == ".parquet":
-            yield from pyarrow_and_parquet()[1].read_table(path).to_pylist()
+            yield from parquet()[1].read_table(path).to_pylist()
         elif path.suffix == ".json":
             found = json.loads(path.read_text(encoding="utf-8-sig"))
             found = found.get("labels", found) if isinstance(found, dict) else found
@@ -73,6 +85,26 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
 
 def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
     return next((row[name] for name in names if name in row), None)
+
+
+def class_of(value: object) -> Label:
+    """Return the class that a cell or a ``.cls`` file states, or None.
+
+    Whole numbers stay numbers, also as words and with a fraction of 0; nothing, NaN, "" and -1 stand for no class.
+    """
+    if value is None or value == "" or value != value:
+        return None
+    whole = isinstance(value, float) and value.is_integer()
+    words = str(int(value) if whole else value).strip()  # type: ignore[call-overload]
+    if re.fullmatch(r"-?[0-9]{1,18}", words):
+        return int(words) if int(words) >= 0 else None
+    return words
+
+
+def folder_of(name: str) -> str | None:
+    """Return the name of the folder that holds an image, or of a class's tar file in ImageNet's tar of tars."""
+    parts = [part for part in name.split("/")[:-1] if part not in ("", ".", "..")]
+    return (parts[-1].removesuffix(".tar") or None) if parts else None
 
 
 def class_order(labels: Iterable[Label]) -> list[str]:

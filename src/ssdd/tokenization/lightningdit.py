@@ -7,8 +7,8 @@ until it is written.
 Shapes: N images, c latent channels, h x w latent grid.
 """
 
+import functools
 import json
-from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import torch
@@ -17,23 +17,20 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..text import one_safe_line
+from .containers import Latent, ShardFile, ShardReader, ShardWriter, StoredLatent
 from .format import KEY, Shape, TokenizedDataError
-from .records import AuditedLatent, Latent, ShardFile, StoredLatent
+from .labels import NO_LABEL
 
-_NO_CLASS = -1
 _LOGVAR = -30.0
 """Stands for a variance of none: the bound that diffusers has."""
 
 
-class LightningDiTWriter:
+class LightningDiTWriter(ShardWriter):
     """See ``ShardWriter``. Latents come in pairs: an image, and the same one mirrored."""
 
     def __init__(self, file: BinaryIO, shape: Shape, dtype: torch.dtype) -> None:
-        self._file, self._nothing = file, torch.zeros(0, *shape, dtype=dtype)
+        super().__init__(file, shape, dtype)
         self._latents: list[Latent] = []
-        self.offsets: list[int] = []  # the file itself has them
-        self.member_bytes = 0
-        self.info: dict[str, Any] | None = None
 
     def add(self, latent: Latent) -> None:
         """Raises ValueError for a class without a number."""
@@ -46,73 +43,53 @@ class LightningDiTWriter:
 
     def close(self) -> None:
         straight, mirrored = self._latents[::2], self._latents[1::2]
+        labels = [NO_LABEL if latent.label is None else latent.label for latent in straight]
         tensors = {
-            "latents": torch.stack([latent.mean for latent in straight]) if straight else self._nothing,
-            "latents_flip": torch.stack([latent.mean for latent in mirrored]) if mirrored else self._nothing,
-            "labels": torch.tensor([_NO_CLASS if latent.label is None else latent.label for latent in straight]).long(),
-            "images": torch.tensor([latent.image for latent in straight]).long(),
+            "latents": self._stacked(straight),
+            "latents_flip": self._stacked(mirrored),
+            "labels": torch.tensor(labels, dtype=torch.int64),
+            "images": torch.tensor([latent.image for latent in straight], dtype=torch.int64),
         }
-        keys = [latent.key for latent in self._latents]
-        self._file.write(save(tensors, {"keys": json.dumps(keys)}))
+        self.file.write(save(tensors, {"keys": json.dumps([latent.key for latent in self._latents])}))
 
-    def abandon(self) -> None:
-        """Do nothing: nothing was written."""
+    def _stacked(self, latents: list[Latent]) -> Tensor:
+        """Return (N, c, h, w)."""
+        if not latents:
+            return torch.zeros(0, *self.shape, dtype=self.dtype)
+        return torch.stack([latent.mean for latent in latents])
 
 
-class LightningDiTReader:
+class LightningDiTReader(ShardReader):
     """See ``ShardReader``."""
 
-    def __init__(self, file: ShardFile) -> None:
-        self._file = file
-
     def key(self, row: int) -> str:
-        with self._open() as file:
-            return self._keys(file)[row]
+        return _opened(self.file)[1][row]
 
-    def read(self, row: int, members: bool = False) -> StoredLatent:
-        with self._open() as file:
-            return self._latent(file, self._keys(file)[row], row)
-
-    def stream(self) -> Iterator[StoredLatent]:
-        return (latent.latent for latent in self.audit())
-
-    def audit(self) -> Iterator[AuditedLatent]:
-        with self._open() as file:
-            keys, labels, images = (
-                self._keys(file),
-                file.get_tensor("labels").tolist(),
-                file.get_tensor("images").tolist(),
-            )
-            for row, key in enumerate(keys):
-                label = None if labels[row // 2] == _NO_CLASS else labels[row // 2]
-                yield AuditedLatent(self._latent(file, key, row), key, label, images[row // 2])
-
-    def _open(self) -> Any:
-        try:
-            return safe_open(self._file.path, "pt")
-        except (SafetensorError, ValueError) as error:
-            raise TokenizedDataError(
-                f"{self._file.path}: expected safetensors, found {one_safe_line(str(error))[:100]}"
-            ) from error
-
-    def _keys(self, file: Any) -> list[str]:
-        try:
-            keys = json.loads((file.metadata() or {})["keys"])
-        except (KeyError, ValueError, RecursionError) as error:
-            raise TokenizedDataError(f"{self._file.path}: expected the keys of the latents, found none") from error
-        rows = self._file.latents // 2
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        expected = {
-            **dict.fromkeys(("latents", "latents_flip"), (rows, *self._file.shape)),
-            **dict.fromkeys(("labels", "images"), (rows,)),
-        }
-        whole = isinstance(keys, list) and len(keys) == 2 * rows and all(isinstance(k, str) for k in keys)
-        if not whole or shapes != expected or not all(KEY.fullmatch(key) for key in keys):
-            raise TokenizedDataError(f"{self._file.path}: expected {expected} and {2 * rows} keys, found {shapes}")
-        return list(keys)
-
-    def _latent(self, file: Any, key: str, row: int) -> StoredLatent:
+    def read(self, row: int, whole: bool = False) -> StoredLatent:
+        file, keys = _opened(self.file)
         mean: Tensor = file.get_slice("latents_flip" if row % 2 else "latents")[row // 2]
-        if mean.dtype != self._file.dtype:
-            raise TokenizedDataError(f"{self._file.path}: expected {self._file.dtype}, found {mean.dtype}")
-        return StoredLatent(key, mean, torch.full_like(mean, _LOGVAR))
+        if mean.dtype != self.file.dtype:
+            raise TokenizedDataError(f"{self.file.path}: expected {self.file.dtype}, found {mean.dtype}")
+        label, image = (int(file.get_slice(name)[row // 2]) if whole else NO_LABEL for name in ("labels", "images"))
+        label_or_none = None if label == NO_LABEL else label
+        return StoredLatent(keys[row], mean, torch.full_like(mean, _LOGVAR), image=image, label=label_or_none)
+
+
+@functools.lru_cache(maxsize=64)
+def _opened(file: ShardFile) -> tuple[Any, list[str]]:
+    """Open a file, which stays open in each process, and read the keys of its latents."""
+    try:
+        opened = safe_open(file.path, "pt")
+        keys = json.loads((opened.metadata() or {})["keys"])
+    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
+        line = one_safe_line(str(error))[:100]
+        raise TokenizedDataError(f"{file.path}: expected safetensors with the keys of latents, found {line}") from error
+    rows = file.latents // 2
+    shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    expected = {
+        **dict.fromkeys(("latents", "latents_flip"), (rows, *file.shape)),
+        **dict.fromkeys(("labels", "images"), (rows,)),
+    }
+    if shapes != expected or len(keys) != 2 * rows or not all(KEY.fullmatch(str(key)) for key in keys):
+        raise TokenizedDataError(f"{file.path}: expected {expected} and {2 * rows} keys, found {shapes}")
+    return opened, keys

@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.sharedctypes import RawArray
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -20,8 +19,7 @@ from ..data.loader import end_with_parent
 from ..memory import keep_freed_memory
 from ..processes import usable_cores
 from ..text import one_safe_line
-from .output import open_output
-from .plan import OpenJob, ShardTask, Work
+from .plan import OpenWork, ShardTask, Work
 from .shard import InputShardError, Report, write_shard
 
 MOST_RESTARTS = 3
@@ -31,37 +29,26 @@ _LOOK_SECONDS = 0.5
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Made:
-    """A shard that is there, or, with an ``error`` in one line, one whose input is none."""
-
-    task: ShardTask
-    error: str | None = None
+Made = tuple[ShardTask, str | None]
+"""A shard that is there, or, with an error in one line, one whose input is none."""
 
 
-@dataclass(frozen=True)
-class Failed:
-    """An error that another process would meet as well, in one line: exceptions do not always survive the way."""
+def make_shard(job: OpenWork, task: ShardTask, report: Report) -> str | None:
+    """Make a shard. Return one line if its input is none. Raises as ``write_shard``."""
+    try:
+        write_shard(job, task, report)
+    except InputShardError as error:
+        return one_safe_line(str(error))
+    return None
 
-    kind: Literal["ValueError", "OSError", "RuntimeError", "InputShardError"]
-    line: str
 
-    @classmethod
-    def of(cls, error: Exception) -> "Failed":
-        line = one_safe_line(str(error))
-        if isinstance(error, InputShardError):
-            return cls("InputShardError", line)
-        if isinstance(error, OSError):
-            return cls("OSError", line)
-        if isinstance(error, ValueError):
-            return cls("ValueError", line)
-        return cls("RuntimeError", line if isinstance(error, RuntimeError) else f"{type(error).__name__}: {line}")
-
-    def made(self, task: ShardTask) -> Made:
-        """Return the shard whose input is none. Raises any other error."""
-        if self.kind == "InputShardError":
-            return Made(task, self.line)
-        raise {"OSError": OSError, "ValueError": ValueError, "RuntimeError": RuntimeError}[self.kind](self.line)
+def portable(error: Exception) -> Exception:
+    """Return an error of one line that survives the way to another process: not all exceptions do."""
+    line = one_safe_line(str(error))
+    for kind in (OSError, ValueError, RuntimeError):
+        if isinstance(error, kind):
+            return kind(line)
+    return RuntimeError(f"{type(error).__name__}: {line}")
 
 
 def encoder_devices(device: torch.device, processes: int | None, threads: int) -> list[str]:
@@ -75,18 +62,6 @@ def encoder_devices(device: torch.device, processes: int | None, threads: int) -
         return [f"cuda:{k % cards}" for k in range(processes or cards)]
     usual = max(1, usable_cores() // threads) if device.type == "cpu" else 1
     return [str(device)] * (processes or usual)
-
-
-def make_here(job: OpenJob, work: Work, tasks: Sequence[ShardTask], report: Report) -> Iterator[Made]:
-    """Make shards in this process; yield each when it is finished. Raises as ``write_shard``."""
-    output = open_output(work.out)
-    for task in tasks:
-        try:
-            write_shard(job, task, output, work, report)
-        except InputShardError as error:
-            yield Made(task, str(error))
-        else:
-            yield Made(task)
 
 
 def make_in_processes(work: Work, tasks: Sequence[ShardTask], devices: Sequence[str], report: Report) -> Iterator[Made]:
@@ -139,7 +114,7 @@ class _Pool:
             names.put(device)
         self._others = set(multiprocessing.active_children())
         self._pool = ProcessPoolExecutor(len(devices), context, _begin, (work, names, self._done))
-        self._running: dict[Future[Failed | None], tuple[ShardTask, int]] = {}
+        self._running: dict[Future[str | None], tuple[ShardTask, int]] = {}
         self._report, self._reported, self._finished = report, 0, 0
 
     def run(self, tasks: deque[ShardTask]) -> Iterator[Made]:
@@ -155,14 +130,12 @@ class _Pool:
                 self._running[future] = task, slot
             done, _ = wait(self._running, _LOOK_SECONDS, FIRST_COMPLETED)
             for future in done:
-                failed = future.result()  # raises BrokenProcessPool with the task still among the running ones
+                error = future.result()  # raises BrokenProcessPool with the task still among the running ones
                 task, slot = self._running.pop(future)
-                made = Made(task) if failed is None else failed.made(task)
                 self._finished += self._done[slot]
                 self._done[slot] = 0
                 free.add(slot)
-                self._tell(sum(self._done))
-                yield made
+                yield task, error
             self._tell(sum(self._done))
 
     def _tell(self, begun: int) -> None:
@@ -193,7 +166,7 @@ class _Pool:
 # ---- in the processes ----------------------------------------------------------------------------------------------
 
 _here: "tuple[Work, str, Any] | None" = None
-_job: OpenJob | None = None
+_job: OpenWork | None = None
 
 
 def _begin(work: Work, devices: Any, done: Any) -> None:
@@ -206,7 +179,7 @@ def _begin(work: Work, devices: Any, done: Any) -> None:
     _here = work, devices.get(), done
 
 
-def _make(task: ShardTask, slot: int) -> Failed | None:
+def _make(task: ShardTask, slot: int) -> str | None:
     global _job
     assert _here is not None
     work, device, done = _here
@@ -217,7 +190,6 @@ def _make(task: ShardTask, slot: int) -> Failed | None:
     try:
         if _job is None:
             _job = work.open(device)
-        write_shard(_job, task, open_output(work.out), work, report)
+        return make_shard(_job, task, report)
     except Exception as error:
-        return Failed.of(error)
-    return None
+        raise portable(error) from None

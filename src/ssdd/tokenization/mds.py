@@ -12,47 +12,45 @@ from typing import Any, BinaryIO
 
 import torch
 
-from .format import Shape
-from .records import Latent
+from ..data.packages import require
+from .containers import Latent, ShardWriter
+from .format import Shape, escaped
+from .labels import NO_LABEL
 
 INDEX = "index.json"
 
 
-class MDSWriter:
+class MDSWriter(ShardWriter):
     """See ``ShardWriter``. The package writes a file of its own, which is copied."""
 
     def __init__(self, file: BinaryIO, shape: Shape, dtype: torch.dtype) -> None:
-        """Raises ImportError without the package."""
-        streaming = _package()
-        self._file, self._folder = file, tempfile.TemporaryDirectory(prefix="ssdd-")
+        super().__init__(file, shape, dtype)
+        self._folder = tempfile.TemporaryDirectory(prefix="ssdd-")
         latent = f"ndarray:float16:{','.join(map(str, shape))}"
         columns = {"key": "str", "source": "str", "class": "str", "members": "json", "label": "int64"}
         columns |= {"mean": latent, "logvar": latent}
-        self._writer = streaming.MDSWriter(out=self._folder.name, columns=columns, size_limit=None, exist_ok=True)
-        self.offsets: list[int] = []  # the file itself has them
-        self.member_bytes = 0
-        self.info: dict[str, Any] | None = None
+        self._mds = streaming().MDSWriter(out=self._folder.name, columns=columns, size_limit=None, exist_ok=True)
 
     def add(self, latent: Latent) -> None:
         texts = {name: content.decode("utf-8", "replace") for name, content in latent.members.items()}
-        self._writer.write(
+        self._mds.write(
             {
                 "key": latent.key,
-                "source": latent.source.encode("utf-8", "backslashreplace").decode(),
+                "source": escaped(latent.source),
                 "class": latent.class_name or "",
                 "members": texts,
-                "label": -1 if latent.label is None else latent.label,
+                "label": NO_LABEL if latent.label is None else latent.label,
                 "mean": latent.mean.numpy(),
                 "logvar": latent.logvar.numpy(),
             }
         )
 
     def close(self) -> None:
-        self._writer.finish()
+        self._mds.finish()
         shards = json.loads((Path(self._folder.name) / INDEX).read_text())["shards"]
         if shards:
             (self.info,) = shards
-            self._file.write((Path(self._folder.name) / self.info["raw_data"]["basename"]).read_bytes())
+            self.file.write((Path(self._folder.name) / self.info["raw_data"]["basename"]).read_bytes())
         self._folder.cleanup()
 
     def abandon(self) -> None:
@@ -65,13 +63,6 @@ def index_of(shards: Iterable[tuple[str, dict[str, Any] | None]]) -> bytes:
     return (json.dumps({"shards": entries, "version": 2}) + "\n").encode()
 
 
-def streaming_version() -> str:
-    return str(_package().__version__)
-
-
-def _package() -> Any:
-    try:
-        import streaming
-    except ImportError as error:
-        raise ImportError("MDS shards need mosaicml-streaming: pip install 'ssdd[mds]'") from error
-    return streaming
+def streaming() -> Any:
+    """Return mosaicml-streaming. Raises ImportError where it is missing."""
+    return require("streaming", "MDS shards need mosaicml-streaming", "ssdd[mds]")

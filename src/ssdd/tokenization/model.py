@@ -3,7 +3,6 @@
 Shapes: B crops of S x S pixels, f spatial factor, c latent channels, h = w = S / f.
 """
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -19,19 +18,11 @@ _LOGVAR = (-30.0, 20.0)
 """Bounds of the log-variance in diffusers' ``DiagonalGaussianDistribution``, which ``AutoencoderSSDD.encode`` gives."""
 
 
-@dataclass(frozen=True)
-class Posterior:
-    """mean and logvar of raw latents, (B, c, h, w)."""
-
-    mean: Tensor
-    logvar: Tensor
-
-
 class LatentEncoder:
     """Encoder of an AutoencoderSSDD or AutoencoderKL, or one for an AutoencoderSSDD that only decodes; in eval mode.
 
     Attributes:
-        identity: of the latents that it makes.
+        identity: Identity of the latents that it makes.
     """
 
     def __init__(
@@ -39,9 +30,10 @@ class LatentEncoder:
     ) -> None:
         """
         Args:
-            name: an embedded model, the folder of a model, a training run or a pipeline, a Hugging Face id.
+            name: An embedded model, the folder of a model, a training run or a pipeline, a Hugging Face id.
+            device: Where it runs.
             dtype: fp32, bf16 or fp16; a module of the user's that states its own keeps it.
-            encoder: of a model that only decodes; see ``checkpoints.encoders.load_encoder``.
+            encoder: That of a model that only decodes; see ``checkpoints.encoders.load_encoder``.
 
         Raises ValueError, CheckpointError, OSError or ImportError with one line.
         """
@@ -53,11 +45,15 @@ class LatentEncoder:
 
     @cached_property
     def _module(self) -> Encoder | ForeignEncoder:
-        """On the device when it is first used: who only plans needs none."""
+        """The network, moved to the device when it is first used: who only plans needs none."""
         return cast(self._loaded, self._dtype).to(self.device)
 
     @torch.inference_mode()
-    def encode(self, x: Tensor) -> Posterior:
-        """(B, 3, S, S) in [-1, 1] on its device -> what ``AutoencoderSSDD.encode(x).latent_dist`` has."""
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance (B, c, h, w), as ``AutoencoderSSDD.encode(x).latent_dist`` has them.
+
+        Args:
+            x: (B, 3, S, S) in [-1, 1] on the encoder's device.
+        """
         mean, logvar = self._module(x.to(self._module.dtype)).chunk(2, dim=1)
-        return Posterior(mean, logvar.clamp(*_LOGVAR))
+        return mean, logvar.clamp(*_LOGVAR)

@@ -7,52 +7,46 @@ Shapes: c latent channels, h x w latent grid.
 """
 
 import functools
-from collections.abc import Iterator
-from types import ModuleType
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+from ..data import packages
 from ..text import one_safe_line
-from .format import KEY, STORED, Shape, TokenizedDataError
-from .records import AuditedLatent, Latent, ShardFile, StoredLatent
+from .containers import Latent, ShardFile, ShardReader, ShardWriter, StoredLatent
+from .format import KEY, STORED, Shape, TokenizedDataError, escaped
 
 ROWS = 16
 """Latents in a row group: what is read for one of them."""
 _OPEN_FILES, _KEPT_GROUPS = 64, 2
+_SIDES = (
+    *("height", "width"),
+    *("resized_height", "resized_width"),
+    *("crop_top", "crop_left", "crop_height", "crop_width"),
+)
 
 
-def pyarrow_version() -> str:
-    return str(_package().__version__)
-
-
-class ParquetWriter:
+class ParquetWriter(ShardWriter):
     """See ``ShardWriter``. A row group of latents is in memory."""
 
     def __init__(self, file: BinaryIO, shape: Shape, dtype: torch.dtype) -> None:
-        pyarrow = _package()
-        from pyarrow import parquet
-
-        self._schema = _schema(pyarrow, shape, dtype)
+        super().__init__(file, shape, dtype)
+        self._pyarrow, module = packages.parquet()
+        self._schema = _schema(shape, dtype)
         options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-        self._table = pyarrow.Table
-        self._file = parquet.ParquetWriter(file, self._schema, **options)
+        self._parquet = module.ParquetWriter(file, self._schema, **options)
         self._rows: list[dict[str, Any]] = []
-        self.offsets: list[int] = []  # the file itself has them
-        self.member_bytes = 0
-        self.info: dict[str, Any] | None = None
 
     def add(self, latent: Latent) -> None:
-        sides = (*latent.size, *latent.resized, *latent.crop)
         self._rows.append(
             {
                 "key": latent.key,
-                "source": latent.source.encode("utf-8", "backslashreplace").decode(),  # names may be any bytes
+                "source": escaped(latent.source),
                 "image": latent.image,
                 "label": latent.label,
-                "class": latent.class_name and latent.class_name.encode("utf-8", "backslashreplace").decode(),
-                **dict(zip(_SIDES, sides, strict=True)),
+                "class": latent.class_name and escaped(latent.class_name),
+                **dict(zip(_SIDES, (*latent.size, *latent.resized, *latent.crop), strict=True)),
                 "flipped": latent.flipped,
                 "mean": _to_bytes(latent.mean),
                 "logvar": _to_bytes(latent.logvar),
@@ -64,68 +58,44 @@ class ParquetWriter:
 
     def close(self) -> None:
         self._flush()
-        self._file.close()
+        self._parquet.close()
 
     def abandon(self) -> None:
-        self._file.is_open = False  # else it would close itself, and write, when it is collected
+        self._parquet.is_open = False  # else it would close itself, and write, when it is collected
 
     def _flush(self) -> None:
         if self._rows:
-            self._file.write_table(self._table.from_pylist(self._rows, schema=self._schema), row_group_size=ROWS)
+            table = self._pyarrow.Table.from_pylist(self._rows, schema=self._schema)
+            self._parquet.write_table(table, row_group_size=ROWS)
             self._rows = []
 
 
-class ParquetReader:
+class ParquetReader(ShardReader):
     """See ``ShardReader``."""
 
-    def __init__(self, file: ShardFile) -> None:
-        self._file = file
-
     def key(self, row: int) -> str:
-        return self._checked(self._rows(row, ("key",))["key"][row % ROWS])
+        return self._checked(_row_group(self.file, row // ROWS, ("key",))["key"][row % ROWS])
 
-    def read(self, row: int, members: bool = False) -> StoredLatent:
-        names = ("key", "mean", "logvar", *(["members"] if members else []))
-        return self._latent(self._rows(row, names), row % ROWS)
-
-    def stream(self) -> Iterator[StoredLatent]:
-        return (self.read(row) for row in range(self._file.latents))
-
-    def audit(self) -> Iterator[AuditedLatent]:
-        for row in range(self._file.latents):
-            columns, at = self._rows(row, ("key", "label", "class", "image", "mean", "logvar")), row % ROWS
-            latent = self._latent(columns, at)
-            class_of = columns["class"][at] if columns["label"][at] is None else columns["label"][at]
-            yield AuditedLatent(latent, latent.key, class_of, columns["image"][at])
-
-    def _rows(self, row: int, columns: tuple[str, ...]) -> dict[str, list[Any]]:
-        file = self._file
-        return _row_group(str(file.path), file.version, file.latents, file.shape, file.dtype, row // ROWS, columns)
-
-    def _latent(self, columns: dict[str, list[Any]], at: int) -> StoredLatent:
-        mean, logvar = (_from_bytes(columns[name][at], self._file) for name in ("mean", "logvar"))
-        members = dict(columns["members"][at] or ()) if "members" in columns else {}
-        return StoredLatent(self._checked(columns["key"][at]), mean, logvar, members)
+    def read(self, row: int, whole: bool = False) -> StoredLatent:
+        names = ("key", "mean", "logvar", *(("members", "label", "class", "image") if whole else ()))
+        columns = _row_group(self.file, row // ROWS, names)
+        cells = {name: column[row % ROWS] for name, column in columns.items()}
+        mean, logvar = (
+            torch.frombuffer(bytearray(cells[name]), dtype=self.file.dtype).view(self.file.shape)
+            for name in ("mean", "logvar")
+        )
+        label = cells.get("class") if cells.get("label") is None else cells["label"]
+        members = dict(cells.get("members") or ())
+        return StoredLatent(self._checked(cells["key"]), mean, logvar, members, cells.get("image"), label)
 
     def _checked(self, key: str) -> str:
         if not KEY.fullmatch(key):
-            raise TokenizedDataError(f"{self._file.path}: expected a latent's key, found {key[:80]!r}")
+            raise TokenizedDataError(f"{self.file.path}: expected a latent's key, found {key[:80]!r}")
         return key
 
 
-_SIDES = (
-    "height",
-    "width",
-    "resized_height",
-    "resized_width",
-    "crop_top",
-    "crop_left",
-    "crop_height",
-    "crop_width",
-)
-
-
-def _schema(pyarrow: ModuleType, shape: Shape, dtype: torch.dtype) -> Any:
+def _schema(shape: Shape, dtype: torch.dtype) -> Any:
+    pyarrow, _ = packages.parquet()
     latent = pyarrow.binary(2 * shape[0] * shape[1] * shape[2])
     store = next(name for name, stored in STORED.items() if stored == dtype)
     fields = [
@@ -144,70 +114,51 @@ def _schema(pyarrow: ModuleType, shape: Shape, dtype: torch.dtype) -> Any:
 
 
 def _to_bytes(tensor: Tensor) -> bytes:
-    """The numbers in order, each two bytes, the lower first."""
+    """Return the numbers in order, each two bytes, the lower first."""
     return tensor.contiguous().view(torch.int16).numpy().astype("<i2", copy=False).tobytes()
-
-
-def _from_bytes(content: bytes, file: ShardFile) -> Tensor:
-    return torch.frombuffer(bytearray(content), dtype=file.dtype).view(file.shape)
 
 
 # ---- reading: the last files stay open, and the last row groups stay read, in each process ---------------------------
 
 
 @functools.lru_cache(maxsize=_OPEN_FILES)
-def _opened(path: str, version: tuple[int, ...], latents: int, shape: Shape, dtype: torch.dtype) -> Any:
-    """Its footer says that it is such a shard, of so many latents, and no group unpacks to more than the file has."""
-    pyarrow = _package()
-    from pyarrow import parquet
-
+def _opened(file: ShardFile) -> Any:
+    """Open a file whose footer says that it is such a shard, and that nothing in it unpacks to more than it has."""
+    (pyarrow, parquet), path = packages.parquet(), file.path
     try:
         opened = parquet.ParquetFile(path, pre_buffer=False)
         metadata, schema = opened.metadata, opened.schema_arrow
     except (pyarrow.ArrowException, ValueError) as error:
         raise TokenizedDataError(f"{path}: expected a Parquet file, found {_line(error)}") from error
-    sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-    expected = _schema(pyarrow, shape, dtype)
+    expected = _schema(file.shape, file.dtype)
     without_members = expected.remove(len(expected) - 1)  # of the first format
     if not (schema.equals(expected) or schema.equals(without_members)) or schema.metadata != expected.metadata:
-        raise TokenizedDataError(f"{path}: expected the columns of a shard of {dtype} {shape}, found others")
-    if sizes != [min(ROWS, latents - first) for first in range(0, latents, ROWS)]:
-        raise TokenizedDataError(f"{path}: expected {latents} latents, {ROWS} a row group, found {metadata.num_rows}")
-    columns = (metadata.row_group(i).column(k) for i in range(len(sizes)) for k in range(metadata.num_columns))
+        raise TokenizedDataError(f"{path}: expected the columns of a shard of {file.dtype} {file.shape}, found others")
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    if [g.num_rows for g in groups] != [min(ROWS, file.latents - first) for first in range(0, file.latents, ROWS)]:
+        raise TokenizedDataError(
+            f"{path}: expected {file.latents} latents, {ROWS} a row group, found {metadata.num_rows}"
+        )
+    columns = (group.column(k) for group in groups for k in range(metadata.num_columns))
     if any(column.compression != "UNCOMPRESSED" or "DICTIONARY" in "".join(column.encodings) for column in columns):
         raise TokenizedDataError(f"{path}: expected columns without compression and dictionaries, found others")
     return opened
 
 
 @functools.lru_cache(maxsize=_KEPT_GROUPS)
-def _row_group(
-    path: str,
-    version: tuple[int, ...],
-    latents: int,
-    shape: Shape,
-    dtype: torch.dtype,
-    number: int,
-    columns: tuple[str, ...],
-) -> dict[str, list[Any]]:
-    """Columns by name. No threads: they do not live through a fork."""
-    pyarrow = _package()
-    opened = _opened(path, version, latents, shape, dtype)
+def _row_group(file: ShardFile, number: int, columns: tuple[str, ...]) -> dict[str, list[Any]]:
+    """Return columns by name. No threads: they do not live through a fork."""
+    opened, arrow_error = _opened(file), packages.parquet()[0].ArrowException
     try:
-        there = [name for name in columns if name in opened.schema_arrow.names]
-        table = opened.read_row_group(number, columns=there, use_threads=False)
+        names = [name for name in columns if name in opened.schema_arrow.names]
+        table = opened.read_row_group(number, columns=names, use_threads=False)
         table.validate(full=True)
-        return {name: table.column(name).to_pylist() for name in there}
-    except (pyarrow.ArrowException, ValueError, OSError) as error:
-        raise TokenizedDataError(f"{path}, row group {number}: expected {columns}, found {_line(error)}") from error
+        return {name: table.column(name).to_pylist() for name in names}
+    except (arrow_error, ValueError, OSError) as error:
+        raise TokenizedDataError(
+            f"{file.path}, row group {number}: expected {columns}, found {_line(error)}"
+        ) from error
 
 
 def _line(error: Exception) -> str:
     return one_safe_line(str(error))[:120]
-
-
-def _package() -> ModuleType:
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise ImportError("Parquet shards need pyarrow: pip install 'ssdd[parquet]'") from error
-    return pyarrow

@@ -1,10 +1,11 @@
 """What is to be done, in plain values: any process, on any machine, can do a part of it by them."""
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -12,15 +13,18 @@ from typing import Any
 
 import torch
 
+from ..data.hugging_face import stream_shards, write_stream_shard
+from ..data.remote import is_remote, local_copy
 from ..dtypes import Dtype
+from .containers import writer_version
 from .crops import CropProtocol
-from .format import MOST_SHARDS, Container, DataInfo, MadeBy, Plan, Store, plain
-from .image_list import ImageList, ListedImages
-from .inputs import is_remote, is_shard, local_copy, split_columns
-from .labels import LabelFile
+from .format import MOST_SHARDS, Container, DataInfo, MadeBy, Plan, Store
+from .image_list import ImageList
+from .inputs import is_shard, is_stream_shard, split_columns
+from .labels import LabelFile, LabelRule
 from .model import LatentEncoder
-from .sources import LabelRule, ParquetShard, ShardImages, TarShard
-from .writers import writer_version
+from .output import Output, open_output
+from .sources import FoundImage, Parquet, Selection, Source, Tar
 
 SHARD_IMAGES = 1024
 """Usual number of images a shard."""
@@ -31,15 +35,21 @@ class TokenizeJob:
     """Plain values that everything follows from.
 
     Attributes:
-        paths: data, as ``inputs.expand`` and ``open_source`` take them.
-        only: a pattern for names. labels: see ``make_list``. label_file: see ``LabelFile``.
-        model, encoder: see ``LatentEncoder``. dtype: of its network.
-        protocol: the crops.
-        store: fp16 or bf16, of mean and log-variance. container: what shards are written as.
-        shard_images: images a shard, broken ones counted; None: tar and Parquet files, if there are several or they lie
+        paths: Data, as ``inputs.expand`` and ``open_source`` take them.
+        model: See ``LatentEncoder``.
+        protocol: The crops.
+        only: A pattern for names.
+        labels: See ``make_list``.
+        label_file: See ``LabelFile``.
+        store: Type of the stored mean and log-variance: fp16 or bf16.
+        container: What shards are written as.
+        dtype: Of the encoder.
+        shard_images: Images a shard, broken ones counted; None: tar and Parquet files, if there are several or they lie
             elsewhere, make a shard each, and other images come 1024 a shard.
-        batch_size: crops that are encoded together. threads: of the network on a CPU, in each process that encodes.
-            Both decide the last digits, and are no matter of the machine.
+        batch_size: Crops that are encoded together.
+        threads: Threads of the network on a CPU, in each process that encodes. Like the batch size they decide the last
+            digits, and are no matter of the machine.
+        encoder: See ``LatentEncoder``.
     """
 
     paths: tuple[str, ...]
@@ -71,6 +81,16 @@ class TokenizeJob:
                 "expected crops of one shape and --flips with the format lightningdit, which has both of each"
             )
 
+    def selection(self) -> Selection:
+        """Raises ImageError for a file of labels that cannot be read."""
+        return Selection(self.only, self.labels, None if self.label_file is None else LabelFile(self.label_file))
+
+    def describe_data(self, images: int | None, shards: int, names_sha256: str) -> DataInfo:
+        """Return what identifies the data: of a file of labels its SHA-256."""
+        file = self.label_file
+        labels = self.labels if file is None else sha256(Path(file).read_bytes()).hexdigest()
+        return DataInfo(list(self.paths), self.only, labels, images, shards, names_sha256)
+
 
 @dataclass(frozen=True)
 class ShardTask:
@@ -82,69 +102,89 @@ class ShardTask:
     input: str | None = None
 
 
-def label_rule(job: TokenizeJob) -> str:
-    """Return the rule of the labels, or the SHA-256 of their file."""
-    return job.labels if job.label_file is None else sha256(Path(job.label_file).read_bytes()).hexdigest()
+@dataclass(frozen=True)
+class ShardImages:
+    """The images of a shard, by their numbers from 0; several threads may read them.
+
+    Attributes:
+        count: Their number.
+        image: Returns one of them.
+        left_out: Other files of an input shard, by their kind.
+        input_bytes: Size of an input shard; None for images of a list.
+    """
+
+    count: int
+    image: Callable[[int], FoundImage]
+    left_out: Counter[str] = field(default_factory=Counter)
+    input_bytes: int | None = None
 
 
 class InputShards:
-    """Tar and Parquet files that make a shard each. Nothing of them is read before its turn."""
+    """Tar and Parquet files, or shards of a stream, that make a shard each. Nothing is read before its turn."""
 
     def __init__(self, job: TokenizeJob, paths: Sequence[str]) -> None:
-        self._job, self.paths = job, paths
+        self._job, self._paths = job, paths
 
     @cached_property
-    def _labels(self) -> LabelFile | None:
-        return None if self._job.label_file is None else LabelFile(self._job.label_file)
+    def _selection(self) -> Selection:
+        return self._job.selection()
 
     def tasks(self) -> Iterator[ShardTask]:
-        for number, path in enumerate(self.paths):
-            yield ShardTask(number, input=path)
+        return (ShardTask(number, input=path) for number, path in enumerate(self._paths))
 
     def describe(self) -> tuple[DataInfo, list[str]]:
-        """Return what identifies the data, and no classes: they are known when all shards are made."""
-        names = "\n".join(path.rsplit("/", 1)[-1] for path in self.paths)
+        """Return what identifies the data, and the classes of a data set that states them; others are known later."""
+        names = "\n".join(path.rsplit("/", 1)[-1] for path in self._paths)
         digest = sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
-        job = self._job
-        return DataInfo(list(job.paths), job.only, label_rule(job), None, len(self.paths), digest), []
+        streams = {path.rpartition("#")[0] for path in self._paths if is_stream_shard(path)}
+        classes = [stream_shards(stream)[1] for stream in streams]
+        stated = len(classes) == 1 and self._job.labels != "none" and self._job.label_file is None
+        return self._job.describe_data(None, len(self._paths), digest), classes[0] if stated else []
 
     @contextmanager
     def open(self, task: ShardTask) -> Iterator[ShardImages]:
-        """The images of a shard; a remote file is copied to this machine while they are used."""
+        """Yield the images of a shard; what lies elsewhere is copied to this machine while they are used."""
         assert task.input is not None
         path, columns = split_columns(task.input)
+        if is_stream_shard(path):
+            stream, _, number = path.rpartition("#")
+            with tempfile.TemporaryDirectory(prefix="ssdd-") as folder:
+                copy = Path(folder) / "shard.parquet"
+                image, label = write_stream_shard(stream, int(number), copy)
+                yield self._images(Parquet(str(copy), path, image, label, self._job.labels != "none"), None)
+            return
         with local_copy(path) as local:
+            source: Source = Tar(str(local), path)
             if path.endswith(".parquet"):
-                image, label = columns.get("image"), columns.get("label")
-                yield ParquetShard(local, path, image, label, self._job.labels, self._labels, self._keeps)
-            else:
-                yield TarShard(local, path, self._job.labels, self._labels, self._keeps)
+                named = columns.get("image"), columns.get("label")
+                source = Parquet(str(local), path, *named, self._job.labels != "none")
+            yield self._images(source, local.stat().st_size)
 
-    def _keeps(self, name: str) -> bool:
-        return self._job.only is None or fnmatchcase(name, self._job.only)
+    def _images(self, source: Source, input_bytes: int | None) -> ShardImages:
+        left_out, selection = Counter[str](), self._selection
+        images = [selection.annotated(image) for image in source.images(left_out) if selection.takes(image.name)]
+        return ShardImages(len(images), images.__getitem__, left_out, input_bytes)
 
 
 class ListedData:
     """Images of a list, some of them a shard."""
 
     def __init__(self, job: TokenizeJob, images: ImageList) -> None:
-        self._job, self._images = job, images
+        self._job, self._list = job, images
 
     def tasks(self) -> Iterator[ShardTask]:
-        for number, (first, last) in enumerate(self._images.ranges(self._job.shard_images or SHARD_IMAGES)):
+        for number, (first, last) in enumerate(self._list.ranges(self._job.shard_images or SHARD_IMAGES)):
             yield ShardTask(number, first, last)
 
     def describe(self) -> tuple[DataInfo, list[str]]:
         """Return what identifies the data, and the classes."""
-        info, shards = self._images.info, sum(1 for _ in self.tasks())
-        job = self._job
-        found = DataInfo(list(job.paths), job.only, label_rule(job), info.images, shards, info.names_sha256)
-        return found, info.classes
+        info, shards = self._list.info, sum(1 for _ in self.tasks())
+        return self._job.describe_data(info.images, shards, info.names_sha256), info.classes
 
     @contextmanager
     def open(self, task: ShardTask) -> Iterator[ShardImages]:
-        """The images of a shard."""
-        yield ListedImages(self._images, task.first, task.last)
+        """Yield the images of a shard."""
+        yield ShardImages(task.last - task.first, lambda i: self._list.image(task.first + i))
 
 
 Data = InputShards | ListedData
@@ -152,17 +192,16 @@ Data = InputShards | ListedData
 
 def input_shards(job: TokenizeJob, paths: Sequence[str]) -> bool:
     """Whether each of these paths makes a shard. Raises ValueError where some do and others cannot."""
-    elsewhere = [path for path in paths if is_remote(path) or split_columns(path)[0].endswith(".parquet")]
-    shards = [path for path in paths if is_shard(path) and (len(paths) > 1 or path in elsewhere)]
-    one_each = len(shards) == len(paths) and job.shard_images is None
-    if not one_each and (found := [path for path in shards if path in elsewhere]):
+    shards = [path for path in paths if is_shard(path)]
+    never_listed = [p for p in shards if is_remote(p) or is_stream_shard(p) or split_columns(p)[0].endswith(".parquet")]
+    one_each = len(shards) == len(paths) and job.shard_images is None and (len(paths) > 1 or bool(never_listed))
+    if not one_each and never_listed:
         raise ValueError(
-            f"{found[0]}: expected shards alone, each of which makes one, found other data or --shard-images with them"
+            f"{never_listed[0]}: expected shards alone, each of which makes one, found other data or --shard-images "
+            "with them"
         )
     if one_each and job.protocol.bucket_step is not None:
         raise ValueError("expected images that are listed for --buckets, found input shards: pass --shard-images")
-    if len(paths) > MOST_SHARDS:
-        raise ValueError(f"expected at most {MOST_SHARDS} shards, found {len(paths)}")
     return one_each
 
 
@@ -202,25 +241,17 @@ def make_plan(job: TokenizeJob, data: Data, encoder: LatentEncoder) -> Plan:
     )
 
 
-class OpenJob:
-    """A plan with its data and its encoder: one of it in each process that makes shards."""
-
-    def __init__(self, job: TokenizeJob, plan: Plan, data: Data, encoder: LatentEncoder) -> None:
-        self.job, self.plan, self.data, self.encoder = job, plan, data, encoder
-        self.digest = plan.digest
-        self.made_by = made_by(job, encoder.device)
-
-    @property
-    def on_cpu(self) -> bool:
-        return self.encoder.device.type == "cpu"
-
-
 @dataclass(frozen=True)
 class Work:
     """What a process needs to make any shard of a set.
 
-    paths: the input shards, or where the data of the list lie. image_list: its folder; None for input shards.
-    readers: threads that read and crop ahead of the encoder.
+    Attributes:
+        job: What was asked for.
+        plan: That of the output.
+        out: Where the output lies.
+        paths: The input shards, or where the data of the list lie.
+        image_list: Folder of the list; None for input shards.
+        readers: Threads that read and crop ahead of the encoder.
     """
 
     job: TokenizeJob
@@ -238,7 +269,7 @@ class Work:
             raise ValueError(f"{self.image_list}: expected the list of the plan, found another: run the command again")
         return ListedData(self.job, images)
 
-    def open(self, device: torch.device | str) -> OpenJob:
+    def open(self, device: torch.device | str) -> "OpenWork":
         """Raises ValueError if the encoder is another one than the plan's."""
         encoder = LatentEncoder(self.job.model, device, self.job.dtype, self.job.encoder)
         if encoder.identity.encoder_sha256 != self.plan.model.encoder_sha256:
@@ -246,20 +277,22 @@ class Work:
                 f"expected the encoder of {self.job.model} that the command began with, found another in one of its "
                 "processes: it changed, or is another on that machine"
             )
-        return OpenJob(self.job, self.plan, self.data(), encoder)
+        return OpenWork(self, encoder)
 
 
-def differences(there: Plan, here: Plan) -> list[str]:
-    """``protocol.size is 256 there, 128 here`` for each value of two plans that makes them different sets."""
-    return _differences(there.compared(), here.compared())
+class OpenWork:
+    """Work with its data, its output and its encoder: one of it in each process that makes shards."""
+
+    def __init__(self, work: Work, encoder: LatentEncoder) -> None:
+        self.work, self.job, self.plan, self.encoder = work, work.job, work.plan, encoder
+        self.data: Data = work.data()
+        self.output: Output = open_output(work.out)
+        self.digest = work.plan.digest
+        self.made_by = made_by(work.job, encoder.device)
 
 
-def rounding_differences(there: MadeBy, here: MadeBy) -> list[str]:
-    """The same of what only the last digits depend on."""
-    return _differences(plain(there), plain(here))
-
-
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Return ``protocol.size is 256 there, 128 here`` for each value that differs between two plans, or parts."""
     left, right = dict(_leaves(there)), dict(_leaves(here))
     return [
         f"{name} is {_short(left.get(name))} there, {_short(right.get(name))} here"

@@ -14,13 +14,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_SLOTS, _BYTES = 64, 8
+import numpy as np
+
+_SLOTS = 64
 
 
 class ReadingNotes:
-    """Which image each thread of this process is reading."""
+    """Which image each thread of this process is reading.
 
-    def __init__(self, notes: mmap.mmap) -> None:
+    Args:
+        notes: 64-bit numbers in a mapped file, which outlives the process: that of a thread's image + 1, or 0.
+    """
+
+    def __init__(self, notes: memoryview) -> None:
         self._notes, self._lock = notes, threading.Lock()
         self._slots: dict[int, int] = {}
 
@@ -29,14 +35,11 @@ class ReadingNotes:
         """Note an image for as long as the block lasts."""
         with self._lock:
             slot = self._slots.setdefault(threading.get_ident(), len(self._slots) % _SLOTS)
-        self._write(slot, image + 1)
+        self._notes[slot] = image + 1
         try:
             yield
         finally:
-            self._write(slot, 0)
-
-    def _write(self, slot: int, value: int) -> None:
-        self._notes[slot * _BYTES : (slot + 1) * _BYTES] = value.to_bytes(_BYTES, "little")
+            self._notes[slot] = 0
 
 
 @contextmanager
@@ -44,17 +47,17 @@ def reading_notes(folder: Path | None, plan: str, number: int) -> Iterator[tuple
     """Yield the notes of a shard of a plan, and the images that an earlier process was reading when it died.
 
     Args:
-        folder: of the output; None where that is not on this machine, whose own notes are kept then.
+        folder: The output; None where that is not on this machine, which then keeps notes of its own.
+        plan: Digest of the plan.
+        number: Number of the shard.
     """
     path = (folder or _private_folder(plan)) / f".reading-{number:06d}"
     suspects: list[int] = []
     if path.is_file():
-        content = path.read_bytes()[: _SLOTS * _BYTES]
-        values = [int.from_bytes(content[at : at + _BYTES], "little") for at in range(0, len(content), _BYTES)]
-        suspects = [value - 1 for value in values if value]
+        suspects = [value - 1 for value in np.fromfile(path, np.int64).tolist() if value]
     with path.open("w+b") as file:
-        file.truncate(_SLOTS * _BYTES)
-        with mmap.mmap(file.fileno(), _SLOTS * _BYTES) as notes:
+        file.truncate(8 * _SLOTS)
+        with mmap.mmap(file.fileno(), 8 * _SLOTS) as mapped, memoryview(mapped) as view, view.cast("q") as notes:
             try:
                 yield ReadingNotes(notes), suspects
             finally:
@@ -62,7 +65,7 @@ def reading_notes(folder: Path | None, plan: str, number: int) -> Iterator[tuple
 
 
 def _private_folder(plan: str) -> Path:
-    """A folder of this user's among temporary files. Raises PermissionError where somebody else made it."""
+    """Return a folder of this user's among temporary files. Raises PermissionError where somebody else made it."""
     folder = Path(tempfile.gettempdir()) / f"ssdd-{os.getuid()}-{plan[:16]}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
@@ -74,7 +77,8 @@ def crashing(read: Callable[[int], object], suspects: list[int]) -> dict[int, st
     """Return those of these images that end a process which reads them, with the name of the signal.
 
     Args:
-        read: reads an image; it is sent to a new process.
+        read: Reads an image; it is sent to a new process.
+        suspects: Numbers of the images.
     """
     found: dict[int, str] = {}
     for image in suspects:

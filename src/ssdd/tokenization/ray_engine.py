@@ -6,15 +6,14 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
+from ..data.packages import require
 from ..memory import keep_freed_memory
 from ..text import one_safe_line
-from .local import MOST_RESTARTS, Failed, Made
-from .output import open_output
-from .plan import OpenJob, ShardTask, Work
-from .shard import Report, write_shard
+from .local import MOST_RESTARTS, Made, make_shard, portable
+from .plan import OpenWork, ShardTask, Work
+from .shard import Report
 
 _LEAST_AT_ONCE = 64
 """Tasks that wait in the cluster's queue: one that grows by demand sees some, from no machine on."""
@@ -22,7 +21,7 @@ _LEAST_AT_ONCE = 64
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """A connection to a cluster: the one that is there, RAY_ADDRESS, or one on this machine that ends with it.
+    """Connect to a cluster: the one that is there, RAY_ADDRESS, or one on this machine that ends with the block.
 
     Raises ImportError without Ray.
     """
@@ -47,10 +46,14 @@ def make_by_ray(
     """Yield each shard when it is finished, in any order; ``report`` is told then.
 
     Args:
+        work: What is to be done.
+        tasks: The shards.
         device: ``cuda``: each task has a GPU.
-        processes: tasks at once, at most; None for what the cluster has room for.
+        processes: Tasks at once, at most; None for what the cluster has room for.
+        report: Receives the number of images of a shard.
 
-    Raises as ``write_shard``, and RuntimeError with one line if the processes of a shard die again and again.
+    Raises:
+        RuntimeError: With one line, if the processes of a shard die again and again; else as ``write_shard``.
     """
     ray = _package()
     cores = work.job.threads if device == "cpu" else 1
@@ -62,9 +65,11 @@ def make_by_ray(
             while left and len(running) < (processes or max(_LEAST_AT_ONCE, 2 * room)):
                 running.append(make.remote(work, left.pop(), device, folder))
             (done,), running = ray.wait(running, num_returns=1)
-            task, failed, images = ray.get(done)
+            task, error, images = ray.get(done)
             report(images)
-            yield Made(task) if failed is None else failed.made(task)
+            yield task, error
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None  # without pages of Ray's own
     except ray.exceptions.RayError as error:
         line = one_safe_line(str(error))[:300]
         raise RuntimeError(
@@ -75,21 +80,21 @@ def make_by_ray(
             ray.cancel(task, force=True)
 
 
-def _make(work: Work, task: ShardTask, device: str, folder: str) -> tuple[ShardTask, Failed | None, int]:
-    """In a worker. An error is an answer: Ray would wrap it in pages of its own. folder: of relative paths."""
+def _make(work: Work, task: ShardTask, device: str, folder: str) -> tuple[ShardTask, str | None, int]:
+    """Make a shard in a worker. ``folder`` is that of relative paths."""
     images: list[int] = []
     try:
         os.chdir(folder)
-        write_shard(_open(work, device), task, open_output(work.out), work, images.append)
-    except Exception as error:
-        return task, Failed.of(error), 0
-    return task, None, sum(images)
+        error = make_shard(_open(work, device), task, images.append)
+    except Exception as failure:
+        raise portable(failure) from None
+    return task, error, sum(images)
 
 
-_open_jobs: dict[tuple[object, ...], OpenJob] = {}
+_open_jobs: dict[tuple[object, ...], OpenWork] = {}
 
 
-def _open(work: Work, device: str) -> OpenJob:
+def _open(work: Work, device: str) -> OpenWork:
     """Open a job once in each worker."""
     key = work.plan.digest, work.image_list, device
     if key not in _open_jobs:
@@ -98,9 +103,5 @@ def _open(work: Work, device: str) -> OpenJob:
     return _open_jobs[key]
 
 
-def _package() -> ModuleType:
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError("the engine ray needs the package: pip install 'ssdd[ray]'") from error
-    return ray
+def _package() -> Any:
+    return require("ray", "the engine ray needs the package", "ssdd[ray]")

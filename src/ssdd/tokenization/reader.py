@@ -3,7 +3,9 @@
 Shapes: c latent channels, h x w latent grid.
 """
 
+import json
 import re
+from bisect import bisect
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,14 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load
 from torch.utils.data import Dataset, default_collate
 
 from ..checkpoints.identity import LatentIdentity, identify
-from .format import STORED, Label, Manifest, ShardIndex, TokenizedDataError, plain, shard_name
+from ..data.packages import require
+from ..data.tar import file_version
+from .containers import ShardFile, ShardReader, StoredLatent, open_reader
+from .format import STORED, Label, Manifest, Shape, ShardIndex, TokenizedDataError, plain, shard_name
 from .labels import NO_LABEL
 from .manifest import plan_digest, read_index, read_manifest
-from .records import ShardFile, ShardReader, StoredLatent
-from .writers import open_reader
+from .tar import stored_as
 
 _STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 _OPEN_SHARDS = 64
@@ -39,9 +44,11 @@ class LatentDataset(Dataset[dict[str, Any]]):
     the folder is trusted: sizes, types, shapes and names are checked, and the checksums by ``verify``.
 
     Attributes:
-        manifest: content of ``manifest.json``. model: whose latents they are.
+        folder: Where it lies.
+        manifest: The content of ``manifest.json``.
+        model: Whose latents they are.
         digest: SHA-256 of the plan that the set was made by; the same set, made again, has it too.
-        classes: names by label; empty without labels.
+        classes: Names by label; empty without labels.
         latent_shape: (c, h, w); of sets with buckets that of a square.
         statistics: ``scaling_factor``, ``shift_factor``, ``latents_mean``, ``latents_std`` of these latents.
     """
@@ -51,12 +58,13 @@ class LatentDataset(Dataset[dict[str, Any]]):
     ) -> None:
         """
         Args:
-            members: extensions, such as ``txt``, of other members of the samples to read.
-            expect: whose latents these have to be: a model's name, an identity (see ``checkpoints.identity``), or the
+            folder: Of ``ssdd tokenize``.
+            members: Extensions, such as ``txt``, of other members of the samples to read.
+            expect: Whose latents these have to be: a model's name, an identity (see ``checkpoints.identity``), or the
                 SHA-256 of the encoder, of which the first digits will do.
 
         Raises:
-            FileNotFoundError, TokenizedDataError: no finished set, a shard that is missing or of another size, or
+            FileNotFoundError, TokenizedDataError: No finished set, a shard that is missing or of another size, or
                 latents of another encoder than was expected.
         """
         self.folder, self._members = Path(folder), tuple(members)
@@ -97,59 +105,62 @@ class LatentDataset(Dataset[dict[str, Any]]):
         shard, row = self._locate(index)
         return self._shard(shard)[0].key(row)
 
+    def ranges_of_shapes(self) -> list[range]:
+        """Return the latents of each shape: one range, or with buckets as many as there are shapes.
+
+        The shards of a shape follow one another, so that few of their indices have to be read.
+        """
+        if self._manifest.protocol.get("bucket_step") is None:
+            return [range(len(self))]
+        numbers = [number for number, entry in enumerate(self._manifest.shards) if entry.latents]
+        ends, first = [0], 0
+        while first < len(numbers):
+            shape = self._shape_of(numbers[first])
+            first = bisect(numbers, False, lo=first, key=lambda number: self._shape_of(number) != shape)
+            ends.append(int(self._ends[numbers[first - 1]]))
+        return list(map(range, ends, ends[1:]))
+
+    def _shape_of(self, number: int) -> Shape:
+        return read_index(self.folder, number, self._manifest, self.digest).shape or self.latent_shape
+
     def stream(self) -> Iterator[dict[str, Any]]:
         """Return all latents in order, each shard read from its begin to its end. Raises ValueError, OSError."""
         for number in range(len(self._ends)):
             reader, labels = self._shard(number)
-            if self._members:
-                yield from (self._item(reader.read(row, True), int(label)) for row, label in enumerate(labels))
-            else:
-                yield from (
-                    self._item(latent, int(label)) for latent, label in zip(reader.stream(), labels, strict=True)
-                )
+            for latent, label in zip(reader.stream(bool(self._members)), labels, strict=True):
+                yield self._item(latent, int(label))
 
     def as_webdataset(self, **options: Any) -> Any:
         """Return the set as a ``webdataset.WebDataset`` of the same dicts, for streaming.
 
         Args:
-            options: of ``WebDataset``, such as ``shardshuffle=100`` or ``nodesplitter``.
+            options: Options of ``WebDataset``, such as ``shardshuffle=100`` or ``nodesplitter``.
 
         Raises:
-            ImportError: webdataset is missing.
-            ValueError: shards that are no tar files.
+            ImportError: The package webdataset is missing.
+            ValueError: The shards are no tar files.
         """
         if self._manifest.container != "tar":
             raise ValueError(f"{self.folder}: expected tar shards for webdataset, found {self._manifest.container}")
-        try:
-            import webdataset
-        except ImportError as error:
-            raise ImportError("as_webdataset needs the package: pip install webdataset") from error
+        webdataset = require("webdataset", "as_webdataset needs the package", "webdataset")
         shards = [str(self.folder / entry.name) for entry in self._manifest.shards if entry.latents]
         stream = webdataset.WebDataset(shards, **{"shardshuffle": False, "empty_check": False, **options})
         return stream.map(self._from_sample)
 
     def _from_sample(self, sample: dict[str, Any]) -> dict[str, Any]:
-        import json
-
-        from safetensors.torch import load
-
         tensors, meta = load(sample["safetensors"]), json.loads(sample["json"])
-        taken = {name: f"source.{name}" if name in ("json", "safetensors") else name for name in self._members}
-        found = {name: sample[extension] for name, extension in taken.items() if extension in sample}
+        found = {name: sample[stored_as(name)] for name in self._members if stored_as(name) in sample}
         latent = StoredLatent(sample["__key__"], tensors["mean"], tensors["logvar"], found)
         return self._item(latent, self._number(meta["class"] if meta["label"] is None else meta["label"]))
 
     def _item(self, latent: StoredLatent, label: int) -> dict[str, Any]:
-        item: dict[str, Any] = {
+        return {
             "mean": latent.mean.float(),
             "logvar": latent.logvar.float(),
             "label": torch.tensor(label),
             "key": latent.key,
+            **{name: _text(latent.members.get(name)) for name in self._members},
         }
-        for name in self._members:
-            content = latent.members.get(name)
-            item[name] = _text(content)
-        return item
 
     def _number(self, label: Label) -> int:
         if label is None or not self.classes:
@@ -158,7 +169,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return label if listed and isinstance(label, int) else self._numbers[str(label)]
 
     def _shard(self, number: int) -> tuple[ShardReader, np.ndarray]:
-        """A shard, opened, and the labels of its latents; the last few stay open."""
+        """Return a shard, opened, and the labels of its latents; the last few stay open."""
         if number not in self._open:
             index = read_index(self.folder, number, self._manifest, self.digest)
             try:
@@ -173,7 +184,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return self._open[number]
 
     def _locate(self, index: int) -> tuple[int, int]:
-        """The number of the shard, and the row in it."""
+        """Return the number of the shard, and the row in it."""
         if not 0 <= index < len(self):
             raise IndexError(f"expected an index from 0 to {len(self) - 1}, found {index}")
         shard = int(np.searchsorted(self._ends, index, side="right"))
@@ -210,9 +221,10 @@ def collate_fn(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def open_shard(folder: Path, index: ShardIndex, manifest: Manifest) -> ShardReader:
     """Return a shard of a finished set. Raises FileNotFoundError, or TokenizedDataError for one of another size."""
     path = folder / shard_name(index.number, manifest.container)
+    _check_size(path, index.file_bytes)
     file = ShardFile(
         path=path,
-        version=_check_size(path, index.file_bytes),
+        version=file_version(path),
         latents=index.latents,
         shape=index.shape or manifest.latent_shape,
         dtype=STORED[manifest.store],
@@ -222,13 +234,10 @@ def open_shard(folder: Path, index: ShardIndex, manifest: Manifest) -> ShardRead
     return open_reader(manifest.container, file)
 
 
-def _check_size(path: Path, size: int) -> tuple[int, int, int]:
-    """Return what tells this file from one that takes its place later."""
+def _check_size(path: Path, size: int) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected this shard, found none: run ssdd tokenize again")
-    found = path.stat()
-    if found.st_size != size:
+    if (found := path.stat().st_size) != size:
         raise TokenizedDataError(
-            f"{path}: expected {size} bytes, found {found.st_size}: run ssdd tokenize again to make it anew"
+            f"{path}: expected {size} bytes, found {found}: run ssdd tokenize again to make it anew"
         )
-    return found.st_dev, found.st_ino, found.st_mtime_ns

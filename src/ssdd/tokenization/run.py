@@ -1,29 +1,27 @@
 """A data set -> a finished set of latents: the plan, the missing shards by one of the engines, the manifest."""
 
 import fcntl
-import filecmp
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
+from tqdm import tqdm
 
 from ..data.images import ImageError
 from ..files import LOCK, only_one
 from ..launcher import follow_launcher
 from . import mds
-from .format import MANIFEST, PLAN, Manifest, Plan, ShardIndex, decode, encode_json, index_name, shard_name
-from .image_list import FOLDER, ImageList, make_list
+from .format import MANIFEST, PLAN, Manifest, Plan, ShardIndex, decode, encode_json, index_name, plain, shard_name
+from .image_list import FOLDER, LIST, ImageList, make_list
 from .inputs import expand
-from .labels import LabelFile
-from .local import Made, encoder_devices, make_here, make_in_processes
+from .local import Made, encoder_devices, make_in_processes, make_shard
 from .manifest import make_manifest
 from .model import LatentEncoder
 from .output import Output, open_output
@@ -31,7 +29,7 @@ from .plan import (
     Data,
     InputShards,
     ListedData,
-    OpenJob,
+    OpenWork,
     ShardTask,
     TokenizeJob,
     Work,
@@ -39,9 +37,8 @@ from .plan import (
     differences,
     input_shards,
     make_plan,
-    rounding_differences,
 )
-from .shard import Report, check_input, finished_shard
+from .shard import Report, check_input, finished_shard, in_order
 from .stop import TokenizeStopped, stop_on_signals
 
 Engine = Literal["local", "ray"]
@@ -55,12 +52,7 @@ class Progress(Protocol):
     """A progress bar; tqdm's are."""
 
     def update(self, images: int) -> object:
-        """Receives the number of images just done; a negative one where a process died."""
-
-
-class _NoProgress:
-    def update(self, images: int) -> None:
-        """Show nothing."""
+        """Receive the number of images just done; a negative one where a process died."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +89,12 @@ class Tokenized:
     """What came of a call.
 
     Attributes:
-        manifest: of the finished set; None while shards of other parts are missing.
-        made, kept: shards of this part made now and before. shards, missing: of all parts.
+        manifest: That of the finished set; None while shards of other parts are missing.
+        made: Shards of this part that were made now.
+        kept: Shards of this part that were there before.
+        shards: Shards of all parts.
+        missing: Those of them that are not there.
+        concluded: Whether this call wrote the manifest.
     """
 
     manifest: Manifest | None
@@ -106,6 +102,7 @@ class Tokenized:
     kept: int
     shards: int
     missing: int
+    concluded: bool = False
 
 
 def tokenize(
@@ -118,7 +115,9 @@ def tokenize(
     workers: int = 1,
     device: torch.device | str = "cpu",
     strict: bool = False,
-    progress: Callable[[int | None], AbstractContextManager[Progress]] = lambda images: nullcontext(_NoProgress()),
+    progress: Callable[[int | None], AbstractContextManager[Progress]] = lambda images: tqdm(
+        total=images, disable=True
+    ),
 ) -> Tokenized:
     """Make what is missing of a tokenized set in the folder ``out``, and its manifest.
 
@@ -126,25 +125,25 @@ def tokenize(
     single process makes, byte for byte: on the same kind of device, with the same release of torch.
 
     Args:
-        job: what is to be made.
-        out: a folder, or an address that fsspec knows.
-        part: of the shards, for this call; None for what ``torchrun`` or ``srun`` says, or all. Whoever finishes last
-            writes the manifest.
-        engine: ``local``: processes of this machine. ``ray``: a Ray cluster, the one that this process is connected
-            to, or that the variable RAY_ADDRESS names, or one on this machine for the time being; data, model and
-            ``out`` have the same paths on all its machines.
-        processes: that encode; 1 is this one (but for Ray), None as many as there are GPUs or cores.
-        workers: threads of each of these that read and crop ahead of the encoder; 0 does it in between.
-        device: where the encoder runs; ``cuda`` without a number means all GPUs.
-        strict: refuse what only the last digits depend on, such as another release of torch, instead of a warning.
-        progress: receives the number of images that are missing, or None where it is not known; returns what shows how
+        job: What is to be made.
+        out: A folder, or an address that fsspec knows.
+        part: The shards that this call makes; None for what ``torchrun`` or ``srun`` says, or all. Whoever finishes
+            last writes the manifest.
+        engine: ``local`` for processes of this machine; ``ray`` for a Ray cluster, the one that this process is
+            connected to, or that the variable RAY_ADDRESS names, or one on this machine for the time being; data,
+            model and ``out`` have the same paths on all its machines.
+        processes: Processes that encode; 1 is this one (but for Ray), None as many as there are GPUs or cores.
+        workers: Threads of each of these that read and crop ahead of the encoder; 0 does it in between.
+        device: Where the encoder runs; ``cuda`` without a number means all GPUs.
+        strict: Refuse what only the last digits depend on, such as another release of torch, instead of a warning.
+        progress: Receives the number of images that are missing, or None where it is not known; returns what shows how
             many are done.
 
     Raises:
-        ValueError, OSError: with one line for data, a model or settings that do not fit, for a folder with something
+        ValueError, OSError: With one line, for data, a model or settings that do not fit, for a folder with something
             else in it or of other settings, if another process works there, or if images are lost meanwhile.
-        RuntimeError: too many processes die.
-        TokenizeStopped: after SIGTERM or SIGINT, with nothing half-written left.
+        RuntimeError: Too many processes die.
+        TokenizeStopped: After SIGTERM or SIGINT, with nothing half-written left.
     """
     output, part = open_output(out), Part.of_launcher() if part is None else part
     if (processes is not None and processes < 1) or workers < 0:
@@ -152,11 +151,11 @@ def tokenize(
     with ExitStack() as stack:
         stack.enter_context(_locked(output, part))
         stack.enter_context(_cluster(engine))
-        stop = stack.enter_context(stop_on_signals())
+        check_signals = stack.enter_context(stop_on_signals())
         encoder = LatentEncoder(job.model, device, job.dtype, job.encoder)
         check_size(job, encoder)
         work = _settle(job, output, encoder, part, workers, strict, stack)
-        opened = OpenJob(job, work.plan, work.data(), encoder)
+        opened = OpenWork(work, encoder)
         output.remove_temporaries(part.number, part.count)
         mine = [task for task in opened.data.tasks() if task.number % part.count == part.number]
         there = set[int]()
@@ -167,19 +166,18 @@ def tokenize(
         missing = [task for task in mine if task.number not in there]
         made, bad = 0, list[str]()
         try:
-            listed = work.image_list is not None
-            images = sum(task.last - task.first for task in missing) if listed else None
+            images = None if work.image_list is None else sum(task.last - task.first for task in missing)
             with progress(images) as bar:
 
                 def report(done: int) -> None:
-                    stop.check()
+                    check_signals()
                     bar.update(done)
 
-                for result in _make(engine, opened, work, missing, processes, report):
-                    if result.error is None:
+                for _, error in _make(engine, opened, missing, processes, report):
+                    if error is None:
                         made += 1
                     else:
-                        bad.append(result.error)
+                        bad.append(error)
         except TokenizeStopped as stopped:
             state = f"{len(there) + made} of {len(mine)} shards are in {output}"
             raise TokenizeStopped(stopped.signal_number, f"{stopped}: {state}; the same command goes on") from None
@@ -188,63 +186,54 @@ def tokenize(
         if bad:
             more = f" ({len(bad) - 1} more input shards are none)" if bad[1:] else ""
             raise ImageError(f"{bad[0]}{more}; all others are made: mend it, and run the same command again")
-        manifest, absent = _conclude(work.plan, output)
+        with _one_at_a_time(output, part):
+            manifest, absent, wrote = _conclude(work.plan, output)
     if manifest is None and part.count == 1:
         raise OSError(
             f"{output}: expected all shards that were made, found {absent} missing: run the same command again"
         )
-    return Tokenized(manifest, made, len(mine) - made, work.plan.data.shards, absent)
+    return Tokenized(manifest, made, len(mine) - made, work.plan.data.shards, absent, wrote)
 
 
 def finish(out: Path | str) -> Manifest:
     """Write the manifest of a set whose shards are all there.
 
     Raises:
-        FileNotFoundError: no plan there.
-        ValueError: shards are missing.
+        FileNotFoundError: There is no plan.
+        ValueError: Shards are missing.
     """
     output = open_output(out)
     plan = _plan_there(output)
     if plan is None:
         raise FileNotFoundError(f"{output}: expected a folder that ssdd tokenize began, found no {PLAN} in it")
-    manifest, absent = _conclude(plan, output)
+    manifest, absent, _ = _conclude(plan, output)
     if manifest is None:
         raise ValueError(f"{output}: expected all {plan.data.shards} shards, found {absent} missing: make them first")
     return manifest
 
 
-def _conclude(plan: Plan, output: Output) -> tuple[Manifest | None, int]:
-    """Write the manifest if all shards are there; else say how many are not."""
+def _conclude(plan: Plan, output: Output) -> tuple[Manifest | None, int, bool]:
+    """Write the manifest if all shards are there. Return it, how many are missing, and whether it was new."""
     names, numbers = set(output.names()), range(plan.data.shards)
     absent = sum(index_name(number) not in names for number in numbers)
     if absent:
-        return None, absent
-    damaged, infos = 0, list[tuple[str, dict[str, Any] | None]]()
-
-    def indices() -> Iterator[ShardIndex]:
-        nonlocal damaged
-        for index in _finished(plan, output, numbers):
-            if index is None:
-                damaged += 1
-            else:
-                infos.append((shard_name(index.number, plan.container), index.info))
-                yield index
-
-    manifest = make_manifest(plan, indices())
-    if damaged:
-        return None, damaged
+        return None, absent, False
+    manifest = make_manifest(plan, filter(None, _finished(plan, output, numbers)))
+    if damaged := plan.data.shards - len(manifest.shards):
+        return None, damaged, False
     files = {MANIFEST: encode_json(manifest)}
     if plan.container == "mds":
+        indices = filter(None, _finished(plan, output, numbers))
+        infos = ((shard_name(index.number, plan.container), index.info) for index in indices)
         files = {mds.INDEX: mds.index_of(infos), **files}
-    for name, content in files.items():
-        if name not in names or output.read(name) != content:
-            with output.writing(name) as path:
-                path.write_bytes(content)
-    return manifest, 0
+    new = {name: content for name, content in files.items() if name not in names or output.read(name) != content}
+    for name, content in new.items():
+        output.write(name, content)
+    return manifest, 0, bool(new)
 
 
 def _finished(plan: Plan, output: Output, numbers: Sequence[int]) -> Iterator[ShardIndex | None]:
-    """The indices of these shards in order; None for one that is not there."""
+    """Yield the indices of these shards in order; None for one that is not there."""
     digest = plan.digest
     names = set(output.names())
     there = [number if index_name(number) in names else None for number in numbers]
@@ -252,25 +241,22 @@ def _finished(plan: Plan, output: Output, numbers: Sequence[int]) -> Iterator[Sh
     def look(number: int | None) -> ShardIndex | None:
         return None if number is None else finished_shard(output, digest, plan.container, number)
 
-    if output.folder is not None:
-        yield from map(look, there)
-        return
-    with ThreadPoolExecutor(_LOOKING) as pool:
-        yield from pool.map(look, there)
+    threads = _LOOKING if output.folder is None else 0
+    return in_order(look, there, threads, ahead=4 * threads)
 
 
 def _make(
-    engine: Engine, job: OpenJob, work: Work, tasks: Sequence[ShardTask], processes: int | None, report: Report
+    engine: Engine, job: OpenWork, tasks: Sequence[ShardTask], processes: int | None, report: Report
 ) -> Iterable[Made]:
-    """The shards by an engine, each when it is finished."""
+    """Yield each shard when an engine has finished it."""
     if engine == "ray":
         from .ray_engine import make_by_ray
 
-        return make_by_ray(work, tasks, job.encoder.device.type, processes, report)
+        return make_by_ray(job.work, tasks, job.encoder.device.type, processes, report)
     devices = encoder_devices(job.encoder.device, processes, job.job.threads)
     if len(devices) == 1 or len(tasks) < 2:
-        return make_here(job, work, tasks, report)
-    return make_in_processes(work, tasks, devices, report)
+        return ((task, make_shard(job, task, report)) for task in tasks)
+    return make_in_processes(job.work, tasks, devices, report)
 
 
 def _cluster(engine: Engine) -> AbstractContextManager[object]:
@@ -323,7 +309,7 @@ def _settle(
 
     Raises ValueError, with what differs, if the folder was begun by another plan or holds something else.
     """
-    with _one_plans(output, part):
+    with _one_at_a_time(output, part):
         there = _plan_there(output)
         strangers = sorted(name for name in output.names() if name[0] != "." and name != FOLDER)
         if there is None and strangers:
@@ -331,10 +317,10 @@ def _settle(
                 f"{output}: expected a new folder, or one of ssdd tokenize with its {PLAN}, found {strangers[0]} in it"
             )
         paths = expand(job.paths)
-        folder = None if input_shards(job, paths) else _list_folder(output, stack)
+        folder = new = None
         data: Data = InputShards(job, paths)
-        new = folder
-        if folder is not None:
+        if not input_shards(job, paths):
+            folder = _list_folder(output, stack)
             if there is None or part.number == 0 or not folder.is_dir():  # else another part has made it
                 new = _listed_anew(job, paths, folder, stack)
             data = ListedData(job, ImageList(new or folder, paths))
@@ -344,18 +330,18 @@ def _settle(
         if folder is not None and new is not None:
             _put_in_place(new, folder)
         if there is None:
-            with output.writing(PLAN) as path:
-                path.write_bytes(encode_json(here))
+            output.write(PLAN, encode_json(here))
     return Work(job, there or here, str(output), tuple(paths), None if folder is None else str(folder), readers)
 
 
 def _compare(output: Output, there: Plan, here: Plan, strict: bool) -> None:
-    if found := differences(there, here):
+    if found := differences(there.compared(), here.compared()):
+        more = f"; {len(found) - 4} more" if len(found) > 4 else ""
         raise ValueError(
-            f"{output} was begun with other settings: {'; '.join(found[:4])}"
-            f"{f'; {len(found) - 4} more' if len(found) > 4 else ''}: give it the same ones, or another --out"
+            f"{output} was begun with other settings: {'; '.join(found[:4])}{more}: give it the same ones, or another "
+            "--out"
         )
-    if found := rounding_differences(there.made_by, here.made_by):
+    if found := differences(plain(there.made_by), plain(here.made_by)):
         line = f"{output} was begun otherwise: {'; '.join(found)}: the last digits of its latents may differ"
         if strict:
             raise ValueError(f"{line}, which --strict refuses")
@@ -363,7 +349,7 @@ def _compare(output: Output, there: Plan, here: Plan, strict: bool) -> None:
 
 
 def _list_folder(output: Output, stack: ExitStack) -> Path:
-    """Where the list of images belongs: in the output, or, if that lies elsewhere, in a folder for the time being."""
+    """Return where the list of images belongs: the output, or, if that lies elsewhere, a folder for the time being."""
     if output.folder is not None:
         return output.folder / FOLDER
     return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ssdd-"))) / FOLDER
@@ -375,29 +361,22 @@ def _listed_anew(job: TokenizeJob, paths: Sequence[str], folder: Path, stack: Ex
         shutil.rmtree(left, ignore_errors=True)
     new = folder.with_name(f".{os.getpid()}-{FOLDER}")
     stack.callback(shutil.rmtree, new, ignore_errors=True)
-    labels = None if job.label_file is None else LabelFile(job.label_file)
-    make_list(new, paths, job.only, job.labels, labels, job.protocol)
+    make_list(new, paths, job.selection(), job.protocol)
     return new
 
 
 def _put_in_place(new: Path, folder: Path) -> None:
-    """Give a list its name, unless the same one has it."""
-    if new == folder or (folder.is_dir() and _same_files(folder, new)):
-        return
-    if folder.is_dir():  # the same images at other places in their files
+    """Give a list its name, unless the same one has it. Of the same plan they differ by the versions of tar files."""
+    if folder.is_dir():
+        if (folder / LIST).read_bytes() == (new / LIST).read_bytes():
+            return
         shutil.rmtree(folder)
     new.rename(folder)
 
 
-def _same_files(one: Path, other: Path) -> bool:
-    names = os.listdir(other)
-    same, _, _ = filecmp.cmpfiles(one, other, names, shallow=False)
-    return set(same) == set(names)
-
-
 @contextmanager
-def _one_plans(output: Output, part: Part) -> Iterator[None]:
-    """Let one part at a time look at the data: the first makes the plan, the others find it."""
+def _one_at_a_time(output: Output, part: Part) -> Iterator[None]:
+    """Let one part at a time make the plan, which the others find, or the manifest."""
     if output.folder is None or part.count == 1:
         yield
         return

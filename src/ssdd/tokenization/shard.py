@@ -1,22 +1,21 @@
 """One shard: crops of its images, encoded in fixed batches, written as a file with its index.
 
-Threads read and crop ahead, the encoder runs in this one, and another one copies, hashes and writes. A shard's bytes
-are a function of the plan and the shard's number alone: not of other shards, of what was interrupted before, nor of how
-many read.
+Threads read and crop ahead, the encoder runs in this one, and another one copies and writes. A shard's bytes are a
+function of the plan and the shard's number alone: not of other shards, of what was interrupted before, nor of how many
+read.
 
 Shapes: B crops of h' x w' pixels, c latent channels, h x w latent grid.
 """
 
 import hashlib
-import io
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -25,13 +24,13 @@ from torch import Tensor
 from ..data.images import ImageError, ImageReadError, printable
 from ..data.pixels import images_to_tensor
 from ..statistics import LatentStatistics
+from .containers import Latent, ShardWriter, open_writer
 from .crops import Crop
 from .format import (
     STORED,
     Container,
     Label,
     Moments,
-    Shape,
     ShardIndex,
     SkippedImage,
     TokenizedDataError,
@@ -40,12 +39,10 @@ from .format import (
     key_of,
     shard_name,
 )
-from .output import Output, guarded, one_line
-from .plan import OpenJob, ShardTask, Work
+from .output import Output, one_line
+from .plan import OpenWork, ShardImages, ShardTask, Work
 from .quarantine import ReadingNotes, crashing, reading_notes
-from .records import Latent, ShardWriter
-from .sources import ShardImages
-from .writers import open_writer
+from .sources import FoundImage
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -53,6 +50,7 @@ B = TypeVar("B")
 Report = Callable[[int], object]
 """Callback that receives the number of images just finished."""
 _AGAIN = "run the same command again"
+_CAPTION = "txt"
 _BATCHES_AHEAD = 2
 
 
@@ -66,136 +64,99 @@ class UnreadImageError(OSError):
 
 @dataclass(frozen=True)
 class CroppedImage:
-    """An image: its number in the shard, the sides of the photograph, its crops, and what else its sample has."""
+    """A crop to encode.
 
-    image: int
+    Attributes:
+        image: Where it is from.
+        number: Of the image in the shard.
+        size: Height and width of the image.
+        members: Other members of its sample.
+        crop: The crop.
+        crop_number: Its number among the crops of the image.
+    """
+
+    image: FoundImage
+    number: int
     size: tuple[int, int]
-    crops: tuple[Crop, ...]
     members: dict[str, bytes]
+    crop: Crop
+    crop_number: int
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A crop to encode: ``item.crops[number]``."""
+class Encoded:
+    """Mean and log-variance (B, c, h, w) of the stored type, of the crops and, where asked for, of the mirrored ones.
 
-    item: CroppedImage
-    number: int
+    On a GPU they are on their way to the CPU until ``ready`` has passed.
+    """
 
-    @property
-    def crop(self) -> Crop:
-        return self.item.crops[self.number]
+    batch: list[CroppedImage]
+    ways: list[tuple[Tensor, Tensor]]
+    ready: torch.cuda.Event | None
 
 
-def write_shard(job: OpenJob, task: ShardTask, output: Output, work: Work, report: Report) -> ShardIndex:
+def write_shard(job: OpenWork, task: ShardTask, report: Report) -> ShardIndex:
     """Make a shard and its index; what was there of it is replaced. The index appears last, and vouches for the shard.
 
     Args:
-        work: what this process was given, with which another one can read an image.
-        report: receives the number of images after each batch.
+        job: What is to be done.
+        task: The shard.
+        report: Receives the number of images after each batch.
 
     Raises:
-        UnreadImageError: an image that is lost or unreadable since it was listed.
-        InputShardError: an input shard that is none. Broken images are in the index instead.
-        ImageReadError: one that cannot be read now.
-        ValueError: a latent that is not finite as it is to be stored.
-        OSError: nothing can be written.
+        UnreadImageError: An image that is lost or unreadable since it was listed.
+        InputShardError: An input shard that is none. Broken images are in the index instead.
+        ImageReadError: An input shard that cannot be read now.
+        ValueError: A latent that is not finite as it is to be stored.
+        OSError: Nothing can be written.
     """
-    name, folder = shard_name(task.number, job.plan.container), output.folder
+    output = job.output
     output.remove(index_name(task.number))  # it would vouch for the new file
-    with ExitStack() as stack:
-        try:
-            images = stack.enter_context(job.data.open(task))
-        except ImageReadError:
-            raise
-        except ImageError as error:
-            raise InputShardError(str(error)) from error
-        notes, suspects = stack.enter_context(reading_notes(folder, job.digest, task.number))
-        stack.enter_context(_threads(job))
-        crashes = crashing(partial(_read_alone, work, task), suspects)
-        reader = _Reader(job, task, images, notes, crashes)
-        place = output.label(name)
-        with output.writing(name) as path, guarded(place, path.open("wb")) as raw, HashedFile(place, raw) as file:
-            index = _write(job, task, reader, file, work, report)
-    with output.writing(index_name(task.number)) as path, one_line(output.label(name)):
-        path.write_bytes(index.encode())
+    with (
+        _opened(job, task) as images,
+        reading_notes(output.folder, job.digest, task.number) as (notes, suspects),
+        _threads(job),
+        output.writing(shard_name(task.number, job.plan.container)) as file,
+    ):
+        crashes = crashing(partial(_read_alone, job.work, task), suspects)
+        index = _Shard(job, task, images, notes, crashes).write(file, report)
+    output.write(index_name(task.number), index.encode())
     return index
 
 
-def _read_alone(work: Work, task: ShardTask, image: int) -> None:
+@contextmanager
+def _opened(job: OpenWork, task: ShardTask) -> Iterator[ShardImages]:
+    opening = True
+    try:
+        with job.data.open(task) as images:
+            opening = False
+            yield images
+    except ImageError as error:
+        if not opening or isinstance(error, ImageReadError):
+            raise
+        raise InputShardError(str(error)) from error
+
+
+def _read_alone(work: Work, task: ShardTask, number: int) -> None:
     with work.data().open(task) as images:
-        images.read(image)
+        image = images.image(number)
+        image.source.read(image)
 
 
 @contextmanager
-def _threads(job: OpenJob) -> Iterator[None]:
+def _threads(job: OpenWork) -> Iterator[None]:
     """Run with the job's number of threads: on a CPU it changes the rounding."""
     before = torch.get_num_threads()
     try:
-        if job.on_cpu:
+        if job.encoder.device.type == "cpu":
             torch.set_num_threads(job.job.threads)
         yield
     finally:
         torch.set_num_threads(before)
 
 
-class HashedFile(io.RawIOBase):
-    """Write through, in order, and keep the SHA-256 of all of it. Raises as ``one_line`` for the file ``label``."""
-
-    def __init__(self, label: str, file: BinaryIO) -> None:
-        self.digest = hashlib.sha256()
-        self._label, self._file = label, file
-
-    def writable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def write(self, content: Any) -> int:
-        self.digest.update(content)
-        with one_line(self._label):
-            return self._file.write(content)
-
-
-class _Reader:
-    """Reads and crops an image by its number in the shard, in any thread."""
-
-    def __init__(
-        self, job: OpenJob, task: ShardTask, images: ShardImages, notes: ReadingNotes, crashes: dict[int, str]
-    ) -> None:
-        self.images = images
-        self._protocol, self._task, self._notes, self._crashes = job.job.protocol, task, notes, crashes
-
-    def __call__(self, i: int) -> CroppedImage | SkippedImage:
-        """Raises UnreadImageError."""
-        images, task = self.images, self._task
-        place = printable(images.place(i))
-        if i in self._crashes:
-            reason = f"{place}: expected an image, found one whose decoder ends the process by {self._crashes[i]}"
-            return SkippedImage(task.first + i, images.name(i), reason)
-        numbers = (task.first + i,) if task.input is None else (task.number, i)
-        try:
-            with self._notes.reading(i):
-                pixels = images.read(i)
-                crops = self._protocol.cut(pixels, numbers)
-                members = images.members(i)
-        except ImageError as error:
-            if images.is_gone(i):
-                line = f"{place}: expected the image that was listed, found none: put the data back and {_AGAIN}"
-                raise UnreadImageError(line) from error
-            if isinstance(error, ImageReadError):
-                raise UnreadImageError(f"{error}: when it can be read, {_AGAIN}") from error
-            return SkippedImage(task.first + i, images.name(i), str(error))
-        except MemoryError as error:
-            line = (
-                f"{place}: expected memory for this image, found too little: free some, or pass fewer --workers, and "
-            )
-            raise UnreadImageError(line + _AGAIN) from error
-        return CroppedImage(i, (pixels.shape[0], pixels.shape[1]), crops, members)
-
-
 def in_order(work: Callable[[A], B], items: Iterable[A], threads: int, ahead: int) -> Iterator[B]:
-    """Return ``work`` of each item in order, at most ``ahead`` of them done beforehand; without threads none."""
+    """Yield ``work`` of each item in order, at most ``ahead`` of them done beforehand; without threads none."""
     if threads == 0:
         yield from map(work, items)
         return
@@ -213,185 +174,178 @@ def in_order(work: Callable[[A], B], items: Iterable[A], threads: int, ahead: in
                 future.cancel()
 
 
-def _write(
-    job: OpenJob, task: ShardTask, reader: _Reader, hashed: HashedFile, work: Work, report: Report
-) -> ShardIndex:
-    """Encode all crops of the shard into an open file."""
-    file = cast(BinaryIO, hashed)
-    content = _Content(job, task, reader.images)
-    items = in_order(reader, range(len(reader.images)), work.readers, _BATCHES_AHEAD * job.job.batch_size)
-    pending: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(
-        1, "ssdd-write", initializer=partial(torch.set_num_threads, torch.get_num_threads())
-    ) as pool:
-        try:
-            for batch, done in _batches(items, job.job.batch_size, content.skipped):
-                pending.append(pool.submit(content.store, batch, _encode(job, batch), file))
-                while len(pending) > _BATCHES_AHEAD:
-                    pending.popleft().result()
-                report(done)
-            while pending:
-                pending.popleft().result()
-            content.close(file)
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            content.abandon()
-            raise
-    statistics = content.statistics
-    return ShardIndex(
-        plan=job.digest,
-        number=task.number,
-        first=task.first,
-        last=task.first + len(reader.images),
-        file_bytes=hashed.tell(),
-        sha256=hashed.digest.hexdigest(),
-        member_bytes=content.member_bytes,
-        offsets=content.offsets,
-        labels=content.labels,
-        skipped=content.skipped,
-        left_out=dict(reader.images.left_out),
-        statistics=Moments(**statistics.state()) if statistics.count else None,
-        shape=content.shape,
-        info=content.info,
-        input_bytes=reader.images.input_bytes,
-        made_by=job.made_by,
-    )
+class _Shard:
+    """A shard while it is made: reads and crops its images, encodes, stores, and gathers what its index says."""
 
-
-def _batches(
-    items: Iterator[CroppedImage | SkippedImage], size: int, skipped: list[SkippedImage]
-) -> Iterator[tuple[list[Piece], int]]:
-    """All crops, ``size`` at a time, and how many images more are done; broken images are no gaps in the batches."""
-    waiting: list[Piece] = []
-    read = reported = 0
-    for item in items:
-        read += 1
-        if isinstance(item, SkippedImage):
-            skipped.append(item)
-            continue
-        waiting += [Piece(item, number) for number in range(len(item.crops))]
-        while len(waiting) >= size:
-            batch, waiting = waiting[:size], waiting[size:]
-            done = read - len({piece.item.image for piece in waiting})
-            yield batch, done - reported
-            reported = done
-    yield waiting, read - reported
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """Mean and log-variance (B, c, h, w) of the stored type, of the crops and, where asked for, of the mirrored ones.
-
-    On a GPU they are on their way to the CPU until ``ready`` has passed.
-    """
-
-    ways: list[tuple[Tensor, Tensor]]
-    ready: torch.cuda.Event | None
-
-
-def _encode(job: OpenJob, batch: list[Piece]) -> _Encoded | None:
-    if not batch:
-        return None
-    device, store = job.encoder.device, STORED[job.job.store]
-    pixels = torch.from_numpy(np.stack([piece.crop.pixels for piece in batch]))
-    if device.type == "cuda":
-        pixels = pixels.pin_memory()
-    x = images_to_tensor(pixels.to(device, non_blocking=True))
-    ways = []
-    for crops in [x, x.flip(-1)] if job.job.protocol.flips else [x]:
-        posterior = job.encoder.encode(crops)
-        mean, logvar = (t.to(store).to("cpu", non_blocking=True) for t in (posterior.mean, posterior.logvar))
-        ways.append((mean, logvar))
-    ready = None
-    if device.type == "cuda":
-        ready = torch.cuda.Event()
-        ready.record()
-    return _Encoded(ways, ready)
-
-
-class _Content:
-    """Stores batches in a container, and gathers what the index will say of them."""
-
-    def __init__(self, job: OpenJob, task: ShardTask, images: ShardImages) -> None:
-        self.labels: list[Label] = []
-        self.skipped: list[SkippedImage] = []
-        self.statistics = LatentStatistics()
-        self.shape: Shape | None = None
-        self._job, self._task, self._images = job, task, images
+    def __init__(
+        self, job: OpenWork, task: ShardTask, images: ShardImages, notes: ReadingNotes, crashes: dict[int, str]
+    ) -> None:
+        self._job, self._task, self._images, self._notes, self._crashes = job, task, images, notes, crashes
+        self._label = job.output.label(shard_name(task.number, job.plan.container))
         self._writer: ShardWriter | None = None
+        self._labels: list[Label] = []
+        self._skipped: list[SkippedImage] = []
+        self._statistics = LatentStatistics()
 
-    @property
-    def offsets(self) -> list[int]:
-        return self._writer.offsets if self._writer else []
+    def write(self, file: BinaryIO, report: Report) -> ShardIndex:
+        """Encode all crops into an open file. Reading and storing happen in other threads meanwhile."""
+        size = self._job.job.batch_size
+        items = in_order(self._read, range(self._images.count), self._job.work.readers, _BATCHES_AHEAD * size)
+        pending: deque[Future[None]] = deque()
+        threads = partial(torch.set_num_threads, torch.get_num_threads())
+        with ThreadPoolExecutor(1, "ssdd-write", initializer=threads) as pool:
+            try:
+                for batch, done in self._batches(items, size):
+                    if batch:
+                        pending.append(pool.submit(self._store, self._encode(batch), file))
+                    while len(pending) > _BATCHES_AHEAD:
+                        pending.popleft().result()
+                    report(done)
+                while pending:
+                    pending.popleft().result()
+                with one_line(self._label):
+                    self._opened(file).close()
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                if self._writer is not None:
+                    self._writer.abandon()
+                raise
+        return self._index(file)
 
-    @property
-    def info(self) -> dict[str, Any] | None:
-        return self._writer.info if self._writer else None
+    def _read(self, number: int) -> list[CroppedImage] | SkippedImage:
+        """Return the crops of an image, in any thread. Raises UnreadImageError."""
+        task, image = self._task, self._images.image(number)
+        label = printable(str(image))
+        if number in self._crashes:
+            reason = f"{label}: expected an image, found one whose decoder ends the process by {self._crashes[number]}"
+            return SkippedImage(task.first + number, image.name, reason)
+        try:
+            with self._notes.reading(number):
+                pixels = image.source.read(image)
+                numbers = (task.first + number,) if task.input is None else (task.number, number)
+                crops = self._job.job.protocol.cut(pixels, numbers)
+                members = image.source.members(image)
+        except ImageError as error:
+            if image.source.is_gone(image):
+                line = f"{label}: expected the image that was listed, found none: put the data back and {_AGAIN}"
+                raise UnreadImageError(line) from error
+            if isinstance(error, ImageReadError):
+                raise UnreadImageError(f"{error}: when it can be read, {_AGAIN}") from error
+            return SkippedImage(task.first + number, image.name, str(error))
+        except MemoryError as error:
+            line = f"{label}: expected memory for this image, found too little: free some, or pass fewer --workers, and"
+            raise UnreadImageError(f"{line} {_AGAIN}") from error
+        if image.caption is not None:
+            members[_CAPTION] = image.caption.encode()
+        size = pixels.shape[0], pixels.shape[1]
+        return [CroppedImage(image, number, size, members, crop, k) for k, crop in enumerate(crops)]
 
-    @property
-    def member_bytes(self) -> int:
-        return self._writer.member_bytes if self._writer else 0
+    def _batches(
+        self, items: Iterator[list[CroppedImage] | SkippedImage], size: int
+    ) -> Iterator[tuple[list[CroppedImage], int]]:
+        """Yield all crops, ``size`` at a time, and how many images more are done; broken images leave no gaps."""
+        waiting: list[CroppedImage] = []
+        read = reported = 0
+        for item in items:
+            read += 1
+            if isinstance(item, SkippedImage):
+                self._skipped.append(item)
+                continue
+            waiting += item
+            while len(waiting) >= size:
+                batch, waiting = waiting[:size], waiting[size:]
+                done = read - len({crop.number for crop in waiting})
+                yield batch, done - reported
+                reported = done
+        yield waiting, read - reported
 
-    def store(self, batch: list[Piece], encoded: _Encoded | None, file: BinaryIO) -> None:
-        """Raises ValueError if a latent is not finite."""
-        if encoded is None:
-            return
+    def _encode(self, batch: list[CroppedImage]) -> Encoded:
+        device, store = self._job.encoder.device, STORED[self._job.job.store]
+        pixels = torch.from_numpy(np.stack([item.crop.pixels for item in batch]))
+        if device.type == "cuda":
+            pixels = pixels.pin_memory()
+        x = images_to_tensor(pixels.to(device, non_blocking=True))
+        ways = []
+        for crops in [x, x.flip(-1)] if self._job.job.protocol.flips else [x]:
+            mean, logvar = (t.to(store).to("cpu", non_blocking=True) for t in self._job.encoder.encode(crops))
+            ways.append((mean, logvar))
+        ready = None
+        if device.type == "cuda":
+            ready = torch.cuda.Event()
+            ready.record()
+        return Encoded(batch, ways, ready)
+
+    def _store(self, encoded: Encoded, file: BinaryIO) -> None:
+        """Write a batch, in the thread that writes. Raises ValueError if a latent is not finite."""
         if encoded.ready is not None:
             encoded.ready.synchronize()
         for mean, logvar in encoded.ways:
-            self._check(batch, mean, logvar)
-        writer = self._open(file, encoded.ways[0][0])
-        for i, piece in enumerate(batch):
-            for flipped, (mean, logvar) in enumerate(encoded.ways):
-                latent = self._latent(piece, bool(flipped), mean[i], logvar[i])
-                self.labels.append(latent.identity)
-                writer.add(latent)
+            finite = (mean.isfinite() & logvar.isfinite()).flatten(1).all(1).tolist()
+            if not all(finite):
+                raise ValueError(
+                    f"{printable(str(encoded.batch[finite.index(False)].image))}: expected a finite latent in "
+                    f"{self._job.job.store}, found NaN or infinity: try --store bf16, or --dtype fp32 for the network"
+                )
+        with one_line(self._label):
+            writer = self._opened(file, encoded.ways[0][0])
+            for i, item in enumerate(encoded.batch):
+                for flipped, (mean, logvar) in enumerate(encoded.ways):
+                    latent = self._latent(item, bool(flipped), mean[i], logvar[i])
+                    self._labels.append(latent.identity)
+                    writer.add(latent)
         for mean, _ in encoded.ways:
-            self.statistics.update(mean)
+            self._statistics.update(mean)
 
-    def _open(self, file: BinaryIO, mean: Tensor | None = None) -> ShardWriter:
+    def _opened(self, file: BinaryIO, mean: Tensor | None = None) -> ShardWriter:
+        """Return the writer, which is opened with the shape of the first batch; without any, with the plan's."""
         if self._writer is None:
-            shape = self._job.plan.latent_shape
-            if mean is not None and tuple(mean.shape[1:]) != shape:
-                shape = self.shape = (mean.shape[1], mean.shape[2], mean.shape[3])
+            shape = self._job.plan.latent_shape if mean is None else (mean.shape[1], mean.shape[2], mean.shape[3])
             self._writer = open_writer(self._job.plan.container, file, shape, STORED[self._job.job.store])
         return self._writer
 
-    def close(self, file: BinaryIO) -> None:
-        self._open(file).close()
-
-    def abandon(self) -> None:
-        if self._writer is not None:
-            self._writer.abandon()
-
-    def _check(self, batch: list[Piece], mean: Tensor, logvar: Tensor) -> None:
-        finite = (mean.isfinite() & logvar.isfinite()).flatten(1).all(1).tolist()
-        if not all(finite):
-            name = printable(self._images.place(batch[finite.index(False)].item.image))
-            raise ValueError(
-                f"{name}: expected a finite latent in {self._job.job.store}, found NaN or infinity: try --store bf16, "
-                "or --dtype fp32 for the network"
-            )
-
-    def _latent(self, piece: Piece, flipped: bool, mean: Tensor, logvar: Tensor) -> Latent:
-        item, crop, task = piece.item, piece.crop, self._task
-        name, label = escaped(self._images.name(item.image)), self._images.label(item.image)
-        image = task.first + item.image
-        classes = self._job.plan.classes
-        named = classes[label] if isinstance(label, int) and label < len(classes) else None
+    def _latent(self, item: CroppedImage, flipped: bool, mean: Tensor, logvar: Tensor) -> Latent:
+        crop, task, classes = item.crop, self._task, self._job.plan.classes
+        name, label, number = escaped(item.image.name), item.image.label, task.first + item.number
+        class_name = label
+        if isinstance(label, int):
+            class_name = classes[label] if label < len(classes) else None
         return Latent(
-            key=key_of(None if task.input is None else task.number, image, piece.number, flipped, name),
+            key=key_of(None if task.input is None else task.number, number, item.crop_number, flipped, name),
             mean=mean,
             logvar=logvar,
             source=name,
-            image=image,
+            image=number,
             label=label if isinstance(label, int) else None,
-            class_name=escaped(label) if isinstance(label, str) else named and escaped(named),
+            class_name=None if class_name is None else escaped(str(class_name)),
             size=item.size,
             resized=crop.resized,
             crop=(crop.top, crop.left, crop.pixels.shape[0], crop.pixels.shape[1]),
             flipped=flipped,
             members=item.members,
+        )
+
+    def _index(self, file: BinaryIO) -> ShardIndex:
+        writer, task, job, statistics = self._writer, self._task, self._job, self._statistics
+        assert writer is not None
+        file_bytes = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        return ShardIndex(
+            plan=job.digest,
+            number=task.number,
+            first=task.first,
+            last=task.first + self._images.count,
+            file_bytes=file_bytes,
+            sha256=hashlib.file_digest(file, "sha256").hexdigest(),  # type: ignore[arg-type]
+            member_bytes=writer.member_bytes,
+            offsets=writer.offsets,
+            labels=self._labels,
+            skipped=self._skipped,
+            left_out=dict(self._images.left_out),
+            statistics=Moments(**statistics.state()) if statistics.count else None,
+            shape=None if writer.shape == job.plan.latent_shape else writer.shape,
+            info=writer.info,
+            input_bytes=self._images.input_bytes,
+            made_by=job.made_by,
         )
 
 

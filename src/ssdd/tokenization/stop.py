@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -10,7 +10,8 @@ from types import FrameType
 class TokenizeStopped(KeyboardInterrupt):
     """A signal ended the work; finished shards are there. Like KeyboardInterrupt no Exception, which libraries catch.
 
-    signal_number: which one.
+    Attributes:
+        signal_number: Which one.
     """
 
     def __init__(self, signal_number: int, message: str = "") -> None:
@@ -18,34 +19,30 @@ class TokenizeStopped(KeyboardInterrupt):
         self.signal_number = signal_number
 
 
-class Stop:
-    """Whether a signal has come."""
+@contextmanager
+def stop_on_signals() -> Iterator[Callable[[], None]]:
+    """Have SIGTERM and SIGINT raise TokenizeStopped in the main thread, wherever it is.
 
-    def __init__(self) -> None:
-        self._received: int | None = None
+    A second SIGTERM, which would end the tidying up, does nothing; a second Ctrl-C ends it.
 
-    def receive(self, number: int, frame: FrameType | None) -> None:
-        """As a handler: raises TokenizeStopped, but for a second SIGTERM, which would end the tidying up."""
-        if self._received is None or number == signal.SIGINT:  # a second Ctrl-C: without cleaning up
-            self._received = number
+    Yields:
+        What raises TokenizeStopped again: where the first met a finalizer or a callback it was lost.
+    """
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        if not received or number == signal.SIGINT:
+            received.append(number)
             raise TokenizeStopped(number)
 
-    def check(self) -> None:
-        """Raises TokenizeStopped again: where the first met a finalizer or a callback it was lost."""
-        if self._received is not None:
-            raise TokenizeStopped(self._received)
+    def check() -> None:
+        if received:
+            raise TokenizeStopped(received[-1])
 
-
-@contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """SIGTERM and SIGINT raise TokenizeStopped in the main thread, wherever it is; a second SIGTERM does nothing."""
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may have handlers
-        yield stop
-        return
-    before = {number: signal.signal(number, stop.receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    is_main = threading.current_thread() is threading.main_thread()  # only the main thread may have handlers
+    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT) if is_main}
     try:
-        yield stop
+        yield check
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -79,11 +79,12 @@ def test_which_model(ssdd: Ssdd, latents: Callable[..., Path], model: Path, tiny
     other = AutoencoderSSDD.from_pretrained(model)
     other.encoder.conv_in.bias.data[0] += 1  # type: ignore[union-attr]
     other.save_pretrained(model)
-    assert "with the encoder that the latents are of, found another one: pass --model" in ssdd(*decode).error_line()
+    assert "found another encoder under that name" in ssdd(*decode).error_line()
     shutil.rmtree(model)
     line = ssdd(*decode).error_line()
-    assert f"the latents are of {model}, which cannot decode them here" in line
-    assert line.endswith("pass --model")
+    assert f"the latents are of {model} (encoder " in line
+    assert "which cannot decode them here" in line
+    assert line.endswith("pass the model that made them, or a decoder of the same encoder")
     assert not (tmp_path / "images").exists()
     assert ssdd(*decode, "--model", tiny_model).status == 0
 
@@ -104,9 +105,9 @@ def test_a_manifest_of_somebody_else(
         return ssdd(*decode).error_line()
 
     for name in ("attacker/repo", "attacker/repo/inside"):
-        told = f"the manifest says model {name}, which is not on this machine: pass --model {name} if you trust it"
+        told = f"they are of {name}, which is not a folder on this machine: pass {name} yourself if you trust it"
         assert line(name=name).endswith(told)
-    assert "found another one: pass --model" in line(name="ssdd-f8c4-demo")
+    assert "found another encoder under that name" in line(name="ssdd-f8c4-demo")
     assert "which cannot decode them here" in line(name="/dev/zero")
     assert "which cannot decode them here" in line(name="https://example.org/model")
     assert not asked

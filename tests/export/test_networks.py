@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from ssdd.export.attention import Blocks, block_bias, windowed_attention
 from ssdd.export.networks import ExportDecoder, ExportEncoder
-from ssdd.nn.attention import BLOCK
-from ssdd.nn.attention import windowed_attention as library_attention
+from ssdd.nn.fast.attention import BLOCK
+from ssdd.nn.ops import windowed_attention as library_attention
 
 from .conftest import random_model
 
@@ -20,7 +20,7 @@ def test_attention_is_the_librarys(grid: tuple[int, int]) -> None:
     blocks = [Blocks.of(grid, around, q.device) for around in (0, 7)]
     found = windowed_attention(q, k, v, block_bias(table), *blocks)
     heads = (x.flatten(1, 2).unflatten(-1, (3, 4)).transpose(1, 2) for x in (q, k, v))
-    expected = library_attention(*heads, table, grid, "reference").transpose(1, 2).flatten(2).unflatten(1, grid)
+    expected = library_attention(*heads, table, grid).transpose(1, 2).flatten(2).unflatten(1, grid)
     assert (found - expected).abs().max() < 1e-5, "the attention is another"
 
 

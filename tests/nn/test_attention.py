@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ssdd.nn.attention import windowed_attention
+from ssdd.nn import ops
+from ssdd.nn.fast import windowed_attention
+from ssdd.nn.fast.attention import blockwise_attention
 
 GRIDS = [(1, 1), (1, 40), (3, 5), (8, 8), (9, 23), (15, 15), (16, 16), (17, 40), (31, 7), (33, 33)]
 
@@ -41,12 +43,12 @@ def by_definition(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: tuple[in
     return out
 
 
-@pytest.mark.parametrize("implementation", ["reference", "blockwise"])
+@pytest.mark.parametrize("implementation", [ops.windowed_attention, blockwise_attention])
 @pytest.mark.parametrize("grid", [(1, 1), (3, 5), (9, 20), (18, 9)])
 def test_agrees_with_the_definition(grid: tuple[int, int], implementation: Any) -> None:
     """A wrong window, a flipped offset, or a border that leaks."""
     q, k, v, table = inputs(grid)
-    out = windowed_attention(q, k, v, table, grid, implementation)
+    out = implementation(q, k, v, table, grid)
     torch.testing.assert_close(out.double(), by_definition(q, k, v, table, grid), atol=1e-5, rtol=0)
 
 
@@ -55,9 +57,9 @@ def test_implementations_agree_in_value_and_gradient(grid: tuple[int, int]) -> N
     """The fast implementation trains or decodes something else than the reference."""
     weights = torch.randn(inputs(grid)[2].shape, generator=torch.Generator().manual_seed(1))
     results = []
-    for implementation in ("reference", "blockwise"):
+    for implementation in (ops.windowed_attention, blockwise_attention):
         leaves = [t.requires_grad_() for t in inputs(grid)]
-        out = windowed_attention(*leaves, grid, implementation)  # type: ignore[arg-type]
+        out = implementation(*leaves, grid)  # type: ignore[arg-type]
         results.append([out, *torch.autograd.grad((out * weights).sum(), leaves)])
     for name, a, b in zip(("value", "q", "k", "v", "table"), *results, strict=True):
         # the table's gradient is a sum over all tokens: relative to its size
@@ -65,14 +67,14 @@ def test_implementations_agree_in_value_and_gradient(grid: tuple[int, int]) -> N
         torch.testing.assert_close(b, a, atol=tolerance, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
 
 
-@pytest.mark.parametrize("implementation", ["reference", "blockwise"])
+@pytest.mark.parametrize("implementation", [ops.windowed_attention, blockwise_attention])
 def test_a_changed_table_changes_the_output(implementation: Any) -> None:
     """A bias that was read once and kept: training it in eager mode would have no effect."""
     grid = (10, 10)
     q, k, v, table = inputs(grid)
-    before = windowed_attention(q, k, v, table, grid, implementation)
+    before = implementation(q, k, v, table, grid)
     table[3, 11] += 1.0  # in place, as an optimiser does
-    after = windowed_attention(q, k, v, table, grid, implementation)
+    after = implementation(q, k, v, table, grid)
     assert (before - after).abs().max() > 1e-3
 
 
@@ -81,8 +83,8 @@ def test_half_precision_is_close(dtype: torch.dtype) -> None:
     """Masks overflow, or the softmax runs in the half type."""
     grid = (20, 30)
     q, k, v, table = inputs(grid)
-    exact = windowed_attention(q, k, v, table, grid, "reference")
-    half = windowed_attention(q.to(dtype), k.to(dtype), v.to(dtype), table.to(dtype), grid, "blockwise")
+    exact = ops.windowed_attention(q, k, v, table, grid)
+    half = blockwise_attention(q.to(dtype), k.to(dtype), v.to(dtype), table.to(dtype), grid)
     assert half.dtype == dtype
     assert (half.float() - exact).abs().max() < 0.05
 

@@ -1,5 +1,6 @@
 """Group norm, modulation and SiLU: plain, fused, and their gradients, against the definition."""
 
+import functools
 import subprocess
 import sys
 
@@ -8,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssdd.nn import norm_autograd, norms
+from ssdd.nn import fast, ops
 from ssdd.nn.blocks import GroupNormSilu, ResNetBlock, UpsampleConv2d
-from ssdd.nn.norms import affine_group_norm, fused_norm_silu, modulate, norm_silu
+from ssdd.nn.fast import norm_gradients, norm_silu
+from ssdd.nn.fast.norms import modulate
 from ssdd.nn.whole_image import Moments
 
 EPS = 1e-5
+fused_norm_silu = functools.partial(norm_silu, compiled=True)
 GRIDS = [(1, 1), (4, 3), (8, 6), (16, 12), (32, 24)]
 """Latent grids against a level of 16 x 12: one value, cells of 4 x 4 and 2 x 2, the level's own, a finer one."""
 
@@ -37,7 +40,7 @@ def definition(x: Tensor, groups: int, scale: Tensor, shift: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("norm", [norm_silu, fused_norm_silu])
+@pytest.mark.parametrize("norm", [ops.norm_silu, norm_silu, fused_norm_silu])
 @torch.no_grad()
 def test_equals_the_definition(norm, grid: tuple[int, int], batch: int) -> None:
     x, scale, shift = inputs(grid, batch)
@@ -69,7 +72,7 @@ def test_given_moments_are_used_by_both(grid: tuple[int, int]) -> None:
 
 
 def test_fused_is_not_taken_for_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norms, "norm_compiled", None)  # fused would call it
+    monkeypatch.setattr(fast, "norm_compiled", None)  # fused would call it
     x, scale, shift = inputs((4, 3))
     out = fused_norm_silu(x.double(), 8, scale.double(), shift.double(), EPS)
     torch.testing.assert_close(out, definition(x, 8, scale, shift))
@@ -93,11 +96,11 @@ def test_gradients(norm, grid: tuple[int, int], batch: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_own_gradient_is_that_of_pytorch(dtype: torch.dtype, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Worked through image by image, and all at once."""
-    monkeypatch.setattr(norm_autograd, "PIECE", piece)
+    monkeypatch.setattr(norm_gradients, "PIECE", piece)
     x = inputs((1, 1))[0].to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
     one, zero = torch.ones(1, 24, 1, 1), torch.zeros(1, 24, 1, 1)
     direction = torch.randn(x.shape, dtype=dtype)
-    own = affine_group_norm(x, 8, one.to(dtype), zero.to(dtype), EPS)
+    own = fast.group_norm(x, 8, one.to(dtype), zero.to(dtype), EPS)
     assert "_GroupNorm" in str(own.grad_fn.next_functions)
     plain = F.group_norm(x.contiguous(), 8, eps=EPS)
     torch.testing.assert_close(own, plain, atol=1e-5, rtol=1e-5)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssdd import AutoencoderSSDD
-from ssdd.nn import norm_compiled
+from ssdd.nn.fast import norm_compiled
 from ssdd.training import state
 from ssdd.training.config import FlowConfig, TrainConfig, to_json
 from ssdd.training.loop import train

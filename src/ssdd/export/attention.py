@@ -1,7 +1,7 @@
 """Windowed attention in blocks of queries, in operations that take symbolic sizes.
 
 Shapes: B batch, h heads, R x C token grid, D = h*d width, K x L blocks of 8 x 8 queries, each of which sees S x S keys
-(22 x 22 for a window of 15; see ``nn.attention``).
+(22 x 22 for a window of 15; see ``nn.fast.attention``).
 
 Blocks are taken by index, rows and then columns. An index beyond the grid is moved to the nearest token, and a channel
 of its own takes such a key out of the softmax. Memory grows linearly with the grid, whatever its size.
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..nn.attention import BLOCK, window_bias
+from ..nn.fast.attention import BLOCK
+from ..nn.ops import window_bias
 
 _OUTSIDE = -1e4
 """Score offset of keys outside the grid: finite in half precision, and its exponential is exactly zero."""
@@ -59,7 +60,7 @@ def block_bias(table: Tensor) -> Tensor:
 
 
 def windowed_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, queries: Blocks, keys: Blocks) -> Tensor:
-    """Softmax attention of every token to the window around it: ``nn.attention`` in one way for all grids.
+    """Softmax attention of every token to the window around it: ``nn.ops`` in one way for all grids.
 
     Args:
         q, k, v: (B, R, C, D), heads side by side in D.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .norms import affine_group_norm, fused_norm_silu, norm_silu
+from . import fast
 from .whole_image import moments_for
 
 
@@ -29,7 +29,7 @@ class AdaptiveGroupNormSilu(nn.Module):
     """
 
     fused = False
-    """Whether ``fused_norm_silu`` is used."""
+    """Whether compiled kernels are used where they can be."""
 
     def __init__(self, channels: int, context_channels: int, groups: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class AdaptiveGroupNormSilu(nn.Module):
         """x: (B, C, H, W); context: (B, E, h, w); returns (B, C, H, W)."""
         scale, shift = self.modulation(context).chunk(2, dim=1)
         moments = moments_for(self, x, self.groups)
-        return (fused_norm_silu if self.fused else norm_silu)(x, self.groups, 1 + scale, shift, 1e-5, moments)
+        return fast.norm_silu(x, self.groups, 1 + scale, shift, 1e-5, moments, compiled=self.fused)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -50,14 +50,14 @@ class GroupNorm(nn.GroupNorm):
         """(B, C, H, W) -> (B, C, H, W)."""
         weight, bias = (p[None, :, None, None] for p in (self.weight, self.bias))
         moments = moments_for(self, input, self.num_groups)
-        return affine_group_norm(input, self.num_groups, weight, bias, self.eps, moments)
+        return fast.group_norm(input, self.num_groups, weight, bias, self.eps, moments)
 
 
 class GroupNormSilu(nn.GroupNorm):
     """GroupNorm, an optional modulation per channel, SiLU."""
 
     fused = False
-    """Whether ``fused_norm_silu`` is used."""
+    """Whether compiled kernels are used where they can be."""
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """x: (B, C, H, W); scale, shift: (B or 1, C), for ``norm(x) * (1 + scale) + shift``; returns (B, C, H, W)."""
@@ -66,7 +66,7 @@ class GroupNormSilu(nn.GroupNorm):
             weight, bias = weight * (1 + scale), bias * (1 + scale) + shift
         weight, bias = weight[:, :, None, None], bias[:, :, None, None]
         moments = moments_for(self, x, self.num_groups)
-        return (fused_norm_silu if self.fused else norm_silu)(x, self.num_groups, weight, bias, self.eps, moments)
+        return fast.norm_silu(x, self.num_groups, weight, bias, self.eps, moments, compiled=self.fused)
 
 
 class ResNetBlock(nn.Module):
@@ -120,18 +120,4 @@ class UpsampleConv2d(nn.Conv2d):
     def forward(self, input: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """(B, C, ceil(H/2), ceil(W/2)), size (H, W), by default twice the input's -> (B, C, H, W)."""
         twice = (2 * input.shape[-2], 2 * input.shape[-1])
-        if size is None or tuple(size) == twice:
-            return F.conv_transpose2d(input, transposed_kernel(self.weight), self.bias, stride=2, padding=1)
-        return super().forward(F.interpolate(input, scale_factor=2.0, mode="nearest")[..., : size[0], : size[1]])
-
-
-def transposed_kernel(weight: Tensor) -> Tensor:
-    """The kernel with which a transposed convolution of stride 2 is nearest x2 and then a 3x3 convolution.
-
-    Of the nine products of an output pixel several share their input pixel; adding up their weights first leaves four,
-    so 4/9 of the work. (C', C, 3, 3) -> (C, C', 4, 4).
-    """
-    kernel = weight.flip(2, 3).transpose(0, 1)  # a transposed convolution turns its kernel round
-    ahead, behind = F.pad(kernel, (0, 1, 0, 0)), F.pad(kernel, (1, 0, 0, 0))
-    wide = ahead + behind  # (C, C', 3, 4)
-    return F.pad(wide, (0, 0, 0, 1)) + F.pad(wide, (0, 0, 1, 0))
+        return fast.upsample_conv(input, self.weight, self.bias, twice if size is None else size)

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import windowed_attention
+from . import fast
 
 WINDOW = 15
-"""Side of the attention window in tokens (read off the released weights; see ``attention.py``)."""
+"""Side of the attention window in tokens (read off the released weights; see ``ops.windowed_attention``)."""
 
 
 class AdaptiveLayerNorm(nn.Module):
@@ -47,7 +47,7 @@ class WindowedSelfAttention(nn.Module):
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """x: (B, N, D) in row-major order of the grid; returns (B, N, D)."""
         q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q, self.k, self.v))
-        out = windowed_attention(q, k, v, self.bias_table, grid)  # (B, heads, N, D / heads)
+        out = fast.windowed_attention(q, k, v, self.bias_table, grid)  # (B, heads, N, D / heads)
         return self.out(out.transpose(1, 2).flatten(2))
 
 

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from .norm_autograd import channel_statistics, group_origin
+from .norm_gradients import channel_statistics, group_origin
 
 P = ParamSpec("P")
 Result = TypeVar("Result")

@@ -1,0 +1,82 @@
+"""Windowed attention by blocks of queries, in time and memory that grow linearly with the tokens.
+
+The grid is cut into 8 x 8 blocks of queries. The keys that a block can see are the 22 x 22 tokens around it (r = 7),
+and relative positions are the same in every block, so one small bias serves all blocks and batch items.
+
+Shapes: B batch, h heads, R x C token grid (rows, columns), N = R*C tokens in row-major order, d head width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ops import positions, window_bias
+
+BLOCK = 8
+"""Rows and columns of a query block. At most r + 1, so that a padded query still sees a real key."""
+
+_BLOCKS_AT_ONCE = 32
+"""Whose scores a CPU keeps at a time: what fits its caches, or nearly."""
+
+_OUTSIDE = -1e4
+"""Score offset of keys outside the grid: finite in half precision, and its exponential is exactly zero."""
+
+
+def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return what ``ops.windowed_attention`` does, (B, h, N, d)."""
+    (batch, heads, _, width), (rows, columns), radius = q.shape, grid, table.shape[0] // 2
+    below, right = -rows % BLOCK, -columns % BLOCK
+    blocks = ((rows + below) // BLOCK, (columns + right) // BLOCK)
+    seen = BLOCK + 2 * radius
+
+    # One extra channel marks the keys outside the grid: every query carries a one there, such a key a large
+    # negative number. So the border needs no mask of its own per block. More channels, of zeros, to a multiple of
+    # eight: kernels on GPUs want that.
+    extra = -(width + 1) % 8
+    q = F.pad(q.unflatten(2, grid), (0, 0, 0, right, 0, below))
+    q = F.pad(F.pad(q * width**-0.5, (0, 1), value=1.0), (0, extra))
+    k = F.pad(k.unflatten(2, grid), (0, 1))
+    k = torch.cat(
+        [
+            F.pad(k[..., :-1], (0, 0, radius, right + radius, radius, below + radius)),
+            F.pad(k[..., -1:], (0, extra, radius, right + radius, radius, below + radius), value=_OUTSIDE),
+        ],
+        dim=-1,
+    )
+    v = F.pad(v.unflatten(2, grid), (0, 1 + extra, radius, right + radius, radius, below + radius))
+
+    q = _blocks(q, blocks, BLOCK)  # (B * blocks, h, 64, d')
+    k = _blocks(k, blocks, seen)  # (B * blocks, h, 484, d')
+    v = _blocks(v, blocks, seen)  # (B * blocks, h, 484, d')
+    query = tuple(p + radius for p in positions(BLOCK, BLOCK, q.device))
+    bias = window_bias(table, (query[0], query[1]), positions(seen, seen, q.device))  # (h, 64, 484)
+    attend = _attend_biased if q.device.type == "cpu" else _attend_fused
+    out = attend(q, k, v, bias.to(q.dtype))[..., :width]
+
+    out = out.unflatten(2, (BLOCK, BLOCK)).unflatten(0, (batch, *blocks))  # (B, br, bc, h, 8, 8, d)
+    out = out.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)  # (B, h, R + below, C + right, d)
+    return out[:, :, :rows, :columns].reshape(batch, heads, rows * columns, width)
+
+
+def _attend_fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """(blocks, h, Q, d) of queries that are scaled already, by the kernel of the device. bias: (h, Q, K)."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=1.0)
+
+
+def _attend_biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """The same by matrix products, some blocks at a time: quicker than the fused kernel of CPUs in half precision."""
+    bias = bias.repeat(min(len(q), _BLOCKS_AT_ONCE), 1, 1)  # (blocks * h, Q, K)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = torch.baddbmm(bias[: len(q)], q, k.transpose(1, 2))
+        return scores.softmax(dim=-1) @ v
+
+    parts = zip(*(x.flatten(0, 1).split(len(bias)) for x in (q, k, v)), strict=True)
+    return torch.cat([attend(*part) for part in parts]).unflatten(0, q.shape[:2])
+
+
+def _blocks(x: Tensor, blocks: tuple[int, int], size: int) -> Tensor:
+    """(B, h, R', C', d) -> (B * blocks, h, size * size, d): squares of ``size``, one every ``BLOCK`` tokens."""
+    x = x.unfold(2, size, BLOCK).unfold(3, size, BLOCK)  # (B, h, br, bc, d, size, size)
+    x = x.permute(0, 2, 3, 1, 5, 6, 4)
+    return x.reshape(x.shape[0] * blocks[0] * blocks[1], x.shape[3], size * size, x.shape[-1])

@@ -1,4 +1,4 @@
-"""The contenders: our networks, those of the field in diffusers, and our own written down plainly.
+"""The contenders: our networks, those of the field in diffusers, and our own on their definitions.
 
 Shapes: B batch, S side of an image, c latent channels, g x g latent grid.
 """
@@ -11,11 +11,13 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 
+from .. import flow
 from ..autoencoder import AutoencoderSSDD
 from ..dtypes import DTYPES, Dtype
+from ..nn import fast
+from ..nn.decoder import Decoder
 from ..nn.presets import decoder_size, encoder_size
 from .config import DecodeBench, EncodeBench, MemoryBench, Mode, Peer
-from .plain import PlainDecoder
 
 PEER_FACTOR, PEER_CHANNELS = 8, 4
 _SD_CHANNELS = (128, 256, 512, 512)
@@ -169,12 +171,18 @@ def _ours(size: str, settings: DecodeBench | MemoryBench, how: Preparation) -> C
 
 
 def _plain(size: str, settings: DecodeBench | MemoryBench, how: Preparation) -> Contender:
-    d, latent = decoder_size(size), encoder_size(settings.latent)
-    network = how.plain(PlainDecoder(d.channels, d.layers, d.heads, d.groups, latent.latent_channels))
+    """Return our decoder on the definitions of ``nn.ops``, in PyTorch's own memory layout."""
+    latent = encoder_size(settings.latent)
+    network = how.plain(Decoder(decoder_size(size), latent.latent_channels))
 
     def work(side: int, batch: int) -> Work:
         z = how.random(batch, latent.latent_channels, side // latent.factor, side // latent.factor)
         noise = how.random(batch, 3, side, side)
-        return lambda: network.decode(z, noise, settings.steps)
+
+        def decode() -> Tensor:
+            with fast.reference():
+                return flow.euler_sample(lambda x, t: network(x.to(z.dtype), t, z), noise, settings.steps)
+
+        return decode
 
     return Contender(f"plain-{size} {settings.latent}", work, None)

@@ -33,6 +33,7 @@ COMMANDS = {
     "decode": "latent files, or a tokenized data set -> images",
     "bench": "speed, compared in one run",
     "convert": "a checkpoint in the authors' released layout -> a model folder",
+    "doctor": "check this installation: versions, devices, quick paths, a photograph on each device",
     "data": "check a data set: counts, sizes, broken files, a contact sheet",
     "evaluate": "compare autoencoders on the same crops by a named protocol",
     "export": "a model -> ONNX files for ONNX Runtime",

@@ -31,9 +31,10 @@ OPTIONS = {
     "statistics": ("--data", "--protocol", "--limit", "--save", "--out", "--overwrite", "--device", "--dtype"),
     "tokenize": ("verify", "--out", "--model", "--size", "--crop", "--flips", "--only", "--labels", "--store"),
     "bench": ("decode", "encode", "train", "memory", "generation"),
-    "generate": ("train LATENTS", "sample RUN", "evaluate RUN", "--decoder", "--recipe", "DiT-XL/2"),
+    "generate": ("train LATENTS", "sample RUN", "evaluate RUN", "classes RUN", "export RUN", "DiT-XL/2"),
     "train": ("tiny-encoder", "demo", "pretraining", "finetune", "--latent"),
     "data": ("check", "--out", "--workers"),
+    "doctor": ("--json", "--no-compile"),
 }
 
 

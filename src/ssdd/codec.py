@@ -141,6 +141,8 @@ def load_encoded(path: Path) -> EncodedImage:
     except (SafetensorError, OSError) as error:
         raise LatentFileError(f"{path}: expected a latent file of ssdd encode, could not read it ({error})") from error
     try:
+        if metadata.get("format", _FORMAT) != _FORMAT:
+            raise ValueError("another format")
         height, width, factor = (int(metadata[k]) for k in ("height", "width", "factor"))
         mean, logvar = tensors["mean"].float(), tensors["logvar"].float()
         stated = metadata.get("identity")

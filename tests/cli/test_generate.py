@@ -82,7 +82,7 @@ def test_from_pictures_to_samples(
     assert told["labels"] == [1, 0, 1, 0]
     assert (told["sampling"]["steps"], told["sampling"]["guidance"]) == (2, 4.0)
     again = ssdd("generate", "sample", "run", "--count", 4, "--out", "out", *quick)
-    assert "made with another labels: choose another --out" in again.error_line()
+    assert "made with another labels ([1, 0, 1, 0] instead of [0, 1, 0, 1])" in again.error_line()
     npz = ssdd("generate", "sample", "run", "--count", 4, "--out", "npz", "--format", "npz", *quick)
     assert npz.status == 0, npz.err
     with np.load(tmp_path / "npz" / "samples.npz") as found:
@@ -133,7 +133,7 @@ def test_from_pictures_to_samples(
         (("sample", "run", "--batch-size", "0"), "expected a batch size of at least 1, found 0"),
         (("sample", "run", "--count", "0"), "expected a count of at least 1, found 0"),
         (("sample", "run", "--decoder", other_model), "a decoder of the encoder that made the latents, ssdd-f8c4-demo"),
-        (("evaluate", "run"), "pass --data"),
+        (("evaluate", "run"), "or their statistics, --reference; found neither"),
         (("evaluate", "run", "--data", "photos", "--guidance", "1,-1"), "expected a guidance of at least 0, found -1"),
         (("evaluate", "run", "--data", "photos", "--guidance", "a"), "expected --guidance like"),
     ):

@@ -137,6 +137,21 @@ def test_other_samples_are_neither_mixed_nor_lost(kind: Format, tmp_path: Path) 
     assert json.loads((tmp_path / FACTS).read_text()) == {"seed": 1}
 
 
+def test_overwriting_leaves_nothing_of_the_earlier_set(tmp_path: Path) -> None:
+    """A glob, or the distance to a folder, would take the old ones along."""
+    begin(FILES["png"](tmp_path, LABELS, 3), {"format": "png", "labels": LABELS}, overwrite=False)
+    make("png", tmp_path)
+    begin(FILES["tar"](tmp_path, [0], 3), {"format": "tar", "labels": [0]}, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == [FACTS]
+
+
+def test_other_settings_are_told_with_their_values(tmp_path: Path) -> None:
+    files = FILES["png"](tmp_path, LABELS, 3)
+    begin(files, {"count": 7, "sampling": {"steps": 2, "seed": 0}}, overwrite=False)
+    with pytest.raises(OutputExists, match=r"another count \(7 instead of 8\), sampling \(steps \(2 instead of 5\)\)"):
+        begin(files, {"count": 8, "sampling": {"steps": 5, "seed": 0}}, overwrite=False)
+
+
 def test_page_of_many() -> None:
     assert draw_page(list(IMAGES)).shape == (8, 7 * 8 + 6 * 4, 3)
     assert draw_page([IMAGES[0]] * 64).shape == (8 * 12 - 4, 8 * 12 - 4, 3)
@@ -213,7 +228,7 @@ def test_guidance_search_and_its_protocol(
     assert content["rows"][1]["distances"] == results[1].distances
     assert torch.__version__ == content["software"]["torch"]
     assert Image.open(tmp_path / "search.png").width > 400
-    with pytest.raises(ValueError, match="holds rows with another generator"):
+    with pytest.raises(ValueError, match=r'holds rows with another generator \("g" instead of "h"\)'):
         SearchFile(tmp_path / "search.json", {"generator": "h"}).kept()
 
 
@@ -228,3 +243,31 @@ def test_published_statistics_give_the_frechet_distance_alone(
     assert distances["frechet"] > 0
     assert "kid" not in distances
     assert "mean and covariance of" in as_text([result], reference, [0, 1, 0], "")
+    np.savez(tmp_path / "other.npz", mu=np.full(12, 0.4), sigma=np.eye(12) / 100)
+    assert published_reference(tmp_path / "other.npz", Means()).facts["sha256"] != reference.facts["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("mu", "sigma"),
+    [
+        (np.full(12, np.nan), np.eye(12)),
+        (np.zeros(12), -np.eye(12)),
+        (np.zeros(12), np.triu(np.ones((12, 12)))),
+        (np.zeros(12, complex), np.eye(12)),
+        (np.zeros(12), np.full((12, 12), np.inf)),
+    ],
+    ids=["not a number", "negative", "not symmetric", "complex", "infinite"],
+)
+def test_statistics_that_are_none(mu: np.ndarray, sigma: np.ndarray, tmp_path: Path) -> None:
+    """The first two gave a distance of 0, as of a perfect generator."""
+    np.savez(tmp_path / "adm.npz", mu=mu, sigma=sigma)
+    with pytest.raises(ValueError, match=r"adm\.npz: expected (mu|an \.npz with mu)"):
+        published_reference(tmp_path / "adm.npz", Means())
+
+
+def test_decoder_is_known_by_its_weights(decoder: LatentDecoder) -> None:
+    """Samples and rows of two decoders under one name would be mixed."""
+    same = LatentDecoder(decoder.model, NOBODY)
+    assert same.sha256 == decoder.sha256
+    model = AutoencoderSSDD.from_preset(encoder="f8c4", decoder="XXS", encoder_width=32, encoder_groups=8).eval()
+    assert LatentDecoder(model, NOBODY).sha256 != decoder.sha256

@@ -4,11 +4,13 @@ Two models have the same latents if their encoders have the same weights; a name
 proves nothing.
 """
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 from msgspec import Meta, Struct, structs
+from torch import nn
 
 from ..nn.encoder import Encoder
 from ..text import one_safe_line
@@ -81,6 +83,15 @@ def identify(name: str, encoder: str | None = None, loaded: Encoder | ForeignEnc
         name, encoder_digest(loaded), loaded.spatial_factor, loaded.latent_channels, encoder=encoder
     )
     return identity if single_file else _with_scale(identity, config)
+
+
+def identify_weights(module: nn.Module) -> str:
+    """Return a digest of a network's weights, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _with_scale(identity: LatentIdentity, config: Mapping[str, Any]) -> LatentIdentity:

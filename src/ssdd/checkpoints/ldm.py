@@ -28,6 +28,11 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
             names = list(file.keys())
+            if "decoder.up_blocks.0.resnets.0.conv1.weight" in names:
+                raise CheckpointError(
+                    f"{path}: expected a single file in the layout of LDM or of the authors, found diffusers' layout: "
+                    "pass the folder that holds it and its config.json"
+                )
             for prefix in ("first_stage_model.", "vae.", ""):
                 if f"{prefix}decoder.up.0.block.0.conv1.weight" in names:
                     kept = [name for name in names if name.startswith(tuple(prefix + part for part in parts))]

@@ -17,6 +17,7 @@ from ..dtypes import DTYPES, Dtype
 from ..files import one_after_another
 from ..generation.config import GenerationConfig
 from ..recipes.generation import GENERATION_RECIPES, summary
+from ..text import one_safe_line
 from ..training.config import without_idle
 from .common import ModelOptions, check_outputs, parse_options, run_training
 
@@ -92,7 +93,8 @@ class SampleOptions(GeneratorOptions):
     """What sampling and evaluation share."""
 
     classes: str = "all"
-    """Numbers, names or unique parts of names, such as 1,tench,ibis, or all; samples take them in turn."""
+    """Numbers, names or unique parts of names, such as 1,tench,ibis, or all; samples take them in turn. #10 is the
+    number where 10 is the name of another class."""
     steps: int = 50
     """Steps of the sampler."""
     sampler: Literal["euler", "heun"] = "euler"
@@ -240,7 +242,7 @@ def run(options: Options) -> int:
         from ..generation.result import read_facts
 
         for number, name in enumerate(read_facts(options.run).classes):
-            print(f"{number}\t{name}")
+            print(f"{number}\t{one_safe_line(name)}")
         return 0
     if isinstance(options, Export):
         from ..generation.pipeline import save_pipeline
@@ -251,7 +253,7 @@ def run(options: Options) -> int:
     return _sample(options) if isinstance(options, Sample) else _evaluate(options)
 
 
-_PART_SIZES = {"png": 100, "npz": 250, "tar": 1000}
+_PART_SIZES = {"png": 100, "npz": 250}
 _MANY = 256
 """Samples from which on compiling the decoder pays."""
 
@@ -259,7 +261,7 @@ _MANY = 256
 def _sample(options: Sample) -> int:
     """Make this process' parts of the samples; whoever finishes the last part completes the result."""
     from ..generation.evaluation import balanced_labels
-    from ..generation.output import FACTS, FILES, GRID, begin
+    from ..generation.output import FACTS, FILES, GRID, TAR_PART, begin
     from ..generation.result import parse_classes, read_facts
     from ..generation.sampling import generate_images
 
@@ -274,7 +276,7 @@ def _sample(options: Sample) -> int:
     device = _local_device(options)
     generator, decoder = options.load(device, optimize=options.count >= _MANY)
     guide = options.load_guide(device)
-    part_size = _PART_SIZES[options.format]
+    part_size = _PART_SIZES.get(options.format, TAR_PART)
     if options.format == "png":  # its parts need not be the same when more processes go on with them
         part_size = min(part_size, -(-options.count // processes))
     files = FILES[options.format](options.out, labels, part_size)
@@ -336,7 +338,10 @@ def _evaluate_shared(options: Evaluate, processes: "Processes") -> int:
     from .evaluate import LeftOut, load_extractors
 
     if bool(options.data) == (options.reference is not None):
-        raise ValueError("expected photographs to compare with, or their statistics: pass --data or --reference")
+        found = "both" if options.data else "neither"
+        raise ValueError(
+            f"expected photographs to compare with, --data, or their statistics, --reference; found {found}"
+        )
     if options.out is not None:
         check_outputs(options.out.parent, [options.out.name])
         if options.overwrite and processes.main:
@@ -352,6 +357,8 @@ def _evaluate_shared(options: Evaluate, processes: "Processes") -> int:
         if source is None or options.classes != "all":
             raise ValueError("expected --data and all classes for --shares data")
         counts = evaluation.photograph_classes(source, facts.classes)
+        if processes.main and (others := len(source) - counts.total()):
+            print(f"{others:,} of {len(source):,} photographs are of no class of the generator", file=sys.stderr)
         labels, shares = evaluation.proportional_labels(counts, options.count, options.seed), "as the photographs"
     generator, decoder = options.load(processes.device, optimize=options.count >= _MANY)
     guide = options.load_guide(processes.device)
@@ -417,14 +424,14 @@ def _models(
         "generator_sha256": generator.digest,
         "guide_sha256": None if guide is None else guide.digest,
         "decoder": decoder.identity.name,
-        "decoder_encoder_sha256": decoder.identity.encoder_sha256,
+        "decoder_sha256": decoder.sha256,
         "dtype": options.dtype,
         "tokenizer": structs.asdict(generator.facts.tokenizer),
     }
 
 
 def _how(sampling: "Sampling", labels: Sequence[int | None]) -> dict[str, Any]:
-    return {"sampling": sampling.describe(), "labels": list(labels)}
+    return {"count": len(labels), "sampling": sampling.describe(), "labels": list(labels)}
 
 
 def _numbers(text: str, expected: str, count: int | None = None) -> list[float]:

@@ -5,6 +5,7 @@ Shapes: B batch, c latent channels, h x w latent grid, f spatial factor.
 
 import hashlib
 import logging
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ..autoencoder import AutoencoderSSDD
 from ..checkpoints.encoders import encoder_digest
-from ..checkpoints.identity import LatentIdentity, check_decoder, find_decoder, identify
+from ..checkpoints.identity import LatentIdentity, check_decoder, find_decoder, identify, identify_weights
 from ..checkpoints.kl_vae import read_config
 from ..checkpoints.places import download, find_model
 from .autoencoders import Network, OwnCode, PretrainedAutoencoder, load_autoencoder
@@ -36,6 +37,16 @@ class LatentDecoder:
 
     def __init__(self, model: "AutoencoderSSDD | Network", identity: LatentIdentity) -> None:
         self.model, self.identity, self.device = model, identity, model.device
+
+    @cached_property
+    def sha256(self) -> str:
+        """Return the digest of what decides its images: the weights, and the settings of a model of ours."""
+        if isinstance(self.model, AutoencoderSSDD):
+            settings = [self.model.config[name] for name in ("num_inference_steps", "noise_seed")]
+            known = [identify_weights(self.model.decoder), *map(str, settings)]
+        else:
+            known = sorted(self.model.sha256.values())
+        return hashlib.sha256("\n".join(known).encode()).hexdigest()
 
     @property
     def latent_channels(self) -> int:

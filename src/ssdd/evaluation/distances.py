@@ -126,16 +126,18 @@ def read_statistics(path: str | os.PathLike[str], extractor: Extractor) -> Featu
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
+            if any(np.iscomplexobj(arrays[name]) for name in ("mu", "sigma")):
+                raise ValueError("complex numbers")
             mean, covariance = (torch.from_numpy(np.asarray(arrays[name], np.float64)) for name in ("mu", "sigma"))
     except OSError:
         raise
     except Exception as error:  # whatever another file leads to
         raise ValueError(f"{path}: expected an .npz with mu and sigma, found {first_line(error)}") from error
     width = extractor.width
-    if mean.shape != (width,) or covariance.shape != (width, width) or not bool(covariance.isfinite().all()):
+    if mean.shape != (width,) or covariance.shape != (width, width) or not _is_covariance(mean, covariance):
         raise ValueError(
-            f"{path}: expected mu ({width},) and sigma ({width}, {width}) of {extractor.name}, finite, found "
-            f"{tuple(mean.shape)} and {tuple(covariance.shape)}"
+            f"{path}: expected mu ({width},) and sigma ({width}, {width}) of {extractor.name}, finite, sigma a "
+            f"covariance, found {tuple(mean.shape)} and {tuple(covariance.shape)}"
         )
     result = FeatureSet(extractor)
     result.extra = {"source": str(path)}
@@ -144,6 +146,15 @@ def read_statistics(path: str | os.PathLike[str], extractor: Extractor) -> Featu
     statistics.mean = mean.to(statistics.mean)
     statistics.scatter = covariance.to(statistics.mean) * (_ENDLESS - 1)
     return result
+
+
+def _is_covariance(mean: Tensor, covariance: Tensor) -> bool:
+    """Whether the numbers are finite, and the matrix is symmetric without variances below zero, but for rounding."""
+    if not bool(mean.isfinite().all() and covariance.isfinite().all()):
+        return False
+    rounding = 1e-3 * float(covariance.abs().max())
+    symmetric = float((covariance - covariance.T).abs().max()) <= rounding
+    return symmetric and float(torch.linalg.eigvalsh(covariance).min()) >= -rounding
 
 
 def _hash(numbers: np.ndarray) -> np.ndarray:

@@ -5,6 +5,8 @@ Everything is computed in float64 on the features' device.
 Shapes: B features in a batch, D width of a feature.
 """
 
+import math
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -85,7 +87,10 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
     first, second = a.covariance, b.covariance.to(a.mean.device)
     root = torch.linalg.svdvals(_root(first).T @ _root(second)).sum()
     shift = (a.mean - b.mean.to(a.mean.device)).square().sum()
-    return max(0.0, float(shift + first.trace() + second.trace() - 2 * root))
+    distance = float(shift + first.trace() + second.trace() - 2 * root)
+    if not math.isfinite(distance):
+        raise ValueError(f"expected finite features for a Fréchet distance, found a distance of {distance}")
+    return max(0.0, distance)
 
 
 def _root(covariance: Tensor) -> Tensor:

@@ -21,8 +21,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..checkpoints.identity import LatentIdentity
+from ..checkpoints.kl_vae import read_statistics
 from ..data.loader import BatchPositions, start_worker
 from ..data.permutation import KeyedPermutation
+from ..normalization import check_convention
 
 Shape = tuple[int, int, int]
 """(c, h, w)."""
@@ -70,10 +72,10 @@ def open_latents(folder: str) -> Latents:
 
 
 def normalization_of(statistics: Mapping[str, Any], channels: int) -> dict[str, Any]:
-    """The statistics of a data set as ``normalization.latent_map`` takes them.
+    """Return the statistics of a data set as ``normalization.latent_map`` takes them.
 
-    Raises ValueError where they are missing (1 and 0, as of a model that was never measured, count as missing), or of
-    another number of channels.
+    Raises ValueError where they are missing (1 and 0, as of a model that was never measured, count as missing), of
+    another number of channels, or no numbers that can be a mean and a deviation.
     """
     found = {name: statistics.get(name) for name in STATISTICS}
     per_channel = [found["latents_mean"], found["latents_std"]]
@@ -85,10 +87,15 @@ def normalization_of(statistics: Mapping[str, Any], channels: int) -> dict[str, 
             "`ssdd tokenize`, which measures them"
         )
     for values in per_channel:
-        if values is not None and len(values) != channels:
+        if isinstance(values, list | tuple) and len(values) != channels:
             raise ValueError(f"expected statistics of {channels} channels, found {len(values)}")
+    if None in per_channel and per_channel != [None, None]:
+        raise ValueError("expected both latents_mean and latents_std or neither, found one of them")
+    read_statistics("statistics", found, channels)
+    convention = statistics.get("latents_convention") or "measured"
+    check_convention(convention)
     found["shift_factor"] = found["shift_factor"] or 0.0
-    return found | {"latents_convention": statistics.get("latents_convention") or "measured"}
+    return found | {"latents_convention": convention}
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,11 @@ from ..evaluation.figures import figure_style, new_figure, save_figure
 from ..evaluation.metrics import SET_METRICS
 from ..evaluation.protocols import PROTOCOLS, Census, EvaluationSet, Progress, Protocol, crop_batches, silent
 from ..evaluation.results import describe_extractor, set_notes, software
+from ..evaluation.weights import sha256
 from ..files import atomic_path, write_json
 from ..processes import Processes, gather
 from ..text import aligned
+from .output import other_settings
 from .result import Generator
 from .sampling import Sampling, generate_images
 
@@ -104,7 +106,9 @@ def published_reference(path: Path, extractor: Extractor) -> Reference:
 
     Raises OSError or ValueError with one line.
     """
-    return Reference({"statistics": str(path)}, [extractor], [read_statistics(path, extractor)], [])
+    return Reference(
+        {"statistics": str(path), "sha256": sha256(path)}, [extractor], [read_statistics(path, extractor)], []
+    )
 
 
 def measure_samples(
@@ -208,8 +212,8 @@ class SearchFile:
         expected = json.loads(json.dumps(self.facts))
         if different := [name for name in expected if name != "software" and found.get(name) != expected[name]]:
             raise ValueError(
-                f"{self.path} holds rows with another {', '.join(different)}: choose another --out, or pass "
-                "--overwrite to replace it"
+                f"{self.path} holds rows with another {other_settings(different, found, expected)}: choose another "
+                "--out, or pass --overwrite to replace it"
             )
         return results
 
@@ -259,7 +263,7 @@ def _protocol(
 ) -> list[str]:
     sampling, data = results[0].sampling, reference.facts
     classes, (low, high) = len(set(labels) - {None}), sampling.interval
-    photographs = f"photographs: mean and covariance of {data.get('statistics')}"
+    photographs = f"photographs: mean and covariance of {data.get('statistics')}; sha256 {data.get('sha256', '')[:16]}"
     if reference.count is not None:
         crops, sha256 = f"{data['crops']} crops", data["fingerprint"][:16]
         photographs = f"photographs: {crops}, {data['protocol']}: {data['crop']}; sha256 {sha256}"

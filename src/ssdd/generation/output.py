@@ -12,7 +12,7 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -24,6 +24,8 @@ from ..training.validation import grid
 Format = Literal["png", "npz", "tar"]
 GRID, NPZ, FACTS = "grid.png", "samples.npz", "samples.json"
 _PARTS = ".parts"
+TAR_PART = 1000
+"""Samples of a tar shard."""
 COLUMNS, ROWS = 8, 8
 """Of the page of samples, at most."""
 
@@ -182,6 +184,7 @@ def begin(files: SampleFiles, facts: dict[str, object], overwrite: bool) -> None
     """
     path = files.out / FACTS
     if overwrite and path.exists():
+        _earlier(files).remove()
         files.remove()
         (files.out / GRID).unlink(missing_ok=True)
         path.unlink()
@@ -200,9 +203,31 @@ def begin(files: SampleFiles, facts: dict[str, object], overwrite: bool) -> None
         expected = json.loads(json.dumps(facts))
         if different := [name for name in expected if found.get(name) != expected[name]]:
             raise OutputExists(
-                f"{files.out} holds samples that were made with another {', '.join(different)}: choose another --out, "
-                "or pass --overwrite to replace them"
+                f"{files.out} holds samples that were made with another {other_settings(different, found, expected)}: "
+                "choose another --out, or pass --overwrite to replace them"
             ) from None
+
+
+def other_settings(names: Sequence[str], found: dict[str, Any], expected: dict[str, Any]) -> str:
+    """Return which settings differ, with the values of those that are short."""
+    told = []
+    for name in names:
+        pair = [json.dumps(settings.get(name)) for settings in (found, expected)]
+        if isinstance(found.get(name), dict) and isinstance(expected[name], dict):
+            inner = [key for key in expected[name] if found[name].get(key) != expected[name][key]]
+            told.append(f"{name} ({other_settings(inner, found[name], expected[name])})")
+        else:
+            told.append(f"{name} ({pair[0]} instead of {pair[1]})" if max(map(len, pair)) < 80 else name)
+    return ", ".join(told)
+
+
+def _earlier(files: SampleFiles) -> SampleFiles:
+    """Return the files of the result that lies in a folder already."""
+    try:
+        facts = json.loads((files.out / FACTS).read_text())
+        return FILES[facts["format"]](files.out, [None] * len(facts["labels"]), TAR_PART)
+    except (ValueError, KeyError, TypeError):  # of nobody knows what
+        return files
 
 
 def draw_page(images: Sequence[np.ndarray]) -> np.ndarray:

@@ -68,6 +68,8 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         if output_type not in ("pil", "np", "latent"):
             raise ValueError(f"expected output_type pil, np or latent, found {output_type!r}")
         wanted = [classes] if isinstance(classes, str) else classes
+        if not isinstance(wanted, list | tuple | range) or not wanted:
+            raise ValueError(f"expected a list of classes, one for each image, found {classes!r}")
         labels = [parse_classes(c, self.latent_facts)[0] if isinstance(c, str) else c for c in wanted]
         sampling = Sampling(num_inference_steps, guidance_scale, interval, sampler, seed, shift)
         facts = self.latent_facts

@@ -8,7 +8,7 @@ Shapes: B batch, c latent channels, g x g latent grid.
 
 import difflib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class LatentFacts:
 
     def check_labels(self, labels: "list[int]") -> None:
         """Raises ValueError for a class that there is not."""
-        if wrong := [label for label in labels if not 0 <= label < len(self.classes)]:
+        if wrong := [label for label in labels if type(label) is not int or not 0 <= label < len(self.classes)]:
             found = f"expected classes from 0 to {len(self.classes) - 1}, found {wrong[0]}"
             raise ValueError(found if self.classes else f"expected no class, this model knows none; found {wrong[0]}")
 
@@ -86,8 +86,10 @@ class Generator:
 
     @cached_property
     def digest(self) -> str | None:
-        """Return the SHA-256 of its files of weights."""
-        return None if self.folder is None else sha256(*sorted(self.folder.glob("*.safetensors")))
+        """Return the SHA-256 of its files of weights, its config and its facts."""
+        if self.folder is None:
+            return None
+        return sha256(*sorted(self.folder.glob("*.safetensors")), self.folder / "config.json", self.folder / FACTS)
 
 
 def save_generator(generator: Generator, folder: Path) -> None:
@@ -107,28 +109,41 @@ def read_facts(name: str | Path) -> LatentFacts:
 def parse_classes(text: str, facts: LatentFacts) -> list[int]:
     """Return the numbers of the classes in a list with commas, or of ``all``.
 
-    A part is a whole name, which may have commas itself, a number, or the part of one name alone, such as tench of
-    "tench, Tinca tinca".
+    A part is a whole name, which may have commas itself, a number, the part of one name alone, such as tench of
+    "tench, Tinca tinca", or #10, the number 10 where that is the name of another class.
 
-    Raises ValueError for a class that there is not, or a part of several.
+    Raises ValueError for a class that there is not, a part of several, or a number that is another class' name.
     """
     if text == "all":
         return list(range(len(facts.classes)))
     parts, numbers = [part.strip() for part in text.split(",")], dict[str, int]()
-    for number, name in enumerate(facts.classes):
-        numbers[", ".join(part.strip() for part in name.split(","))] = number
+    if not all(part.startswith("#") for part in parts):
+        for number, name in enumerate(facts.classes):
+            if numbers.setdefault(", ".join(part.strip() for part in name.split(",")), number) != number:
+                raise ValueError(f"expected classes of different names, found {name!r} twice: name them by #NUMBER")
     classes: list[int] = []
     while parts:
         length = next((n for n in range(len(parts), 0, -1) if ", ".join(parts[:n]) in numbers), 0)
         if length:
-            classes.append(numbers[", ".join(parts[:length])])
-        elif parts[0].lstrip("-").isdecimal():
-            classes.append(int(parts[0]))
+            classes.append(_unless_ambiguous(", ".join(parts[:length]), numbers, len(facts.classes)))
+        elif parts[0].removeprefix("#").lstrip("-").isdecimal():
+            classes.append(int(parts[0].removeprefix("#")))
         else:
             classes.append(_class_with(parts[0], facts.classes))
         del parts[: length or 1]
     facts.check_labels(classes)
     return classes
+
+
+def _unless_ambiguous(name: str, numbers: dict[str, int], count: int) -> int:
+    """Return the class of a name, unless the name is also the number of another class."""
+    number = numbers[name]
+    if name.isdecimal() and int(name) != number and int(name) < count:
+        raise ValueError(
+            f"expected a class that is named in one way, found {name!r}, the name of class #{number} and the number of "
+            f"another: pass #{number} or #{int(name)}"
+        )
+    return number
 
 
 def _class_with(part: str, names: tuple[str, ...]) -> int:
@@ -181,6 +196,7 @@ def _read_facts(path: Path) -> LatentFacts:
         content = json.loads(path.read_text())
         if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']!r}")
-        return msgspec.convert(content, LatentFacts)
-    except (ValueError, KeyError, TypeError) as error:
+        facts = msgspec.convert(content, LatentFacts)
+        return replace(facts, statistics=normalization_of(facts.statistics, facts.latent_shape[0]))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: expected a generator's {_FORMAT}, found {' '.join(str(error).split())}") from error

@@ -61,7 +61,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
             folder: Of ``ssdd tokenize``.
             members: Extensions, such as ``txt``, of other members of the samples to read.
             expect: Whose latents these have to be: a model's name, an identity (see ``checkpoints.identity``), or the
-                SHA-256 of the encoder, of which the first digits will do.
+                SHA-256 of the encoder, of which four digits or more will do.
 
         Raises:
             FileNotFoundError, TokenizedDataError: No finished set, a shard that is missing or of another size, or
@@ -193,8 +193,10 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
 def _check_encoder(folder: Path, model: LatentIdentity, expect: str | LatentIdentity) -> None:
     digest = model.encoder_sha256 or ""
-    if isinstance(expect, str) and re.fullmatch("[0-9a-f]{4,64}", expect):
-        fits, expected = digest.startswith(expect), f"the encoder {expect[:12]}"
+    if isinstance(expect, str) and re.fullmatch("[0-9a-fA-F]{4,64}", expect):
+        fits, expected = digest.startswith(expect.lower()), f"the encoder {expect[:12]}"
+    elif expect == "":
+        raise ValueError("expected a model, an identity or the digits of an encoder's SHA-256, found nothing")
     else:
         identity = identify(expect) if isinstance(expect, str) else expect
         fits, expected = model.same_encoder(identity), str(identity)

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from .. import __version__
 from ..data.images import ImageError
@@ -110,15 +109,6 @@ def identify_photographs(source: ImageSource) -> dict[str, Any]:
         except ImageError:
             digest.update(b"unreadable")
     return {"count": len(source), "sha256": digest.hexdigest()}
-
-
-def identify_weights(module: nn.Module) -> str:
-    """Return a digest of a network's weights, by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def describe_environment(processes: Processes) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checkpoints.identity import identify_weights
 from ..data.loader import BrokenImages, CropStream, crop_batches
 from ..data.pixels import levels_to_values
 from ..data.sources import ImageSource, SubsetSource, open_source
@@ -23,7 +24,7 @@ from ..processes import Processes, broadcast
 from ..statistics import LatentStatistics
 from .config import TrainConfig
 from .export import write_result
-from .run_folder import identify_photographs, identify_weights
+from .run_folder import identify_photographs
 from .stages.base import Stage, State
 from .task import Task
 from .validation import Validation, better, hold_out, read_crops, summary

@@ -5,6 +5,7 @@ is kept (a decoding allocates and frees some hundred large tensors, and fresh me
 On a GPU: bfloat16, and encoder and decoder by torch.compile where it works.
 """
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +55,8 @@ def can_compile(device: torch.device) -> bool:
 
     It needs a C++ compiler on a CPU, a C compiler and Python's headers on a GPU, and would fail at the first call only.
     """
+    if not torch.cuda.is_available():  # a line that there is no GPU, from a build of PyTorch for GPUs
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         torch.compile(_trial)(torch.zeros(8, device=device))
     except Exception as error:  # of many kinds, by the backend

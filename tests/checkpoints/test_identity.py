@@ -75,6 +75,12 @@ def test_kl_vae_by_folder_pipeline_and_single_file(kl_vae: AutoencoderKL, tmp_pa
         assert load_decoder(str(tmp_path / name), dtype=torch.bfloat16).decode(z).sample.dtype == torch.float32
 
 
+def test_single_file_in_diffusers_layout(kl_vae: AutoencoderKL, tmp_path: Path) -> None:
+    kl_vae.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="found diffusers' layout: pass the folder that holds it"):
+        load_decoder(str(tmp_path / "diffusion_pytorch_model.safetensors"))
+
+
 @pytest.mark.parametrize("upcast", [True, False])
 def test_force_upcast_is_honoured(kl_vae: AutoencoderKL, tmp_path: Path, upcast: bool) -> None:
     kl_vae.save_pretrained(tmp_path)

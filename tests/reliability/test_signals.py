@@ -40,7 +40,7 @@ def many(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A latent DiT with random weights, for the tiny model's latents."""
     statistics = {"scaling_factor": 0.5, "shift_factor": 1.0, "latents_mean": None, "latents_std": None}
-    facts = LatentFacts((4, 2, 2), ("one", "two"), statistics, LatentIdentity("none", None, 8, 4))
+    facts = LatentFacts((4, 2, 2), ("one", "two"), statistics, LatentIdentity("", None, 8, 4))
     folder = tmp_path_factory.mktemp("generator")
     save_generator(Generator(build_dit("tiny/2", (4, 2, 2), 2), facts), folder)
     return folder

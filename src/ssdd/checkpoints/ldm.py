@@ -28,7 +28,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
             names = list(file.keys())
-            if "decoder.up_blocks.0.resnets.0.conv1.weight" in names:
+            ours = any("relative_bias_table" in name for name in names)  # the authors' layout has diffusers' names too
+            if "decoder.up_blocks.0.resnets.0.conv1.weight" in names and not ours:
                 raise CheckpointError(
                     f"{path}: expected a single file in the layout of LDM or of the authors, found diffusers' layout: "
                     "pass the folder that holds it and its config.json"

@@ -112,6 +112,10 @@ def test_wrapped_parts_keep_their_names(ae: AutoencoderSSDD, tmp_path: Path) -> 
     ae.decoder = torch.compile(ae.decoder, backend="eager")  # type: ignore[assignment]
     assert sorted(ae.state_dict()) == sorted(names)
     ae.load_state_dict(ae.state_dict())
+    whole = nn.ModuleDict({"vae": ae})
+    whole.load_state_dict(whole.state_dict())
+    compiled = torch.compile(ae, backend="eager")
+    compiled.load_state_dict(compiled.state_dict())
     ae.save_pretrained(tmp_path)
     assert torch.equal(both_ways(AutoencoderSSDD.from_pretrained(tmp_path).eval()), expected)
     torch._dynamo.reset()

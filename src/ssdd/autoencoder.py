@@ -108,8 +108,13 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
     # A part that torch.compile wrapped keeps its names: files are the same with and without.
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return the weights under their own names, also of parts that ``torch.compile`` has wrapped."""
+        """Return the weights under their own names, also of parts that ``torch.compile`` has wrapped.
+
+        As a part of another module it returns what PyTorch does, which is what loading that module asks for.
+        """
         state = super().state_dict(*args, **kwargs)
+        if args or kwargs.get("prefix"):
+            return state
         for name in [name for name in state if _WRAPPED in name]:
             state[name.replace(_WRAPPED, "")] = state.pop(name)
         return state

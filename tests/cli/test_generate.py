@@ -111,8 +111,10 @@ def test_from_pictures_to_samples(
     )
     assert longer.status == 0, longer.err
     rows = json.loads((tmp_path / "numbers.json").read_text())["rows"]
-    assert [row["guidance"] for row in rows] == [2.0, 4.0]
-    assert rows[0] == told["rows"][1], "a row that was done was measured again"
+    assert [row["guidance"] for row in rows] == [1.0, 2.0, 4.0]
+    assert rows[:2] == told["rows"], "a row that was done was measured again, or is lost"
+    other = ssdd("generate", "evaluate", "run", *measure, "--only", "cats/*", "--out", "numbers.json", "--steps", 3)
+    assert "rows with another sampling (steps (2 instead of 3)" in other.error_line()
     by_share = ssdd("generate", "evaluate", "run", *measure, "--shares", "data", *quick)
     assert "samples: 4, 2 classes, as the photographs" in by_share.out
     assert all(np.isfinite(row["distances"]["colours"]["frechet"]) for row in told["rows"])

@@ -369,6 +369,7 @@ def _evaluate_shared(options: Evaluate, processes: "Processes") -> int:
     if not extractors:
         raise ValueError("expected at least one feature extractor, found the weights of none")
     models = _models(options, generator, decoder, guide) | {"samples": options.count, "labels": shares}
+    models["sampling"] = {name: value for name, value in samplings[0].describe().items() if name != "guidance"}
     search = evaluation.SearchFile(options.out, models)
     if processes.main:
         search.kept()  # before any work
@@ -388,7 +389,7 @@ def _evaluate_shared(options: Evaluate, processes: "Processes") -> int:
     results: list[evaluation.GuidedResult] = []
     if processes.main:
         search.facts = evaluation.describe(reference, labels, shares, models)
-        results = [row for row in search.kept() if row.sampling in samplings]
+        results = search.kept()
     for sampling in samplings:
         if broadcast(any(row.sampling == sampling for row in results)):
             continue

@@ -22,12 +22,14 @@ class MemoryLatents:
     statistics: dict[str, Any] = field(default_factory=lambda: dict(STATISTICS))
     model: LatentIdentity = NOBODY
     digest: str = "1" * 64
-    manifest: dict[str, Any] = field(default_factory=dict)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         c, h, w = self.means.shape[1:]
         return c, h, w
+
+    def ranges_of_shapes(self) -> list[tuple[tuple[int, int, int], range]]:
+        return [(self.latent_shape, range(len(self)))]
 
     def __len__(self) -> int:
         return len(self.means)
@@ -44,9 +46,14 @@ class BucketedLatents(MemoryLatents):
 
     shards: list[Tensor] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        entries = [{"latents": len(shard)} for shard in self.shards]
-        self.manifest |= {"protocol": {"bucket_step": 16}, "shards": entries}
+    def ranges_of_shapes(self) -> list[tuple[tuple[int, int, int], range]]:
+        found, start = [], 0
+        for shard in self.shards:
+            if len(shard):
+                c, h, w = shard.shape[1:]
+                found.append(((c, h, w), range(start, start + len(shard))))
+                start += len(shard)
+        return found
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -35,10 +35,10 @@ STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 class Latents(Protocol):
     """What training needs of tokenized data; ``ssdd.tokenization.LatentDataset`` is one.
 
-    classes: their names. model: whose latents. digest: of what decides them. manifest: of the data. latent_shape:
-    (c, h, w); of a set with buckets that of a square. statistics: entries of a model's config. ``data[i]`` has the
-    posterior's ``mean`` and ``logvar``, float32 (c, h, w), the ``label``, an int64 scalar that is -1 for none, and
-    the ``key``.
+    classes: their names. model: whose latents. digest: of what decides them. latent_shape: (c, h, w); of a set with
+    buckets that of a square. statistics: entries of a model's config. ``ranges_of_shapes()``: each shape with the numbers
+    of its latents. ``data[i]`` has the posterior's ``mean`` and ``logvar``, float32 (c, h, w), the ``label``, an int64
+    scalar that is -1 for none, and the ``key``.
     """
 
     @property
@@ -51,13 +51,12 @@ class Latents(Protocol):
     def digest(self) -> str: ...
 
     @property
-    def manifest(self) -> Mapping[str, Any]: ...
-
-    @property
     def latent_shape(self) -> tuple[int, int, int]: ...
 
     @property
     def statistics(self) -> Mapping[str, Any]: ...
+
+    def ranges_of_shapes(self) -> Sequence[tuple[Shape, range]]: ...
 
     def __len__(self) -> int: ...
 
@@ -143,25 +142,10 @@ class Bucket:
 
 
 def find_buckets(data: Latents) -> list[Bucket]:
-    """Return the buckets of a set, the largest first: one for each shape.
-
-    Of a set with buckets one latent of each shard is read, since a shard holds one shape. Raises as ``data[i]`` does.
-    """
-    if (data.manifest.get("protocol") or {}).get("bucket_step") is None:
-        return [Bucket(data.latent_shape, (range(len(data)),))]
+    """Return the buckets of a set, the largest first: one for each shape. Raises as ``data[i]`` does."""
     ranges: dict[Shape, list[range]] = {}
-    start = 0
-    for shard in data.manifest["shards"]:
-        if not shard["latents"]:
-            continue
-        numbers = range(start, start + shard["latents"])
-        start = numbers.stop
-        channels, height, width = data[numbers.start]["mean"].shape
-        known = ranges.setdefault((channels, height, width), [])
-        if known and known[-1].stop == numbers.start:
-            known[-1] = range(known[-1].start, numbers.stop)
-        else:
-            known.append(numbers)
+    for shape, numbers in data.ranges_of_shapes():
+        ranges.setdefault(shape, []).append(numbers)
     buckets = [Bucket(shape, tuple(numbers)) for shape, numbers in ranges.items()]
     return sorted(buckets, key=len, reverse=True)
 

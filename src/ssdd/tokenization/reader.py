@@ -105,20 +105,22 @@ class LatentDataset(Dataset[dict[str, Any]]):
         shard, row = self._locate(index)
         return self._shard(shard)[0].key(row)
 
-    def ranges_of_shapes(self) -> list[range]:
-        """Return the latents of each shape: one range, or with buckets as many as there are shapes.
+    def ranges_of_shapes(self) -> list[tuple[Shape, range]]:
+        """Return each shape (c, h, w) and the numbers of its latents: one, or with buckets as many as there are.
 
         The shards of a shape follow one another, so that few of their indices have to be read.
         """
         if self._manifest.protocol.get("bucket_step") is None:
-            return [range(len(self))]
+            return [(self.latent_shape, range(len(self)))]
         numbers = [number for number, entry in enumerate(self._manifest.shards) if entry.latents]
-        ends, first = [0], 0
+        found, start, first = list[tuple[Shape, range]](), 0, 0
         while first < len(numbers):
             shape = self._shape_of(numbers[first])
             first = bisect(numbers, False, lo=first, key=lambda number: self._shape_of(number) != shape)
-            ends.append(int(self._ends[numbers[first - 1]]))
-        return list(map(range, ends, ends[1:]))
+            end = int(self._ends[numbers[first - 1]])
+            found.append((shape, range(start, end)))
+            start = end
+        return found
 
     def _shape_of(self, number: int) -> Shape:
         return read_index(self.folder, number, self._manifest, self.digest).shape or self.latent_shape

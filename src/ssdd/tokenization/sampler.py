@@ -41,7 +41,7 @@ class LatentBatchSampler(Sampler[list[int]]):
             raise ValueError(f"expected a positive batch size and a rank below {processes}, found {batch_size}, {rank}")
         self._batch_size, self._shuffle, self._seed, self._epoch = batch_size, shuffle, seed, 0
         self._rank, self._processes = rank, processes
-        self._ranges = data.ranges_of_shapes()
+        self._ranges = [numbers for _, numbers in data.ranges_of_shapes()]
         counts = [
             len(latents) // batch_size if drop_last else -(-len(latents) // batch_size) for latents in self._ranges
         ]

@@ -36,9 +36,9 @@ class Latents(Protocol):
     """What training needs of tokenized data; ``ssdd.tokenization.LatentDataset`` is one.
 
     classes: their names. model: whose latents. digest: of what decides them. latent_shape: (c, h, w); of a set with
-    buckets that of a square. statistics: entries of a model's config. ``ranges_of_shapes()``: each shape with the numbers
-    of its latents. ``data[i]`` has the posterior's ``mean`` and ``logvar``, float32 (c, h, w), the ``label``, an int64
-    scalar that is -1 for none, and the ``key``.
+    buckets that of a square. statistics: entries of a model's config. ``ranges_of_shapes()``: each shape with the
+    numbers of its latents. ``data[i]`` has the posterior's ``mean`` and ``logvar``, float32 (c, h, w), the ``label``,
+    an int64 scalar that is -1 for none, and the ``key``.
     """
 
     @property

@@ -12,6 +12,7 @@ from ssdd.generation.config import GenerationConfig
 from ssdd.generation.result import Generator, load_generator
 from ssdd.generation.task import train_generator
 from ssdd.training.config import AverageConfig, LogConfig, OptimizerConfig
+from ssdd.training.watch import StopRequest
 from tests.generation.latents import MemoryLatents, two_classes
 
 Train = Callable[..., Path]
@@ -51,6 +52,18 @@ def train(monkeypatch: pytest.MonkeyPatch) -> Train:
         return train_generator(replace(SMALL, **settings), run, torch.device("cpu"))  # type: ignore[arg-type]
 
     return start
+
+
+def stop_third_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the next run be told to stop, as by SIGTERM, when it asks for the third time."""
+    asked = 0
+
+    def third_time(self: StopRequest) -> int:
+        nonlocal asked
+        asked += 1
+        return 15 if asked == 3 else 0
+
+    monkeypatch.setattr(StopRequest, "agreed", third_time)
 
 
 @pytest.fixture(scope="package")

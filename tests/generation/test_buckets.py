@@ -16,6 +16,7 @@ from ssdd.generation.data import LatentStream, find_buckets, latent_batches
 from ssdd.generation.result import load_generator
 from ssdd.tokenization import LatentDataset
 from ssdd.training.watch import StopRequest, TrainingStopped
+from tests.generation.conftest import stop_third_update
 from tests.generation.latents import bucketed_latents, random_latents
 from tests.training.runs import newest, stats
 
@@ -99,14 +100,7 @@ def test_interrupted_run_resumes_bit_for_bit(
 ) -> None:
     settings = {"network": network, "size": "tiny"}
     train(tmp_path / "whole", bucketed_latents(COUNTS), **settings)
-    asked = 0
-
-    def third_time(self: StopRequest) -> int:
-        nonlocal asked
-        asked += 1
-        return 15 if asked == 3 else 0
-
-    monkeypatch.setattr(StopRequest, "agreed", third_time)
+    stop_third_update(monkeypatch)
     with pytest.raises(TrainingStopped, match="at 12 images"):
         train(tmp_path / "cut", bucketed_latents(COUNTS), **settings)
     train(tmp_path / "cut", bucketed_latents(COUNTS), **settings)

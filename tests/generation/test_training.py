@@ -17,8 +17,8 @@ from ssdd.generation.result import load_generator
 from ssdd.generation.stage import LatentStage
 from ssdd.training.config import LogConfig, differences, to_json
 from ssdd.training.random import BatchRandom
-from ssdd.training.watch import StopRequest, TrainingStopped
-from tests.generation.conftest import SMALL
+from ssdd.training.watch import TrainingStopped
+from tests.generation.conftest import SMALL, stop_third_update
 from tests.generation.latents import STATISTICS, MemoryLatents, random_latents, two_classes
 from tests.training.runs import figures, newest, stats
 
@@ -177,14 +177,7 @@ def test_interrupted_run_resumes_bit_for_bit(
 ) -> None:
     """Data, noise, hidden labels, average and optimiser go on as if nothing had been."""
     train(tmp_path / "whole", random_latents(), **settings)
-    asked = 0
-
-    def third_time(self: StopRequest) -> int:
-        nonlocal asked
-        asked += 1
-        return 15 if asked == 3 else 0
-
-    monkeypatch.setattr(StopRequest, "agreed", third_time)
+    stop_third_update(monkeypatch)
     with pytest.raises(TrainingStopped, match="at 12 images"):
         train(tmp_path / "cut", random_latents(), **settings)
     train(tmp_path / "cut", random_latents(), **settings)

@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format wheel clean FORCE
+.PHONY: help demo test test-slow test-all lint format docs wheel clean FORCE
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS='...'] [PYTHON=python3.12]"
@@ -17,8 +17,13 @@ help: ## list the targets
 demo: $(VENV)/.demo ## reconstruct photographs with the embedded model, into outputs/demo
 	$(BIN)/ssdd demo --out outputs/demo --overwrite $(ARGS)
 
-test: $(VENV)/.dev ## run the tests in two processes; ARGS goes to pytest
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+test: $(VENV)/.dev ## run the tests but the slow ones, in two processes; ARGS goes to pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.dev ## run the others: several processes, faults, fuzzing, compilers, the browser, examples
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
+
+test-all: test test-slow ## run all tests
 
 lint: $(VENV)/.dev ## ruff check, ruff format --check, mypy
 	$(BIN)/python -m ruff check .
@@ -29,11 +34,14 @@ format: $(VENV)/.dev ## apply ruff's fixes and formatting
 	$(BIN)/python -m ruff check --fix-only .
 	$(BIN)/python -m ruff format .
 
+docs: $(VENV)/.docs ## build the site of the guides into site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
+
 wheel: $(VENV)/.dev ## build the wheel into dist
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean: ## remove what the targets above wrote, but for .venv
-	rm -rf build dist outputs/demo .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site outputs/demo .mypy_cache .pytest_cache .ruff_cache
 	find src tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # The environment. A stamp in it says which extra is installed, for which pyproject.toml; it is written last and
@@ -46,10 +54,14 @@ $(VENV)/.demo: pyproject.toml $(STALE)
 	$(call install,demo)
 	@touch $@
 
-# dev includes demo.
+$(VENV)/.docs: pyproject.toml $(STALE)
+	$(call install,docs)
+	@touch $@
+
+# dev includes demo and docs.
 $(VENV)/.dev: pyproject.toml $(STALE)
 	$(call install,dev)
-	@touch $(VENV)/.demo $@
+	@touch $(VENV)/.demo $(VENV)/.docs $@
 
 FORCE:
 
@@ -61,7 +73,7 @@ define install
     || { echo "error: '$(PYTHON)' is not Python 3.11 or newer: try make PYTHON=python3.12" >&2; exit 1; }; \
   echo "Creating $(VENV)"; \
   rm -rf $(VENV) && "$(PYTHON)" -m venv $(VENV); }
-@rm -f $(VENV)/.demo $(VENV)/.dev
+@rm -f $(VENV)/.demo $(VENV)/.docs $(VENV)/.dev
 @for info in $(VENV)/lib/python*/site-packages/*.dist-info; do \
   if [ -d "$$info" ] && [ ! -f "$$info/RECORD" ]; then rm -rf "$$info"; fi; done
 @echo "Installing ssdd[$(1)] into $(VENV) (the first time that is some GB, PyTorch included)"

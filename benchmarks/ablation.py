@@ -34,7 +34,7 @@ from ssdd.evaluation.autoencoders import image_generators
 from ssdd.evaluation.image_metrics import rounded
 from ssdd.evaluation.metrics import BatchMetrics
 from ssdd.evaluation.protocols import Census, EvaluationSet, Protocol, crop_batches, get_protocol
-from ssdd.nn.decoder import Decoder, UpLevel
+from ssdd.nn.decoder import Decoder, Stem, UpLevel
 from ssdd.objectives.perceptual import available_network
 
 BATCH_SIZE = 8
@@ -137,9 +137,10 @@ def _edit_residual(block: nn.Module, edit: Edit) -> RemovableHandle:
 
 
 def _edit_skips(level: UpLevel, edit: Edit) -> RemovableHandle:
-    def hook(_: nn.Module, inputs: tuple[list[Tensor], ...]) -> None:
+    def hook(_: nn.Module, inputs: tuple[list[Tensor | Stem], ...]) -> None:
         stack, skips = inputs[0], len(level.blocks)  # the level's input is last, its skips stand before it
-        stack[-1 - skips : -1] = [edit(skip) for skip in stack[-1 - skips : -1]]
+        made = (skip if isinstance(skip, Tensor) else skip() for skip in stack[-1 - skips : -1])
+        stack[-1 - skips : -1] = map(edit, made)
 
     return level.register_forward_pre_hook(hook)
 

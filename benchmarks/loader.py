@@ -1,10 +1,10 @@
-"""Images per second of the training data loader alone: reading, decoding, resizing, cropping, batching.
+"""How many images a second does the training data loader read, decode, resize, crop and batch by itself?
 
     python benchmarks/loader.py photos/ more.tar --resolution 128 --workers 0 1 2
 
-No network runs, so the figure is an upper bound on the images that a training run can see per second. Every row reads
-the same crops; the first batches, which wait for the workers to start, are not counted. 0 workers: the crops are made
-in the measuring process itself.
+Checks docs/data.md, "How fast the loader is". No network runs, so the figure is an upper bound on the images that a
+training run can see per second. Every row reads the same crops; the first batches, which wait for the workers to start,
+are not counted. 0 workers: the crops are made in the measuring process itself.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def measure(stream: CropStream, workers: int, batch_size: int, images: int, broken: BrokenImages) -> float:
-    """Images per second with so many workers, under a progress bar."""
+    """Return images per second with so many workers, under a progress bar."""
     batches = crop_batches(stream, 0, batch_size, workers, broken=broken)
     for _ in itertools.islice(batches, max(1, PREFETCHED * workers)):
         pass

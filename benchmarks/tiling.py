@@ -1,9 +1,11 @@
 """Are tiles seen? Tiled against untiled decoding of a flat image, a gradient and a photograph.
 
-    python benchmarks/tiling.py photo.jpg --size 1024
+    python benchmarks/tiling.py photo.jpg
 
-*seam* is the mean step of brightness across the tiles' borders, over that of all other neighbouring pixels, divided by
-the same ratio of the untiled image: 1 where borders are not seen. PSNR is of the tiled against the untiled decoding.
+Checks docs/using.md: at 1024 px steps across borders are 0.999 times those of elsewhere, and the tiled image is 55 dB
+or more from the untiled one. *seam* is the mean step of brightness across the tiles' borders, over that of all other
+neighbouring pixels, divided by the same ratio of the untiled image: 1 where borders are not seen. PSNR is of the tiled
+against the untiled decoding.
 """
 
 import argparse
@@ -13,9 +15,9 @@ import torch
 from PIL import Image
 
 from ssdd import AutoencoderSSDD
+from ssdd.autoencoder.tiling import Span, TileGrid
 from ssdd.data.images import read_image
 from ssdd.data.pixels import image_to_tensor
-from ssdd.tiling import Span, TileGrid
 
 
 def main() -> None:
@@ -33,7 +35,7 @@ def main() -> None:
 
 
 def pictures(photographs: list[str], size: int) -> dict[str, np.ndarray]:
-    """uint8 (S, S, 3) by name."""
+    """Return uint8 (S, S, 3) by name."""
     across, down = np.meshgrid(np.linspace(0, 1, size), np.linspace(0, 1, size))
     colours = np.stack([40 + 180 * across, 40 + 180 * down, 220 - 90 * across - 90 * down], -1)
     found = {"flat": np.full((size, size, 3), 120, np.uint8), "gradient": colours.astype(np.uint8)}
@@ -45,7 +47,7 @@ def pictures(photographs: list[str], size: int) -> dict[str, np.ndarray]:
 
 @torch.inference_mode()
 def report(autoencoder: AutoencoderSSDD, image: np.ndarray, steps: int) -> str:
-    """A line of the table."""
+    """Return a line of the table."""
     factor = autoencoder.spatial_factor
     grid = (image.shape[0] // factor, image.shape[1] // factor)
     tiles = TileGrid.cover(grid, autoencoder.config.sample_size // factor, factor)
@@ -65,7 +67,7 @@ def report(autoencoder: AutoencoderSSDD, image: np.ndarray, steps: int) -> str:
 
 
 def border_ratio(image: torch.Tensor, tiles: TileGrid, factor: int) -> float:
-    """Mean absolute step across the tiles' borders over that elsewhere, along both axes."""
+    """Return the mean absolute step across the tiles' borders over that elsewhere, along both axes."""
     at, elsewhere = [], []
     for dim, spans in ((2, tiles.rows), (3, tiles.columns)):
         steps = image.diff(dim=dim).abs().mean([d for d in range(4) if d != dim])
@@ -77,7 +79,7 @@ def border_ratio(image: torch.Tensor, tiles: TileGrid, factor: int) -> float:
 
 
 def inner_edges(spans: tuple[Span, ...], factor: int) -> list[int]:
-    """Pixels at which a tile begins or has ended, inside the image."""
+    """Return the pixels at which a tile begins or has ended, inside the image."""
     edges = {factor * edge for span in spans for edge in (span.start, span.stop)}
     return sorted(edges - {0, factor * spans[-1].stop})
 

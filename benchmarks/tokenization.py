@@ -1,13 +1,13 @@
-"""Images per second of ``tokenize`` from files to shards, against its encoder alone; or its memory on many images.
+"""How many images a second does ``tokenize`` take from files to shards, against its encoder alone? Does it grow?
 
-    python benchmarks/tokenization.py photos/ --size 128 --images 256
-    python benchmarks/tokenization.py --load 100000
+    python benchmarks/tokenization.py photos/ --size 128 --images 1280
+    python benchmarks/tokenization.py --load 100000 --processes 2
 
-The first encodes the same batches of the same photographs twice: from memory, with nothing but the network, and by
-``tokenize``, which reads, decodes, crops, converts, hashes and writes as well. Both on one thread a process. Times run
-from the first finished batch to the last (of several processes from a quarter of the images on), as if the set had no
-end: starting processes takes seconds, and is in the last column only. The second tokenizes small generated images and
-prints the resident memory of all its processes on the way.
+Checks docs/tokenization.md, "Speed and memory". The first encodes the same batches of the same photographs twice: from
+memory, with nothing but the network, and by ``tokenize``, which reads, decodes, crops, converts, hashes and writes as
+well. Both on one thread a process. Times run from the first finished batch to the last (of several processes from a
+quarter of the images on), as if the set had no end: starting processes takes seconds, and is in the last column only.
+The second tokenizes small generated images and prints the memory of all its processes on the way.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import MemoryMeter
 from PIL import Image
 from tqdm import tqdm
 
@@ -30,7 +31,7 @@ from ssdd import AutoencoderSSDD
 from ssdd.data.pixels import images_to_tensor
 from ssdd.data.sources import open_source
 from ssdd.data.transforms import centre_crop
-from ssdd.memory import keep_freed_memory
+from ssdd.runtime.memory import keep_freed_memory
 from ssdd.tokenization import CropProtocol, TokenizeJob, tokenize
 from ssdd.tokenization.model import LatentEncoder
 
@@ -55,7 +56,7 @@ def main() -> None:
 
 
 class Clock:
-    """Stands where a progress bar does: when how many images were done."""
+    """A progress bar that notes when how many images were done, and the memory on the way."""
 
     def __init__(self) -> None:
         self.done = 0
@@ -63,15 +64,16 @@ class Clock:
         self.marks: list[tuple[int, float]] = []
 
     def __call__(self, total: int) -> contextlib.AbstractContextManager["Clock"]:
-        self.total = total
+        self.meter = MemoryMeter(total)
         return contextlib.nullcontext(self)
 
     def update(self, images: int) -> None:
         self.done += images
         self.marks.append((self.done, time.perf_counter()))
+        self.meter.update(images)
 
-    def rate(self, skipped: int) -> float:
-        """Images a second, from the first mark after so many of them, when all processes are at work."""
+    def rate(self, skipped: int = 0) -> float:
+        """Return images a second, from the first mark after so many of them, when all processes are at work."""
         first = next(mark for mark in self.marks if mark[0] > skipped)
         images, seconds = (last - start for start, last in zip(first, self.marks[-1], strict=True))
         return images / seconds
@@ -106,7 +108,7 @@ def measure_speed(options: argparse.Namespace, folder: Path) -> None:
 
 
 def first_photographs(paths: list[str], images: int, folder: Path) -> Path:
-    """Copies of them as files."""
+    """Copy the first photographs into a folder."""
     source = open_source(paths)
     if len(source) < images:
         raise SystemExit(f"expected at least {images} photographs, found {len(source)}: see --images")
@@ -117,24 +119,24 @@ def first_photographs(paths: list[str], images: int, folder: Path) -> Path:
 
 
 def encoder_alone(job: TokenizeJob, device: str) -> float:
-    """Images a second of the network on the same batches in memory, one thread on a CPU."""
+    """Return images a second of the network on the same batches in memory, one thread on a CPU."""
     encoder, source, size = LatentEncoder(job.model, device, job.dtype), open_source(job.paths), job.batch_size
     crops = [centre_crop(source.read(i), job.protocol.size) for i in range(len(source))]
     batches = [np.stack(crops[i : i + size]) for i in range(0, len(crops) - size + 1, size)]
     before = torch.get_num_threads()
     if device == "cpu":
         torch.set_num_threads(job.threads)
-    clock = Clock()
-    for batch in tqdm(batches, unit="batch", leave=False):
-        mean, _ = encoder.encode(images_to_tensor(torch.from_numpy(batch).to(device)))
-        mean.half().cpu()
-        clock.update(len(batch))
+    with Clock()(len(source)) as clock:
+        for batch in tqdm(batches, unit="batch", leave=False):
+            mean, _ = encoder.encode(images_to_tensor(torch.from_numpy(batch).to(device)))
+            mean.half().cpu()
+            clock.update(len(batch))
     torch.set_num_threads(before)
-    return clock.rate(skipped=0)
+    return clock.rate()
 
 
 def measure_load(options: argparse.Namespace, folder: Path) -> None:
-    """Memory at 1 %, 50 % and 100 % of many small images, encoded by a small network."""
+    """Print the memory at 1 %, 50 % and 100 % of many small images, encoded by a small network."""
     AutoencoderSSDD.from_preset(encoder="f8c4", decoder="XXS", encoder_width=32).save_pretrained(folder / "model")
     # What tarfile needs for so many members would stay in this process, and count.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
@@ -150,48 +152,15 @@ def measure_load(options: argparse.Namespace, folder: Path) -> None:
     print(f"{options.load:,} images of 40 x 40 px; resident memory in MiB, what processes share counted once\n")
     print("processes  at   1 %      50 %     100 %  images/s")
     for processes in options.processes:
-        meter = MemoryMeter()
+        clock = Clock()
         how = {"processes": processes, "workers": options.workers, "device": options.device}
-        tokenize(job, folder / f"out-{processes}", progress=meter, **how)
-        figures = "  ".join(f"{meter.mebibytes[share]:8.0f}" for share in MemoryMeter.SHARES)
-        print(f"{processes:9}  {figures}  {meter.rate(skipped=0):8.0f}")
-
-
-class MemoryMeter(Clock):
-    """Reads the memory of this process and of all below it at some shares of the work."""
-
-    SHARES = (0.01, 0.5, 1.0)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mebibytes: dict[float, float] = {}
-
-    def update(self, images: int) -> None:
-        super().update(images)
-        for share in self.SHARES:
-            if share not in self.mebibytes and self.done >= share * self.total:
-                self.mebibytes[share] = sum(proportional_set(pid) for pid in processes_below(os.getpid())) / 1024
-
-
-def processes_below(pid: int) -> list[int]:
-    """A process and all that it has started, and those have."""
-    found = [pid]
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found += [below for child in path.read_text().split() for below in processes_below(int(child))]
-    return found
-
-
-def proportional_set(pid: int) -> int:
-    """KiB in memory; a page of n processes counts 1 / n. 0 for a process that has ended."""
-    with contextlib.suppress(OSError):
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return 0
+        tokenize(job, folder / f"out-{processes}", progress=clock, **how)
+        figures = "  ".join(f"{mebibytes:8.0f}" for mebibytes in clock.meter.mebibytes)
+        print(f"{processes:9}  {figures}  {clock.rate():8.0f}")
 
 
 def write_images(path: Path, count: int) -> None:
-    """A tar file of PNG files; there are 256 different ones."""
+    """Write a tar file of PNG files, of which 256 are different."""
     random = np.random.default_rng(0)
     contents = []
     for _ in range(256):

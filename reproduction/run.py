@@ -10,41 +10,21 @@ writes table.json, table.md and pictures to OUT/SCALE. Exit status: 0 all is don
 
 import argparse
 import json
-import os
-import shlex
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "src")]  # of this checkout, installed or not
+sys.path[:0] = [str(root := Path(__file__).parents[1]), str(root / "src")]  # of this checkout, installed or not
 
 from reproduction.claims import Model, claims  # noqa: E402
+from reproduction.jobs import Job, read_log, run_jobs, run_until_stopped  # noqa: E402
 from reproduction.runs import SCALES, runs  # noqa: E402
 from reproduction.table import EVALUATED, EXTRACTOR, build_table, markdown, plot_steps, read_results  # noqa: E402
 from ssdd.training.config import differences, to_json  # noqa: E402
 
-STOPPED = 75
-"""Exit status that asks to be run again (EX_TEMPFAIL)."""
 _SHEET_CROPS = 6
-
-
-@dataclass(frozen=True)
-class Job:
-    """One command. run: what it trains or evaluates; result: the file that it leaves when it has succeeded."""
-
-    run: str
-    arguments: tuple[str, ...]
-    result: Path
-
-    @property
-    def command(self) -> str:
-        """Return the command as it is printed."""
-        return shlex.join(("ssdd", *self.arguments))
 
 
 @dataclass(frozen=True)
@@ -56,6 +36,11 @@ class Plan:
     data: tuple[str, ...]
     held_out: tuple[str, ...]
     rows: tuple[str, ...]
+
+    @property
+    def log(self) -> Path:
+        """Return the file with a line about each command."""
+        return self.out / "jobs.jsonl"
 
     def folder(self, run: str) -> Path:
         """Return the folder of a run."""
@@ -91,7 +76,7 @@ class Plan:
         numbers = [str(n) for n in sorted(n for n in steps if n is not None)]
         out = self.out / "evaluations" / f"{model.run}@{model.protocol}@{'-'.join(numbers) or 'own'}"
         arguments = ["evaluate", str(self.folder(model.run)), "--protocol", model.protocol]
-        arguments += ["--steps", ",".join(numbers)] if numbers else []
+        arguments += ["--steps", *numbers] if numbers else []
         arguments += ["--lpips", "squeeze", "--extractors", EXTRACTOR]
         arguments += ["--workers", str(max(1, SCALES[self.scale_name].workers))]
         return Job(model.run, (*arguments, "--out", str(out), "--data", *self.held_out), out / EVALUATED)
@@ -114,51 +99,9 @@ class Plan:
             path.write_text(to_json(run.config))
 
 
-class Stopped(Exception):
-    """Raised when the time is over, or a signal came."""
-
-
-def execute(job: Job, deadline: float) -> None:
-    """Run a command, with its progress shown.
-
-    Raises Stopped, once the command has ended, if the time is over or a signal came; ChildProcessError if it failed.
-    """
-    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    command = [sys.executable, "-m", "ssdd", *job.arguments]
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
-    try:
-        status = process.wait(None if deadline == float("inf") else max(0.0, deadline - time.monotonic()))
-    except (subprocess.TimeoutExpired, KeyboardInterrupt) as stop:
-        process.terminate()  # a training saves and ends
-        process.wait()
-        raise Stopped from stop
-    if not job.result.is_file():
-        raise ChildProcessError(f"this command failed with status {status}: {job.command}")
-
-
-def work(plan: Plan, deadline: float) -> None:
-    """Run the commands that are not done, and write a line about each to ``jobs.jsonl``. Raises as ``execute``."""
-    jobs = plan.jobs()
-    for number, job in enumerate(jobs, 1):
-        finished = job.result.is_file()
-        print(f"[{number}/{len(jobs)}]{' done:' if finished else ''} {job.command}", flush=True)
-        if finished:
-            continue
-        begin = time.monotonic()
-        if begin >= deadline:
-            raise Stopped
-        try:
-            execute(job, deadline)
-        finally:
-            line = {"run": job.run, "command": job.command, "seconds": time.monotonic() - begin}
-            with (plan.out / "jobs.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
-
-
 def write(plan: Plan) -> Path:
     """Write table.json, table.md and the pictures that can be made by now. Return the path of table.md."""
-    results, log = read_results(plan.out / "evaluations"), plan.out / "jobs.jsonl"
-    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    results, lines = read_results(plan.out / "evaluations"), read_log(plan.log)
     table = build_table(
         plan.scale_name, results, lines, {line["run"]: machine(plan.folder(line["run"])) for line in lines}
     )
@@ -228,21 +171,12 @@ def main(arguments: Sequence[str]) -> int:
     rows = options.rows or SCALES[options.scale].rows
     plan = Plan(options.scale, options.out / options.scale, tuple(options.data), tuple(options.held_out), tuple(rows))
     deadline = time.monotonic() + options.minutes * 60
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    stopped = False
-    try:
+
+    def work() -> None:
         plan.write_configs()
-        work(plan, deadline)
-    except (Stopped, KeyboardInterrupt):
-        stopped = True
-    except (ValueError, ChildProcessError) as error:
-        print(f"reproduction: error: {error}", file=sys.stderr)
-        return 1
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    path = write(plan)
-    print(f"stopped before the end; table so far in {path}: run again to go on" if stopped else f"table in {path}")
-    return STOPPED if stopped else 0
+        run_jobs(plan.jobs(), plan.log, deadline)
+
+    return run_until_stopped("reproduction", work, lambda: write(plan))
 
 
 if __name__ == "__main__":

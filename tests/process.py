@@ -11,6 +11,7 @@ import os
 import resource
 import select
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -28,6 +29,8 @@ from ssdd import AutoencoderSSDD  # noqa: F401  (imported here once, not in ever
 from ssdd.cli import convert, data, decode, encode, evaluate, generate, reconstruct, train  # noqa: F401
 from ssdd.cli.main import main
 from ssdd.training import loop, tokenizer  # `train` imports them when it runs
+
+os.environ["TQDM_DISABLE"] = "0"  # a command in a pipe would have no bar, and some tests wait for it to move
 
 TIMEOUT = 120.0
 """Seconds after which a command counts as one that hangs."""
@@ -113,10 +116,15 @@ class Running:
         return tuple(content.decode(errors="replace") for content in self.streams.values())
 
 
-def start(*arguments: object, prepare: Prepare | None = None, environment: Mapping[str, str] | None = None) -> Running:
-    """``ssdd ARGUMENTS`` in a process with one thread, with the environment and folder of this one.
+def start(
+    *arguments: object,
+    prepare: Prepare | None = None,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> Running:
+    """``ssdd ARGUMENTS`` in a process with one thread, with the environment of this one.
 
-    environment: variables besides.
+    environment: variables besides. folder: that it runs in; None for the folder of this process.
     """
     context = _server()
     typed = [os.fspath(a) if isinstance(a, Path) else str(a) for a in arguments]
@@ -125,7 +133,7 @@ def start(*arguments: object, prepare: Prepare | None = None, environment: Mappi
     writing = [write for _, write in pipes]
     variables = {**os.environ, **(environment or {})}
     process = context.Process(
-        target=_be_the_command, args=(writing, typed, prepare, os.getcwd(), variables), daemon=False
+        target=_be_the_command, args=(writing, typed, prepare, folder or os.getcwd(), variables), daemon=False
     )
     process.start()
     for write in writing:
@@ -145,7 +153,11 @@ def _server() -> ForkServerContext:
 
 
 def _be_the_command(
-    pipes: list[Connection], arguments: list[str], prepare: Prepare | None, folder: str, environment: dict[str, str]
+    pipes: list[Connection],
+    arguments: list[str],
+    prepare: Prepare | None,
+    folder: Path | str,
+    environment: dict[str, str],
 ) -> None:
     os.setsid()
     os.chdir(folder)
@@ -182,6 +194,27 @@ def _be_quick() -> None:
     tokenizer.STATISTICS_IMAGES = 16
     tokenizer.LATENT_CROPS = 32
     loop.peak_flops = lambda *_, **__: 1e12  # type: ignore[assignment]
+
+
+def ranks(
+    *arguments: object, count: int = 2, prepare: Callable[[int], Prepare] | None = None, folder: Path | None = None
+) -> list[Ended]:
+    """``ssdd ARGUMENTS`` in processes that know of one another, as torchrun starts them; their ends, by rank.
+
+    prepare: for a rank. folder: that they run in.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = []
+    for rank in range(count):
+        environment = {"CUDA_VISIBLE_DEVICES": ""}
+        if count > 1:
+            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        before = None if prepare is None else prepare(rank)
+        running.append(start(*arguments, prepare=before, environment=environment, folder=folder))
+    return [process.wait(300) for process in running]
 
 
 def ssdd(*arguments: object, prepare: Prepare | None = None) -> Ended:

@@ -80,6 +80,7 @@ def test_weights_stored_in_fp8(ae: AutoencoderSSDD, compute: torch.dtype) -> Non
     assert error < 0.2, f"{error}: more than the error of weights of three bits"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["decode", "encode", "forward"])
 def test_compiled_as_one_graph(ae: AutoencoderSSDD, name: str) -> None:
     """As diffusers' guides compile a VAE."""
@@ -94,6 +95,7 @@ def test_compiled_as_one_graph(ae: AutoencoderSSDD, name: str) -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_compiled_in_place_and_by_blocks(ae: AutoencoderSSDD) -> None:
     expected = both_ways(ae)
     ae.compile(backend="eager")

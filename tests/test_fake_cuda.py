@@ -9,12 +9,11 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from ssdd import AutoencoderSSDD
-from ssdd.bench.training import BatchTask
 from ssdd.generation.config import GenerationConfig
 from ssdd.generation.data import LatentBatch
 from ssdd.generation.task import GenerationTask
 from ssdd.objectives.perceptual import backbone_path
-from ssdd.processes import Processes
+from ssdd.runtime.processes import Processes
 from ssdd.training.config import (
     DataConfig,
     FlowConfig,
@@ -29,6 +28,7 @@ from ssdd.training.config import (
 from ssdd.training.state import TrainingState
 from ssdd.training.step import autocast_for, take_update
 from ssdd.training.task import Batch, Task
+from ssdd.training.tokenizer import TokenizerTask
 from ssdd.training.watch import FiniteCount
 from tests.fake_cuda import CUDA, Copy, fake_cuda, to_fake_cuda
 from tests.generation.latents import random_latents
@@ -51,6 +51,13 @@ KL_VAE = KLVAEConfig(
     loss=KLVAELoss(lpips=0.0, adversarial=0.1),
     batch_size=4,
 )
+
+
+class PhotographlessTask(TokenizerTask):
+    """The training of a tokenizer, whose batches come from the test."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config, self.stage = config, config.build_stage()
 
 
 def autoencoder(dtype: torch.dtype = torch.float32) -> AutoencoderSSDD:
@@ -83,6 +90,7 @@ def test_encode_and_decode(dtype: torch.dtype, size: tuple[int, int]) -> None:
     assert device.copies == []
 
 
+@pytest.mark.slow
 def test_tiles_and_slices() -> None:
     model = autoencoder()
     model.enable_tiling()
@@ -114,6 +122,7 @@ def copies_of_an_update(task: Task, make_batch: Callable[[], Batch]) -> list[Cop
     return device.copies
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor:UserWarning")  # by a deep copy
 @pytest.mark.parametrize(
     "config",
@@ -127,7 +136,7 @@ def copies_of_an_update(task: Task, make_batch: Callable[[], Batch]) -> list[Cop
     ids=["flow", "LPIPS", "one step", "with a discriminator", "KL-VAE"],
 )
 def test_an_update_waits_for_nothing(config: TrainConfig) -> None:
-    task = BatchTask(config, plain=False)
+    task = PhotographlessTask(config)
     images = copies_of_an_update(task, lambda: torch.zeros(4, 3, 64, 64, dtype=torch.uint8))
     assert images == [Copy("cuda", (4, 3, 64, 64), waits=False)]
 

@@ -36,7 +36,7 @@ def logit_normal_time(normal: Tensor) -> Tensor:
 
 
 def euler_times(steps: int) -> list[float]:
-    """Times ``t_i = (1 - i/N)^2``, i = 0 ... N, from 1 to 0: shorter steps near the image.
+    """Return times ``t_i = (1 - i/N)^2``, i = 0 ... N, from 1 to 0: shorter steps near the image.
 
     Raises ValueError unless ``steps`` is a positive whole number.
     """

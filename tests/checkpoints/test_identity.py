@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ssdd import AutoencoderSSDD
+from ssdd.autoencoder.codec import load_encoded
 from ssdd.checkpoints.identity import LatentIdentity, OtherEncoderError, check_decoder, find_decoder, identify
-from ssdd.codec import load_encoded
 from ssdd.evaluation.decoders import load_decoder, load_decoder_of
 
 Ssdd = Callable[..., Any]

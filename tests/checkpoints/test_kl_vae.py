@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ssdd import AutoencoderSSDD
-from ssdd.checkpoints import kl_vae
+from ssdd.checkpoints import kl_vae, weights
 from ssdd.checkpoints.kl_vae import KLEncoder, read_encoder, read_kl_encoder
 from ssdd.checkpoints.layout import CheckpointError
 from ssdd.nn.encoder import Encoder
@@ -191,9 +191,9 @@ REFUSED = [
     ({"down_block_types": ["AttnDownEncoderBlock2D"] * 3}, "expected down_block_types .* found .*AttnDownEncoder"),
     ({"down_block_types": ["DownEncoderBlock2D"]}, "expected down_block_types"),
     ({"down_block_types": {"a": HUGE}}, "expected down_block_types"),
-    ({"block_out_channels": None}, r"expected block_out_channels of 2 to 7 levels, found \[64\]"),
-    ({"block_out_channels": [32] * 1000}, "expected block_out_channels of 2 to 7 levels"),
-    ({"block_out_channels": "32"}, "expected block_out_channels of 2 to 7 levels, found 32"),
+    ({"block_out_channels": None}, r"expected block_out_channels of 2 to 8 levels, found \[64\]"),
+    ({"block_out_channels": [32] * 1000}, "expected block_out_channels of 2 to 8 levels"),
+    ({"block_out_channels": "32"}, "expected block_out_channels of 2 to 8 levels, found 32"),
     ({"block_out_channels": [32, 64, float("nan")]}, "as integers from 1 to 16384, found .*nan"),
     ({"block_out_channels": [32, 64, HUGE]}, "as integers from 1 to 16384"),
     ({"block_out_channels": [32, 64, -64]}, "as integers from 1 to 16384"),
@@ -278,7 +278,7 @@ def test_nothing_is_read_before_the_shapes_are_right(
         def get_tensor(self, name: str) -> torch.Tensor:
             raise AssertionError(f"{name} was read")
 
-    monkeypatch.setattr(kl_vae, "safe_open", HeaderOnly)
+    monkeypatch.setattr(weights, "safe_open", HeaderOnly)
     with pytest.raises(AssertionError, match="was read"):
         read_kl_encoder(reconfigured(sample_size=32))
     with pytest.raises(CheckpointError, match="differences from the expected layout"):

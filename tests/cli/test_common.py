@@ -6,13 +6,12 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ssdd.cli.common import ModelOptions, check_outputs, for_each, require, run_training, tile_if_large
-from ssdd.files import OutputExists
+from ssdd.cli.common import ModelOptions, check_outputs, for_each, require, run_training, summarize
+from ssdd.runtime.files import OutputExists
 from ssdd.training.watch import TrainingStopped
 
 
@@ -27,16 +26,45 @@ def test_one_failure_is_named_and_the_rest_done(capsys: pytest.CaptureFixture[st
             raise error
         done.append(item)
 
-    assert for_each(["a", "b", "c"], lambda i: f"in/{i}", work, "turned") == 1, "a failure is not in the status"
+    assert for_each(["a", "b", "c"], lambda i: f"in/{i}", work) == 1, "a failure is not counted"
     assert done == ["a", "c"], "one failure stopped the others"
     err = capsys.readouterr().err
     reason = " ".join(str(error).split()) or "MemoryError"
     assert f"skipped in/b: {reason}\n" in err, f"the file or the reason is missing: {err}"
-    assert "turned 2 of 3 files; 1 failed" in err, "failures are not counted"
+
+
+@pytest.mark.parametrize(
+    ("done", "kept", "failed", "status", "said"),
+    [
+        (3, 0, 0, 0, "turned 3 files into out"),
+        (2, 2, 1, 3, "turned 2 files into out (2 were there before)"),
+        (0, 2, 0, 0, "turned 0 files into out (2 were there before)"),
+        (0, 0, 1, 1, ""),
+        (0, 1, 1, 3, "turned 0 files into out (1 were there before)"),
+    ],
+)
+def test_summary(done: int, kept: int, failed: int, status: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Statuses: 0 all is done; 3 but for some; 1 nothing is."""
+    assert summarize("turned", done, kept, failed, Path("out")) == status
+    out, err = capsys.readouterr()
+    assert out.strip() == said
+    assert err == (f"turned {done} of {done + failed} files; {failed} failed\n" if failed else "")
+
+
+def test_where_an_error_came_from(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for tracebacks wants the other files done all the same."""
+
+    def work(item: str) -> None:
+        if item == "b":
+            raise ValueError("bad")
+
+    monkeypatch.setenv("SSDD_TRACEBACK", "1")
+    assert for_each(["a", "b", "c"], str, work) == 1
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_all_well_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
-    assert for_each([1], str, lambda item: None, "done") == 0, "success has a bad status"
+    assert for_each([1], str, lambda item: None) == 0, "success counts as a failure"
     assert capsys.readouterr().err == "", "a single file that went well needs no words"
 
 
@@ -46,9 +74,9 @@ def test_the_name_is_there_once(capsys: pytest.CaptureFixture[str]) -> None:
     def work(item: str) -> None:
         raise ValueError({"e": "expected a latent", "in/x": "in/x: expected a latent"}[item])
 
-    for_each(["e"], str, work, "done")
+    for_each(["e"], str, work)
     assert "skipped e: expected a latent\n" in capsys.readouterr().err, "a short name is lost"
-    for_each(["in/x"], str, work, "done")
+    for_each(["in/x"], str, work)
     assert "skipped in/x: expected a latent\n" in capsys.readouterr().err, "the name is there twice"
 
 
@@ -57,7 +85,7 @@ def test_an_error_of_the_program_is_not_hidden() -> None:
         raise KeyError("bug")
 
     with pytest.raises(KeyError):
-        for_each(["a"], str, work, "done")
+        for_each(["a"], str, work)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -78,9 +106,9 @@ def test_end_of_a_training(rank: int, capsys: pytest.CaptureFixture[str], monkey
 
 
 def test_require() -> None:
-    assert require([1], "images", [Path("a")]) == [1], "items are changed"
+    assert require([1], "images", ["a"]) == [1], "items are changed"
     with pytest.raises(ValueError, match="expected images in a, b, found none"):
-        require([], "images", [Path("a"), Path("b")])
+        require([], "images", ["a", "b"])
     with pytest.raises(ValueError, match="expected images or folders of them, found no path"):
         require([], "images", [])
 
@@ -99,6 +127,13 @@ def test_check_outputs(tmp_path: Path) -> None:
         check_outputs(tmp_path / "old.png", ["a.png"])
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a file system that takes no folder, Linux' /proc")
+def test_a_place_that_takes_no_folder_is_named() -> None:
+    """Each photograph would be blamed, after it was encoded."""
+    with pytest.raises(PermissionError, match=r"/proc/x/y: expected a folder to write to, found .* at /proc"):
+        check_outputs(Path("/proc/x/y"), ["a.png"])
+
+
 def test_device() -> None:
     assert ModelOptions(device="cpu").torch_device() == torch.device("cpu"), "cpu is not taken"
     expected = "cuda" if torch.cuda.is_available() else "cpu"
@@ -112,16 +147,6 @@ def test_model_is_loaded_for_use(tiny_model: Path, dtype: str, expected: torch.d
     model = ModelOptions(model=str(tiny_model), device="cpu", dtype=dtype).load()  # type: ignore[arg-type]
     assert not model.training, "the model is in training mode"
     assert {p.dtype for p in model.parameters()} == {expected}, f"--dtype {dtype} is not followed"
-
-
-def test_only_large_images_are_tiled() -> None:
-    state = SimpleNamespace(tiled=None)
-    model = SimpleNamespace(
-        enable_tiling=lambda: setattr(state, "tiled", True), disable_tiling=lambda: setattr(state, "tiled", False)
-    )
-    for height, width, tiled in ((1024, 1025, True), (1024, 1024, False), (100_000, 11, True), (1, 1, False)):
-        tile_if_large(model, height, width)  # type: ignore[arg-type]
-        assert state.tiled is tiled, f"{height} x {width} is tiled the other way"
 
 
 def test_training_run_stands_for_its_model(tiny_model: Path, tmp_path: Path) -> None:
@@ -150,5 +175,5 @@ def test_a_full_or_read_only_file_system_ends_the_command(number: int) -> None:
             raise OSError("out/a.png: expected to write it") from error
 
     with pytest.raises(OSError, match="expected to write it"):
-        for_each([1, 2, 3], str, work, "done")
+        for_each([1, 2, 3], str, work)
     assert tried == [1]

@@ -161,6 +161,8 @@ def test_interrupted_saving_leaves_nothing(
 
 def test_steps_that_make_no_sense(ssdd: Ssdd, tmp_path: Path, authors: dict[str, Tensor]) -> None:
     save_file(authors, tmp_path / "file.safetensors")
-    line = ssdd("convert", tmp_path / "file.safetensors", "--out", tmp_path / "model", "--steps", 0).error_line()
+    result = ssdd("convert", tmp_path / "file.safetensors", "--out", tmp_path / "model", "--steps", 0)
+    line = result.err
+    assert result.status == 2
     assert "--steps" in line, f"the option is not named: {line}"
     assert not (tmp_path / "model").exists(), "a model that cannot decode was written"

@@ -60,17 +60,19 @@ def test_again_only_and_overwrite(ssdd: Ssdd, latents: Callable[..., Path], tmp_
     decode = ("decode", latents(), "--out", "images", "--device", "cpu")
     assert ssdd(*decode, "--only", "00000000[02]-*").status == 0
     assert sorted(tree(tmp_path / "images")) == [f"{KEYS[0]}.png", f"{KEYS[2]}.png"]
-    kept = tmp_path / "images" / f"{KEYS[0]}.png"
+    kept, other = tmp_path / "images" / f"{KEYS[0]}.png", tmp_path / "images" / f"{KEYS[2]}.png"
     kept.write_bytes(b"precious")
+    written = other.stat().st_mtime_ns
     result = ssdd(*decode)
-    assert result.status == 0, result.err
-    assert "2 images were there before" in result.err
+    assert result.status == 3, "a file of somebody else passes for an image"
+    assert "decoded 1 files into images (1 were there before)" in result.out
     assert kept.read_bytes() == b"precious"
+    assert other.stat().st_mtime_ns == written, "it was decoded again"
     assert len(tree(tmp_path / "images")) == 3
-    one_step = (tmp_path / "images" / f"{KEYS[1]}.png").read_bytes()
+    one_step = other.read_bytes()
     assert ssdd(*decode, "--overwrite", "--steps", "2").status == 0
     assert kept.read_bytes() != b"precious"
-    assert (tmp_path / "images" / f"{KEYS[1]}.png").read_bytes() != one_step, "--steps has no effect"
+    assert other.read_bytes() != one_step, "--steps has no effect"
     assert "expected keys like 'dog*' (--only), found none" in ssdd(*decode, "--only", "dog*").error_line()
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ssdd.autoencoder import AutoencoderSSDD
-from ssdd.codec import decode_image, encode_image
+from ssdd.autoencoder.codec import decode_image, encode_image
 from ssdd.data.images import read_image
 from ssdd.evaluation.pairs import ImageComparison, bicubic_baseline, mean_metrics
 
@@ -31,7 +31,7 @@ def test_sheet_and_table(demo: Ssdd, tmp_path: Path, tree: Tree, picture: Pictur
         (tmp_path / "in").mkdir(exist_ok=True)
         Image.fromarray(image).save(tmp_path / "in" / f"{name}.png")
     before = tree(tmp_path)
-    result = demo("--images", tmp_path / "in", "--out", tmp_path / "out")
+    result = demo(tmp_path / "in", "--out", tmp_path / "out")
     assert result.status == 0, f"the demo fails: {result.err}"
     after = tree(tmp_path)
     written = {name for name in after if name not in before}
@@ -68,16 +68,16 @@ def test_second_run(demo: Ssdd, tmp_path: Path, tree: Tree, picture: Picture) ->
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.png").write_bytes(b"precious")
     before = tree(tmp_path)
-    line = demo("--images", tmp_path / "a.png", "--out", tmp_path / "out").error_line()
+    line = demo(tmp_path / "a.png", "--out", tmp_path / "out").error_line()
     assert "exists already; pass --overwrite" in line, f"the way out is not told: {line}"
     assert tree(tmp_path) == before, "something was written all the same"
-    assert demo("--images", tmp_path / "a.png", "--out", tmp_path / "out", "--overwrite").status == 0
+    assert demo(tmp_path / "a.png", "--out", tmp_path / "out", "--overwrite").status == 0
     assert (tmp_path / "out" / "a.png").read_bytes() != b"precious", "--overwrite kept the old result"
 
 
 def test_picture_called_as_the_sheet(demo: Ssdd, tmp_path: Path, picture: Picture) -> None:
     Image.fromarray(picture(16, 16)).save(tmp_path / "Demo.png")
-    line = demo("--images", tmp_path / "Demo.png", "--out", tmp_path / "out", "--overwrite").error_line()
+    line = demo(tmp_path / "Demo.png", "--out", tmp_path / "out", "--overwrite").error_line()
     assert "expected one result of this name" in line, f"not said clearly: {line}"
     assert not (tmp_path / "out").exists(), "the sheet replaced the picture, or the other way round"
 
@@ -85,7 +85,7 @@ def test_picture_called_as_the_sheet(demo: Ssdd, tmp_path: Path, picture: Pictur
 def test_bad_pictures(demo: Ssdd, tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_text("no image")
     for path, told in ((tmp_path / "bad.jpg", "bad.jpg"), (tmp_path / "nowhere", "nowhere")):
-        assert told in demo("--images", path, "--out", tmp_path / "out").error_line(), "the picture is not named"
+        assert told in demo(path, "--out", tmp_path / "out").error_line(), "the picture is not named"
     assert not (tmp_path / "out").exists(), "a failed demo left its folder behind"
 
 

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from ssdd.cli import doctor
-from ssdd.cli.doctor import RoundTrip
+from ssdd.cli import checkup
+from ssdd.cli.checkup import RoundTrip
 
 Ssdd = Callable[..., Any]
 
 
+@pytest.mark.slow
 def test_json_of_this_machine(ssdd: Ssdd) -> None:
     result = ssdd("doctor", "--json", "--no-compile")
     assert result.status == 0, result.err
@@ -30,16 +31,17 @@ def test_wrong_device_is_told(ssdd: Ssdd, monkeypatch: pytest.MonkeyPatch) -> No
         RoundTrip("mps", "bf16", False, 12.5, 0.5),
         RoundTrip("cuda:0", "fp16", False, None, None, "RuntimeError: no kernel image is available"),
     ]
-    monkeypatch.setattr(doctor, "round_trips", lambda compile: trips)
+    monkeypatch.setattr(checkup, "round_trips", lambda compile: trips)
     result = ssdd("doctor", "--no-compile")
     assert result.status == 1
     assert "WRONG: expected at least 30 dB" in result.out
     assert "RuntimeError: no kernel image is available" in result.out
 
 
+@pytest.mark.slow
 def test_error_of_a_device_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "devices", lambda: [torch.device("cpu"), torch.device("meta")])
-    trips = doctor.round_trips(compile=False)
+    monkeypatch.setattr(checkup, "devices", lambda: [torch.device("cpu"), torch.device("meta")])
+    trips = checkup.round_trips(compile=False)
     wrong = [trip for trip in trips if trip.device == "meta"]
     assert wrong
     assert all(trip.error and not trip.right for trip in wrong)

@@ -72,7 +72,7 @@ def compared(
     folder = tmp_path_factory.mktemp("compared")
     (folder / "own.py").write_text(OWN)
     save_photos(folder / "photos", picture)
-    options = ["--protocol", "paper-128-v1", "--steps", "1,2", "--dtype", "fp32,bf16", "--workers", "0"]
+    options = ["--protocol", "paper-128-v1", "--steps", "1", "2", "--dtype", "fp32", "bf16", "--workers", "0"]
     options += ["--metrics", "own.py:brightness", "--out", "out", "--data", str(folder / "photos")]
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -134,12 +134,13 @@ def test_rows_are_added(ssdd: Ssdd, compared: tuple[Path, str, str], tmp_path: P
     folder, _, _ = compared
     out, before = Path(shutil.copytree(folder / "out", tmp_path / "out")), read_result(folder / "out")
     options = ("--add-to", "out", "--workers", "0", "--extractors")
-    added = ssdd("evaluate", "bicubic:4", "bicubic:8", *options)
+    added = ssdd("evaluate", "bicubic:4", "bicubic:8", *options, "--json")
     assert added.status == 0, added.err
     assert "bicubic:8: this row is there already" in added.err
     found = read_result(out)
     assert [row["label"] for row in found["rows"][6:]] == ["bicubic:4"]
     assert found["rows"][:6] == before["rows"], "a row that is there was measured again"
+    assert json.loads(added.out)["rows"] == found["rows"]
     other = ssdd("evaluate", "bicubic:4", *options, "--protocol", "paper-256-v1")
     assert "expected the protocol of the rows that are there, paper-128-v1" in other.error_line()
 
@@ -231,11 +232,7 @@ def test_what_was_asked_for_is_there_or_an_error(ssdd: Ssdd, photos: Path, monke
         (("nowhere/at/all/", "--data", "photos"), "nowhere/at/all"),
         (("bicubic:8", "--data", "nothing"), "nothing"),
         (("jpeg:auto", "--data", "photos"), "give jpeg:BYTES"),
-        (("ssdd-f8c4-demo", "--data", "photos", "--steps", "1,x"), "expected --steps like 1,2,4,8"),
-        (("ssdd-f8c4-demo", "--data", "photos", "--latent-noise", "-1"), "expected --latent-noise like 0.1,0.2"),
-        (("bicubic:8", "--data", "photos", "--limit", "0"), "at least 1 image, found 0"),
         (("bicubic:8", "--add-to", "out", "--out", "out"), "--add-to has no effect beside"),
-        (("ssdd-f8c4-demo", "--data", "photos", "--dtype", "fp32,fp8"), "found 'fp8'"),
     ],
 )
 def test_what_cannot_be_evaluated(ssdd: Ssdd, photos: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -243,6 +240,23 @@ def test_what_cannot_be_evaluated(ssdd: Ssdd, photos: Path, arguments: tuple[str
     assert result.status == 1
     assert message in result.err.splitlines()[-1]
     assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--steps", "1", "x"), "--steps"),
+        (("--steps", "1", "0"), "expected --steps of at least 1, found 1 0"),
+        (("--latent-noise", "-1"), "expected --latent-noise above 0, found -1.0"),
+        (("--latent-noise", "nan"), "finite"),
+        (("--limit", "0"), "expected --limit of at least 1, found 0"),
+        (("--dtype", "fp32", "fp8"), "fp8"),
+    ],
+)
+def test_values_out_of_range(ssdd: Ssdd, option: tuple[str, ...], message: str) -> None:
+    result = ssdd("evaluate", "ssdd-f8c4-demo", "--data", "photos", *option)
+    assert result.status == 2
+    assert message in result.err
 
 
 def test_compression_study(ssdd: Ssdd, photos: Path, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from ssdd.checkpoints.identity import identify
-from ssdd.cli import generate
+from ssdd.cli.generate import Train
+from ssdd.cli.parse import parse
 from ssdd.evaluation.features import Extractor
 from ssdd.recipes.generation import GENERATION_RECIPES
 from ssdd.training import loop
@@ -67,14 +68,14 @@ def test_from_pictures_to_samples(
     assert ssdd("generate", "classes", "run").out == "0\tcats\n1\tdogs\n"
 
     quick = ("--steps", 2, "--batch-size", 3)
-    sampled = ssdd("generate", "sample", "run", "--classes", "dogs,0", "--count", 4, "--out", "out", *quick)
+    sampled = ssdd("generate", "sample", "run", "--classes", "dogs", 0, "--count", 4, "--out", "out", *quick)
     assert sampled.status == 0, sampled.err
     names = [".lock", "000000.png", "000001.png", "000002.png", "000003.png", "grid.png", "samples.json"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
     first = tree(tmp_path / "out")
     (tmp_path / "out" / "000002.png").unlink()
     (tmp_path / "out" / "grid.png").unlink()
-    goes_on = ssdd("generate", "sample", "run", "--classes", "dogs,0", "--count", 4, "--out", "out", *quick)
+    goes_on = ssdd("generate", "sample", "run", "--classes", "dogs", 0, "--count", 4, "--out", "out", *quick)
     assert "3 samples were there before" in goes_on.err
     assert tree(tmp_path / "out") == first, "a sample depends on the others"
     assert Image.open(tmp_path / "out" / "000000.png").size == (32, 32)
@@ -90,30 +91,20 @@ def test_from_pictures_to_samples(
         assert found["arr_1"].tolist() == [0, 1, 0, 1]
 
     monkeypatch.setattr("ssdd.cli.evaluate.load_extractors", lambda *arguments: [Colours()])
-    measure = ("--data", tmp_path / "photos", "--count", 4, "--guidance", "1,2", "--workers", 0)
+    measure = ("--data", tmp_path / "photos", "--count", 4, "--guidance", 1, 2, "--workers", 0)
     measured = ssdd("generate", "evaluate", "run", *measure, "--only", "cats/*", "--out", "numbers.json", *quick)
     assert measured.status == 0, measured.err
     told = json.loads((tmp_path / "numbers.json").read_text())
     assert [row["guidance"] for row in told["rows"]] == [1.0, 2.0]
     assert Image.open(tmp_path / "numbers.png").width > 400
-    longer = ssdd(
-        "generate",
-        "evaluate",
-        "run",
-        *measure,
-        "--only",
-        "cats/*",
-        "--out",
-        "numbers.json",
-        *quick,
-        "--guidance",
-        "2,4",
-    )
+    cats = ("generate", "evaluate", "run", *measure, "--only", "cats/*", "--out", "numbers.json")
+    longer = ssdd(*cats, *quick, "--guidance", 2, 4, "--json")
     assert longer.status == 0, longer.err
     rows = json.loads((tmp_path / "numbers.json").read_text())["rows"]
+    assert json.loads(longer.out)["rows"] == rows
     assert [row["guidance"] for row in rows] == [1.0, 2.0, 4.0]
     assert rows[:2] == told["rows"], "a row that was done was measured again, or is lost"
-    other = ssdd("generate", "evaluate", "run", *measure, "--only", "cats/*", "--out", "numbers.json", "--steps", 3)
+    other = ssdd(*cats, "--steps", 3)
     assert "rows with another sampling (steps (2 instead of 3)" in other.error_line()
     by_share = ssdd("generate", "evaluate", "run", *measure, "--shares", "data", *quick)
     assert "samples: 4, 2 classes, as the photographs" in by_share.out
@@ -129,17 +120,33 @@ def test_from_pictures_to_samples(
         (("sample", "run", "--classes", "2"), "expected classes from 0 to 1, found 2"),
         (("sample", "run", "--classes", "birds"), "numbers or names of classes, found 'birds'"),
         (("export", "run", "--out", "photos"), "photos is not empty"),
-        (("sample", "run", "--interval", "0.5"), "expected --interval like 0.1,0.9"),
         (("sample", "run", "--decoder", "nowhere"), "nowhere: expected"),
         (("sample", "photos"), "photos: expected a trained generator"),
-        (("sample", "run", "--batch-size", "0"), "expected a batch size of at least 1, found 0"),
-        (("sample", "run", "--count", "0"), "expected a count of at least 1, found 0"),
         (("sample", "run", "--decoder", other_model), "a decoder of the encoder that made the latents, ssdd-f8c4-demo"),
         (("evaluate", "run"), "or their statistics, --reference; found neither"),
-        (("evaluate", "run", "--data", "photos", "--guidance", "1,-1"), "expected a guidance of at least 0, found -1"),
-        (("evaluate", "run", "--data", "photos", "--guidance", "a"), "expected --guidance like"),
+        (
+            ("evaluate", "run", "--data", "photos", "--guidance", "1", "-1"),
+            "expected a guidance of at least 0, found -1",
+        ),
     ):
         assert message in ssdd("generate", *arguments).error_line()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--interval", "0.5"), "--interval"),
+        (("--interval", "0", "2"), "expected --interval of at most 1, found 0.0 2.0"),
+        (("--batch-size", "0"), "expected --batch-size of at least 1, found 0"),
+        (("--count", "0"), "expected --count of at least 1, found 0"),
+        (("--guidance", "a"), "expected a number, found 'a'"),
+    ],
+)
+def test_values_out_of_range(ssdd: Ssdd, option: tuple[str, ...], message: str) -> None:
+    """They are refused before a run is looked for."""
+    result = ssdd("generate", "sample", "nowhere", *option)
+    assert result.status == 2
+    assert message in result.err
 
 
 def test_missing_latents(ssdd: Ssdd, tmp_path: Path) -> None:
@@ -151,12 +158,12 @@ def test_missing_latents(ssdd: Ssdd, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", GENERATION_RECIPES)
 def test_recipes_are_complete(name: str) -> None:
     """Nothing but the latents is missing, and nothing but what is typed changes a recipe."""
-    options = generate.parse(["train", "here", "--recipe", name])
-    assert isinstance(options, generate.Train)
+    options = parse(["generate", "train", "here", "--recipe", name])
+    assert isinstance(options, Train)
     assert options.recipe.latents == "here"
     options.recipe.check()
-    drawn = generate.parse(["train", "here", "--recipe", name, "--decoder", "ssdd-f8c4-demo"])
-    assert isinstance(drawn, generate.Train)
+    drawn = parse(["generate", "train", "here", "--recipe", name, "--decoder", "ssdd-f8c4-demo"])
+    assert isinstance(drawn, Train)
     recipe = GENERATION_RECIPES[name]()
     assert vars(drawn.recipe) | {"latents": "", "decoder": None} == vars(recipe)
 
@@ -176,8 +183,8 @@ def test_typed_settings_without_effect(ssdd: Ssdd, typed: tuple[str, ...], messa
     result = ssdd("generate", "train", "here", *typed)
     assert result.status == 2
     assert message in result.err
-    plain = generate.parse(["train", "here", "--optimizer.name", "schedule-free-radam"])
-    assert isinstance(plain, generate.Train)
+    plain = parse(["generate", "train", "here", "--optimizer.name", "schedule-free-radam"])
+    assert isinstance(plain, Train)
     plain.recipe.check()
 
 

@@ -1,8 +1,10 @@
 """``ssdd reconstruct``: files as users have them, bad ones among them, and outputs that are never lost."""
 
 import csv
+import json
 import math
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from PIL import Image
 
 from ssdd.autoencoder import AutoencoderSSDD
-from ssdd.codec import decode_image, encode_image
+from ssdd.autoencoder.codec import decode_image, encode_image
 from ssdd.data.images import read_image
 
 Ssdd = Callable[..., Any]
@@ -114,7 +116,7 @@ def test_bad_files_among_good_ones(reconstruct: Ssdd, tmp_path: Path, picture: P
     (folder / "letter.jpg").write_text("Dear Sir or Madam")
     (folder / "nothing.png").touch()
     result = reconstruct(folder, "--out", tmp_path / "out")
-    assert result.status == 1, "a script does not notice the failures"
+    assert result.status == 3, "a script does not notice the failures"
     skipped = result.skipped()
     assert len(skipped) == 3, f"not one line for each bad file: {skipped}"
     for name in ("cut.png", "letter.jpg", "nothing.png"):
@@ -133,19 +135,92 @@ def test_all_files_bad(reconstruct: Ssdd, tmp_path: Path) -> None:
 
 
 def test_second_run(reconstruct: Ssdd, tmp_path: Path, tree: Tree, picture: Picture) -> None:
-    """Results are replaced with --overwrite only; without it the command says so at once and changes nothing."""
+    """Results are replaced with --overwrite only; without it the command does what is missing."""
     out, path = tmp_path / "out", tmp_path / "a.png"
     Image.fromarray(picture(16, 16)).save(path)
     assert reconstruct(path, "--out", out).status == 0
     before = tree(out)
     Image.fromarray(picture(24, 16, 5)).save(path)
     Image.fromarray(picture(16, 16)).save(tmp_path / "b.png")
-    line = reconstruct(path, tmp_path / "b.png", "--out", out).error_line()
-    assert "exists already; pass --overwrite" in line, f"the user does not learn what to do: {line}"
-    assert tree(out) == before, "results were changed without --overwrite"
+    result = reconstruct(path, tmp_path / "b.png", "--out", out)
+    assert result.status == 3, "an old result of another image passes for its reconstruction"
+    assert "or pass --overwrite to replace it" in result.skipped()[0], (
+        f"the user does not learn what to do: {result.err}"
+    )
+    assert tree(out).items() >= {k: v for k, v in before.items() if k != "metrics.csv"}.items(), "results were changed"
     assert reconstruct(path, tmp_path / "b.png", "--out", out, "--overwrite").status == 0, "--overwrite fails"
     assert read_image(out / "a.png").shape == (24, 16, 3), "--overwrite kept the old result"
     assert read_csv(out / "metrics.csv").keys() == {"a.png", "b.png"}, "--overwrite kept the old metrics"
+
+
+def test_goes_on_where_it_was_stopped(
+    reconstruct: Ssdd, ssdd: Ssdd, tiny_model: Path, tmp_path: Path, tree: Tree, picture: Picture
+) -> None:
+    """What is there is measured, not made again; the table is of all."""
+    for name in ("a.png", "b.png"):
+        Image.fromarray(picture(16, 16, ord(name[0]))).save(tmp_path / name)
+    every = (tmp_path / "a.png", tmp_path / "b.png", "--out", tmp_path / "out")
+    assert reconstruct(*every).status == 0
+    before, rows = tree(tmp_path / "out"), read_csv(tmp_path / "out" / "metrics.csv")
+    (tmp_path / "out" / "b.png").unlink()
+    (tmp_path / "out" / "metrics.csv").unlink()
+    result = reconstruct(*every)
+    assert result.status == 0, result.err
+    assert "2 images in" in result.out
+    assert "(1 were there before)" in result.out
+    told = json.loads(reconstruct(*every, "--json").out)
+    assert [(row["image"], row["seconds"]) for row in told["images"]] == [("a.png", None), ("b.png", None)]
+    assert f"PSNR {told['mean']['psnr']:.2f} dB" in result.out
+    after, again = tree(tmp_path / "out"), read_csv(tmp_path / "out" / "metrics.csv")
+    assert [name for name in before if after[name] != before[name]] == ["metrics.csv"]
+    assert {name: row["psnr_db"] for name, row in again.items()} == {name: row["psnr_db"] for name, row in rows.items()}
+    other = ssdd("reconstruct", *every, "--model", tiny_model, "--device", "cpu", "--steps", 2)
+    assert (other.status, len(other.skipped())) == (1, 2)
+    assert "noise seed 0, steps 1; choose another --out" in other.skipped()[0], "images of one step pass for two"
+    assert tree(tmp_path / "out") == after
+    Image.fromarray(picture(16, 16, 7)).save(tmp_path / "a.png")
+    replaced = reconstruct(*every)
+    assert (replaced.status, len(replaced.skipped())) == (3, 1), "it is compared with another photograph"
+    assert read_csv(tmp_path / "out" / "metrics.csv").keys() == {"a.png", "b.png"}
+    (tmp_path / "out" / "metrics.csv").write_text("precious")
+    assert "exists already; pass --overwrite" in reconstruct(*every).error_line()
+
+
+def test_another_model_of_the_same_name(ssdd: Ssdd, tiny_model: Path, tmp_path: Path, picture: Picture) -> None:
+    Image.fromarray(picture(16, 16)).save(tmp_path / "a.png")
+    shutil.copytree(tiny_model, tmp_path / "model")
+    command = ("reconstruct", tmp_path / "a.png", "--out", tmp_path / "out", "--model")
+    assert ssdd(*command, tmp_path / "model").status == 0
+    assert "(1 were there before)" in ssdd(*command, tiny_model).out, "another path of the same model"
+    other = AutoencoderSSDD.from_pretrained(tmp_path / "model")
+    other.decoder.conv_out.bias.data += 0.1
+    other.save_pretrained(tmp_path / "model")
+    refused = ssdd(*command, tmp_path / "model")
+    assert (refused.status, len(refused.skipped())) == (1, 1)
+
+
+def test_results_inside_the_folder_of_photographs(
+    reconstruct: Ssdd, tmp_path: Path, tree: Tree, picture: Picture
+) -> None:
+    """The second run takes its own results for photographs, or results replace the photographs."""
+    Image.fromarray(picture(16, 16)).save(tmp_path / "a.png")
+    for _ in range(2):
+        result = reconstruct(tmp_path, "--out", tmp_path / "out")
+        assert (result.status, result.out.startswith("1 images in")) == (0, True), result.out
+    before = tree(tmp_path)
+    line = reconstruct(tmp_path / "a.png", "--out", tmp_path, "--overwrite").error_line()
+    assert "its reconstruction would replace it: choose another --out" in line
+    assert tree(tmp_path) == before
+
+
+def test_table_keeps_the_other_images(reconstruct: Ssdd, tmp_path: Path, picture: Picture) -> None:
+    for name in ("a.png", "b.png"):
+        Image.fromarray(picture(16, 16, ord(name[0]))).save(tmp_path / name)
+        assert reconstruct(tmp_path / name, "--out", tmp_path / "out").status == 0
+    rows = read_csv(tmp_path / "out" / "metrics.csv")
+    assert rows.keys() == {"a.png", "b.png"}
+    assert reconstruct(tmp_path / "a.png", "--out", tmp_path / "out").status == 0
+    assert read_csv(tmp_path / "out" / "metrics.csv") == rows, "seconds are lost"
 
 
 def test_existing_image_without_metrics_is_kept(reconstruct: Ssdd, tmp_path: Path, picture: Picture) -> None:
@@ -155,10 +230,9 @@ def test_existing_image_without_metrics_is_kept(reconstruct: Ssdd, tmp_path: Pat
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.png").write_bytes(b"precious")
     result = reconstruct(tmp_path / "a.png", tmp_path / "b.png", "--out", tmp_path / "out")
-    assert result.status == 1, "an image that was not written is not in the status"
+    assert result.status == 3, "an image that was not written is not in the status"
     (line,) = result.skipped()
     assert str(tmp_path / "a.png") in line, "the input is not named"
-    assert "exists already; pass --overwrite" in line, "the reason is missing"
     assert (tmp_path / "out" / "a.png").read_bytes() == b"precious", "a file was replaced"
     assert read_csv(tmp_path / "out" / "metrics.csv").keys() == {"b.png"}, "the other image was not done"
 
@@ -170,7 +244,8 @@ def test_nothing_to_do(reconstruct: Ssdd, tmp_path: Path) -> None:
     assert f"expected images in {tmp_path / 'empty'}, found none" in line, "an empty folder: not said clearly"
     line = reconstruct(tmp_path / "missing.jpg", "--out", tmp_path / "out").error_line()
     assert "missing.jpg" in line, "a missing path is not named"
-    assert "no path" in reconstruct("--out", tmp_path / "out").error_line(), "no path at all: not said clearly"
+    nothing = reconstruct("--out", tmp_path / "out")
+    assert (nothing.status, "no path" in nothing.err) == (2, True), "no path at all: not said clearly"
     assert not (tmp_path / "out").exists(), "a failed command left its folder behind"
 
 

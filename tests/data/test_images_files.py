@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngImageFile
 from ssdd.data.find import find_images
 from ssdd.data.images import ImageError, read_image, save_image
 from ssdd.data.pixels import image_to_tensor
-from ssdd.files import OutputExists
+from ssdd.runtime.files import OutputExists
 
 
 def photo(height=24, width=36, seed=0):
@@ -95,6 +95,7 @@ def test_links_are_followed_and_each_real_folder_is_walked_once(tmp_path):
     touch(tmp_path, "data/a.png", "data/real/c.png", "elsewhere/b.png", "elsewhere/deep/d.png")
     data = tmp_path / "data"
     (data / "loop").symlink_to(data)
+    (data / "self").symlink_to(data / "self")
     (data / "real" / "up").symlink_to(tmp_path)
     (data / "another").symlink_to(data / "real")
     (data / "other").symlink_to(tmp_path / "elsewhere")

@@ -187,7 +187,8 @@ from ssdd.data.sources import open_source
 signal.signal(signal.SIGTERM, lambda *_: None)  # as a training process that saves first
 signal.signal(signal.SIGINT, lambda *_: None)
 batches = crop_batches(CropStream(open_source(sys.argv[1:]), 16, 2.0, True, 0), 0, 4, 2)
-next(batches)
+for _ in range(2):  # one of each worker: from its first on it is ready for signals
+    next(batches)
 print(os.getpid(), flush=True)
 for line in sys.stdin:
     for _ in range(20):

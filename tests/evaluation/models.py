@@ -6,7 +6,7 @@ import diffusers
 import torch
 from torch import Tensor
 
-from ssdd.kl_baseline import AutoencoderKLBaseline
+from ssdd.nn.kl_baseline import AutoencoderKLBaseline
 
 _KL: dict[str, Any] = {
     "block_out_channels": (8, 8),
@@ -78,8 +78,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "spatial_compression_ratio": 4,
         "sample_size": 32,
     },
+    "AutoencoderKLHunyuanImageRefiner": {
+        "latent_channels": 8,
+        "block_out_channels": (16, 16, 16),
+        "layers_per_block": 1,
+        "spatial_compression_ratio": 4,
+        "temporal_compression_ratio": 2,
+    },
     "AutoencoderKLKVAE": {"channels": 32, "num_enc_blocks": 1, "num_dec_blocks": 1, "z_channels": 6, "ch_mult": (1, 1)},
     "AutoencoderKLQwenImage": _WAN,
+    "AutoencoderKLQwenImage21": _WAN | {"decoder_base_dim": 4},
     "AutoencoderKLWan": _WAN | {"patch_size": 2, "in_channels": 12, "out_channels": 12, "is_residual": True},
     "AutoencoderRAE": {
         "encoder_hidden_size": 64,
@@ -104,8 +112,10 @@ LATENTS = {
     "AsymmetricAutoencoderKL": (4, 2),
     "AutoencoderKLFlux2": (6, 2),
     "AutoencoderKLHunyuanImage": (8, 4),
+    "AutoencoderKLHunyuanImageRefiner": (8, 4),
     "AutoencoderKLKVAE": (6, 2),
     "AutoencoderKLQwenImage": (6, 4),
+    "AutoencoderKLQwenImage21": (6, 4),
     "AutoencoderKLWan": (6, 8),
     "AutoencoderRAE": (64, 8),
     "VQModel": (6, 2),

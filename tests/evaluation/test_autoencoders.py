@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ssdd import AutoencoderSSDD
+from ssdd.checkpoints import adapters
 from ssdd.checkpoints.layout import CheckpointError
 from ssdd.checkpoints.names import AUTHORS_DECODER, AUTHORS_ENCODER, rename
 from ssdd.data.pixels import image_to_tensor, tensor_to_image
-from ssdd.evaluation import autoencoders
 from ssdd.evaluation.autoencoders import JPEG_AUTO, Bicubic, Jpeg, check_encoder_attached, load_autoencoder
 from ssdd.evaluation.pairs import bicubic_baseline
 from ssdd.nn.decoder import Decoder
@@ -28,7 +28,12 @@ from ssdd.nn.encoder import Encoder
 from ssdd.nn.presets import decoder_size, encoder_size
 from tests.evaluation.models import CONFIGS, LATENTS, images, model_class
 
-VIDEO = ("AutoencoderKLQwenImage", "AutoencoderKLWan")
+VIDEO = (
+    "AutoencoderKLHunyuanImageRefiner",
+    "AutoencoderKLQwenImage",
+    "AutoencoderKLQwenImage21",
+    "AutoencoderKLWan",
+)
 HALF_PRECISION = (
     "AutoencoderSSDD",
     "AutoencoderKL",
@@ -81,11 +86,12 @@ def test_peers_compute_what_diffusers_does(kind: str, folders: dict[str, Path]) 
     model = model_class(kind).from_pretrained(folder).eval()
     x = images(3, 32, 32)
     with torch.no_grad():
-        encoded = model.encode(x[:, :, None] if kind in VIDEO else (x + 1) / 2 if kind == "AutoencoderRAE" else x)
+        y = torch.cat([x, torch.ones_like(x[:, :1])], dim=1) if kind == "AutoencoderKLQwenImage21" else x
+        encoded = model.encode(y[:, :, None] if kind in VIDEO else (x + 1) / 2 if kind == "AutoencoderRAE" else x)
         z = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded[0]
         expected = model.decode(z).sample
         if kind in VIDEO:
-            z, expected = z[:, :, 0], expected[:, :, 0]
+            z, expected = z[:, :, 0], expected[:, :3, 0]
         if kind == "AutoencoderRAE":
             expected = expected * 2 - 1
     autoencoder = load_autoencoder(str(folder))
@@ -358,7 +364,7 @@ def test_what_is_no_autoencoder(folders: dict[str, Path], tmp_path: Path, monkey
     refused("somebody/nothing", "^somebody/nothing: .*the hub is offline", FileNotFoundError)
     refused("weights/taef2.pth", "found the name of a pickle, .* file.py:NAME", CheckpointError)
     for change, match in {
-        "class": "expected one of AutoencoderSSDD, .* found AutoencoderKLMochi; wrap it",
+        "class": "expected one of AutoencoderSSDD, .* found AutoencoderKLMochi, an autoencoder of videos; wrap it",
         "width": "expected an AutoencoderKL with the weights that its config.json describes, found",
         "levels": "found 1 differences: unexpected quant_conv",
         "missing": "found 1 differences: no decoder.conv_out.bias",
@@ -391,7 +397,7 @@ def test_what_is_no_autoencoder(folders: dict[str, Path], tmp_path: Path, monkey
 
 
 def test_release_without_the_class(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autoencoders, "diffusers", SimpleNamespace(__version__="0.36.0"))
+    monkeypatch.setattr(adapters, "diffusers", SimpleNamespace(__version__="0.36.0"))
     refused(str(folders["AutoencoderTiny"]), "expected a release of diffusers with AutoencoderTiny, found 0.36.0")
 
 

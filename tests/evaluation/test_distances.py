@@ -262,7 +262,7 @@ def test_saved_features_come_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 _WORKER = """
 import sys, torch
 from ssdd.evaluation import distances
-from ssdd.processes import Processes, join_processes
+from ssdd.runtime.processes import Processes, join_processes
 from random_features import feature_set, features
 distances.SUBSET = 50
 with join_processes(torch.device("cpu")) as processes:
@@ -281,6 +281,7 @@ with join_processes(torch.device("cpu")) as processes:
 """
 
 
+@pytest.mark.slow
 def test_several_processes_are_one(tmp_path: Path) -> None:
     """A published number would depend on the number of GPUs, or a process without images would spoil it."""
     (tmp_path / "worker.py").write_text(_WORKER)

@@ -1,9 +1,7 @@
 """Several processes evaluate what one does: the same crops, the same noise, the same numbers but for rounding."""
 
 import json
-import os
-import subprocess
-import sys
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.process import Ended, ranks
+
+pytestmark = pytest.mark.slow
 
 SHOWN = ("psnr", "ssim_uniform_7", "high_frequency_ratio", "colour_shift_green")
 
@@ -26,13 +28,12 @@ def photographs(tmp_path_factory: pytest.TempPathFactory, picture: Callable[...,
 
 
 def evaluate(out: Path, photographs: Path, model: Path, processes: int, protocol: str) -> tuple[int, str]:
-    """``ssdd evaluate`` under torchrun; exit status and output."""
-    run = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "ssdd", "evaluate"]
-    arguments = [str(model), "jpeg:9000", "--data", str(photographs), "--protocol", protocol, "--out", str(out)]
-    command = [sys.executable, *(run if processes > 1 else run[-3:]), *arguments, "--workers", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TORCH_HOME": str(out / "none")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    return done.returncode, done.stdout + done.stderr
+    """``ssdd evaluate`` in processes; exit status of the first, and output of all."""
+    options = ("--data", photographs, "--protocol", protocol, "--out", out, "--workers", 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(out / "none"))
+        ended = ranks("evaluate", model, "jpeg:9000", *options, count=processes)
+    return ended[0].status, "".join(one.out + one.err for one in ended)
 
 
 def test_two_processes_are_one(photographs: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -40,7 +41,7 @@ def test_two_processes_are_one(photographs: Path, tiny_model: Path, tmp_path: Pa
     found: list[dict[str, Any]] = []
     for processes in (1, 2):
         status, output = evaluate(tmp_path / str(processes), photographs, tiny_model, processes, "crops-128-v1")
-        assert status == 1, f"two images cannot be used: {output}"
+        assert status == 3, f"two images cannot be used: {output}"
         assert output.count("skipped ") == 3, f"each is named once, and counted: {output}"
         assert output.count("left out: LPIPS-squeeze") == 1, "every process says it"
         found.append(json.loads((tmp_path / str(processes) / "evaluation.json").read_text()))
@@ -98,30 +99,20 @@ def test_a_killed_process_loses_no_finished_row(
         Image.fromarray(picture(130, 140, i)).save(folder / f"{i}.png")
     (tmp_path / "own.py").write_text(OWN)
 
-    def run() -> subprocess.CompletedProcess[str]:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "ssdd", "evaluate"]
-        arguments = [str(tiny_model), "own.py:Own", "--data", str(folder), "--protocol", "paper-128-v1"]
-        command = [
-            sys.executable,
-            *launcher,
-            *arguments,
-            "--out",
-            str(out),
-            "--workers",
-            "0",
-            "--lpips",
-            "--extractors",
-        ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    options = ("--data", folder, "--protocol", "paper-128-v1", "--out", out, "--workers", 0, "--lpips", "--extractors")
 
-    assert run().returncode != 0
+    def run() -> list[Ended]:
+        return ranks("evaluate", tiny_model, "own.py:Own", *options, folder=tmp_path)
+
+    statuses = [one.status for one in run()]
+    assert statuses[1] == -signal.SIGKILL
+    assert statuses[0] != 0
     left = json.loads((out / "evaluation.json").read_text())
     assert (left["finished"], [row["label"] for row in left["rows"]]) == (False, [tiny_model.name])
     (tmp_path / "fine").touch()
     again = run()
-    assert again.returncode == 0, again.stderr
-    assert again.stderr.count("goes on after 1 rows") == 1
+    assert [one.status for one in again] == [0, 0], again
+    assert sum(one.err.count("goes on after 1 rows") for one in again) == 1
     found = json.loads((out / "evaluation.json").read_text())
     assert [row["label"] for row in found["rows"]] == [tiny_model.name, "own.py:Own"]
     assert found["rows"][0] == left["rows"][0], "a finished row was measured again"

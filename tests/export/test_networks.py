@@ -1,34 +1,60 @@
-"""The networks that are traced are those of the model, in PyTorch: every size, factor and layer."""
+"""The networks that are traced are those of the model, in PyTorch: every size, factor and operation."""
+
+import inspect
 
 import pytest
 import torch
-import torch.nn.functional as F
+from torch import Tensor
 
-from ssdd.export.attention import Blocks, block_bias, windowed_attention
+from ssdd.export import ops
 from ssdd.export.networks import ExportDecoder, ExportEncoder
-from ssdd.nn.fast.attention import BLOCK
-from ssdd.nn.ops import windowed_attention as library_attention
+from ssdd.nn import fast
+from ssdd.nn import ops as definition
+from tests.nn.test_attention import LargestTensor, inputs
 
 from .conftest import random_model
 
 
+def test_operations_are_those_of_the_networks() -> None:
+    """One that is missing, or that has other arguments, would be noticed by whoever exports."""
+    names = set(fast.__all__) - {"reference", "using"}
+    signatures = [{name: inspect.signature(getattr(module, name)) for name in names} for module in (definition, ops)]
+    assert signatures[0] == signatures[1]
+
+
 @pytest.mark.parametrize("grid", [(1, 1), (3, 20), (8, 8), (9, 17), (25, 33)])
 def test_attention_is_the_librarys(grid: tuple[int, int]) -> None:
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, *grid, 12, generator=generator) for _ in range(3))
-    table = torch.randn(15, 15, 3, generator=generator)
-    blocks = [Blocks.of(grid, around, q.device) for around in (0, 7)]
-    found = windowed_attention(q, k, v, block_bias(table), *blocks)
-    heads = (x.flatten(1, 2).unflatten(-1, (3, 4)).transpose(1, 2) for x in (q, k, v))
-    expected = library_attention(*heads, table, grid).transpose(1, 2).flatten(2).unflatten(1, grid)
+    q, k, v, table = inputs(grid)
+    found, expected = (module.windowed_attention(q, k, v, table, grid) for module in (ops, definition))
     assert (found - expected).abs().max() < 1e-5, "the attention is another"
 
 
 def test_attention_is_linear_in_the_grid() -> None:
     """Twice the tokens, twice the blocks: no tensor over all pairs of tokens."""
-    blocks = [Blocks.of((rows, 16), 7, torch.device("cpu")) for rows in (64, 128)]
-    assert [b.outside.numel() for b in blocks] == [8 * 2 * 22**2, 16 * 2 * 22**2], "memory grows faster than the grid"
-    assert all(b.rows.shape[1] == BLOCK + 14 for b in blocks), "a block sees other keys than its window's"
+    largest = []
+    for rows in (64, 128):
+        with LargestTensor() as mode:
+            ops.windowed_attention(*inputs((rows, 16), batch=1), (rows, 16))
+        largest.append(mode.largest)
+    assert largest[1] <= 2 * largest[0], "memory grows faster than the grid"
+
+
+@pytest.mark.parametrize("size", [(7, 4), (26, 21), (5, 11), (13, 7), (26, 14), (1, 1)])
+def test_nearest_is_pytorchs(size: tuple[int, int]) -> None:
+    x = torch.arange(13.0 * 7).reshape(1, 1, 13, 7)
+    assert torch.equal(ops.resize(x, size), definition.resize(x, size)), "other pixels"
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 6), (7, 5), (1, 2)])
+def test_resampling_is_the_librarys(size: tuple[int, int]) -> None:
+    weight, bias, x = torch.randn(5, 3, 3, 3), torch.randn(5), torch.randn(2, 3, *size)
+    half = x[..., : (size[0] + 1) // 2, : (size[1] + 1) // 2]
+
+    def both(module: object) -> tuple[Tensor, Tensor]:
+        return module.downsample_conv(x, weight, bias), module.upsample_conv(half, weight, bias, size)
+
+    for found, expected in zip(both(ops), both(definition), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8, 16, 32])
@@ -68,11 +94,3 @@ def test_model_is_left_as_it_was() -> None:
     network = ExportDecoder(model.decoder, 8)
     assert [(name, type(module)) for name, module in model.named_modules()] == before, "its modules were replaced"
     assert {id(p) for p in network.parameters()} == {id(p) for p in model.decoder.parameters()}, "weights were copied"
-
-
-def test_nearest_is_pytorchs() -> None:
-    from ssdd.export.networks import _nearest
-
-    x = torch.arange(13.0 * 7).reshape(1, 1, 13, 7)
-    for size in ((7, 4), (26, 21), (5, 11), (13, 7), (1, 1)):
-        assert torch.equal(_nearest(x, size), F.interpolate(x, size)), f"other pixels at {size}"

@@ -108,7 +108,10 @@ def test_interrupted_run_resumes_bit_for_bit(
     assert stats(tmp_path / "whole") == stats(tmp_path / "cut")
 
 
-def test_set_made_with_buckets_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_set_made_with_buckets_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Pictures of three shapes, through the commands; a run that is stopped and one that is not end alike."""
     random = np.random.default_rng(0)
     for i in range(14):
@@ -143,6 +146,12 @@ def test_set_made_with_buckets_trains(tmp_path: Path, monkeypatch: pytest.Monkey
     config = json.loads((tmp_path / "whole" / "model" / "config.json").read_text())
     assert (config["patch_size"], config["sample_size"]) == (2, [8, 8])
     assert load_generator(tmp_path / "whole").facts.latent_shape == (4, 8, 8)
+    sample = ["generate", "sample", str(tmp_path / "whole"), "--count", "2", "--steps", "1"]
+    assert ssdd([*sample, "--height", "48", "--width", "96", "--out", str(tmp_path / "wide")]) == 0
+    assert Image.open(tmp_path / "wide" / "000001.png").size == (96, 48)
+    assert ssdd([*sample, "--height", "40", "--out", str(tmp_path / "odd")]) == 1
+    assert "expected sides that are multiples of 16 px, found 40 x 64" in capsys.readouterr().err
+    assert ssdd([*sample, "--out", str(tmp_path / "wide")]) == 1, "square samples among wide ones"
 
 
 def test_diffusers_network_needs_one_shape(train: Train, tmp_path: Path) -> None:

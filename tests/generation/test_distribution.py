@@ -9,6 +9,8 @@ from PIL import Image
 from ssdd.cli.main import run
 from tests.training.runs import compare, in_processes
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = [
     *("--total-images", "40", "--batch-size", "4", "--workers", "0", "--precision", "fp32"),
     *("--log.stats-images", "4", "--log.checkpoint-images", "20", "--log.sample-images", "0"),

@@ -18,7 +18,6 @@ from ssdd.data.sources import open_source
 from ssdd.evaluation.decoders import LatentDecoder
 from ssdd.evaluation.features import Extractor
 from ssdd.evaluation.protocols import EvaluationSet
-from ssdd.files import OutputExists
 from ssdd.generation.evaluation import (
     SearchFile,
     as_text,
@@ -36,6 +35,7 @@ from ssdd.generation.evaluation import (
 from ssdd.generation.output import FACTS, FILES, NPZ, Format, SampleFiles, begin, draw_page
 from ssdd.generation.result import Generator
 from ssdd.generation.sampling import Sampling
+from ssdd.runtime.files import OutputExists
 from tests.generation.latents import NOBODY
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), np.uint8)
@@ -78,6 +78,11 @@ def test_npz_is_the_adm_evaluators(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [NPZ], "parts are left"
     assert not any(files.missing(part) for part in files.parts), "it would be made once more"
     np.testing.assert_array_equal(files.read(5), IMAGES[:5])
+    whole = (tmp_path / NPZ).read_bytes()
+    for damaged in (whole[:-100], b""):
+        (tmp_path / NPZ).write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"samples\.npz: expected 7 samples, found a damaged file: remove it"):
+            files.missing(files.parts[0])
 
 
 def test_npz_without_classes_has_images_alone(tmp_path: Path) -> None:

@@ -222,37 +222,37 @@ def test_images_are_decoded_raw_latents(generator: Generator, decoder: LatentDec
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("words", "expected"),
     [
-        ("all", [0, 1, 2, 3]),
-        ("tench", [0]),
-        ("Tinca tinca", [0]),
-        ("tench, Tinca tinca", [0]),
-        ("tench,Tinca tinca,2", [0, 2]),
-        ("great white shark, 0", [2, 0]),
-        ("hammer,tiger shark", [1, 3]),
-        ("#3, #0", [3, 0]),
-        ("goldfish", None),
-        ("shark", None),
-        ("4", None),
+        (["all"], [0, 1, 2, 3]),
+        (["tench"], [0]),
+        (["Tinca tinca"], [0]),
+        (["tench, Tinca tinca", "2"], [0, 2]),
+        (["great white", "0"], [2, 0]),
+        (["hammer", "tiger shark"], [1, 3]),
+        (["#3", "#0"], [3, 0]),
+        (["goldfish"], None),
+        (["shark"], None),
+        (["4"], None),
+        (["tench,2"], None),
     ],
 )
-def test_classes_by_number_name_and_part(text: str, expected: list[int] | None) -> None:
+def test_classes_by_number_name_and_part(words: list[str], expected: list[int] | None) -> None:
     names = ("tench, Tinca tinca", "hammerhead", "great white shark, white shark", "tiger shark")
     facts = replace(FACTS, classes=names)
     if expected is not None:
-        assert parse_classes(text, facts) == expected
+        assert parse_classes(words, facts) == expected
         return
     with pytest.raises(ValueError, match="expected"):
-        parse_classes(text, facts)
+        parse_classes(words, facts)
 
 
 def test_classes_whose_names_are_numbers() -> None:
     """Folders 1, 2, 10 and 3: what is "2"?"""
     facts = replace(FACTS, classes=("1", "10", "2", "3"))
-    assert parse_classes("10,3", facts) == [1, 3]
-    assert parse_classes("#1,#2", facts) == [1, 2]
+    assert parse_classes(["10", "3"], facts) == [1, 3]
+    assert parse_classes(["#1", "#2"], facts) == [1, 2]
     with pytest.raises(ValueError, match=r"named in one way, found '1', the name of class #0"):
-        parse_classes("1", facts)
+        parse_classes(["1"], facts)
     with pytest.raises(ValueError, match="found 'a' twice"):
-        parse_classes("a", replace(FACTS, classes=("a", "a")))
+        parse_classes(["a"], replace(FACTS, classes=("a", "a")))

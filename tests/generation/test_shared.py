@@ -3,9 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,8 +19,7 @@ from ssdd.generation.pipeline import save_pipeline
 from ssdd.generation.result import Generator, LatentFacts, load_generator, save_generator
 from ssdd.generation.sampling import Sampling, generate_images
 from tests.generation.latents import STATISTICS
-
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+from tests.process import ranks, start
 
 
 def save_random_generator(folder: Path, tokenizer: Path) -> Path:
@@ -43,30 +39,23 @@ def saved(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     return save_random_generator(tmp_path_factory.mktemp("generator") / "model", tiny_model)
 
 
-def command(processes: int, *arguments: object) -> list[str]:
-    return [sys.executable, *(TORCHRUN if processes > 1 else []), "-m", "ssdd", "generate", *map(str, arguments)]
-
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-
-def run(processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        command(processes, *arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done
+def run(processes: int, *arguments: object) -> str:
+    """What ``ssdd generate`` prints on standard output and standard error."""
+    ended = ranks("generate", *arguments, count=processes)
+    printed = "".join(one.out + one.err for one in ended)
+    assert all(one.status == 0 for one in ended), printed
+    return printed
 
 
 def images(folder: Path) -> dict[str, np.ndarray]:
     return {path.name: np.asarray(Image.open(path)) for path in sorted(folder.glob("0*.png"))}
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_samples(saved: Path, tmp_path: Path) -> None:
     """Each made all of them, and one ended with an error."""
     options = ("--count", 205, "--steps", 1, "--batch-size", 16)  # three parts
-    done = run(2, "sample", saved, "--out", tmp_path / "two", *options)
-    assert done.stdout.count("205 samples as png") == 1
+    assert run(2, "sample", saved, "--out", tmp_path / "two", *options).count("205 samples as png") == 1
     run(1, "sample", saved, "--out", tmp_path / "one", *options)
     one, two = images(tmp_path / "one"), images(tmp_path / "two")
     assert one.keys() == two.keys()
@@ -76,25 +65,23 @@ def test_two_processes_share_the_samples(saved: Path, tmp_path: Path) -> None:
     assert facts[0] == facts[1]
 
 
+@pytest.mark.slow
 def test_killed_sampling_goes_on(saved: Path, tmp_path: Path) -> None:
     options = ("sample", saved, "--count", 750, "--steps", 1, "--out", tmp_path / "out", "--format", "npz")
-    process = subprocess.Popen(command(1, *options), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 240
-    while not list(tmp_path.glob("out/.parts/0*.npy")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "no part after four minutes"
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process = start("generate", *options)
+    process.until(lambda: bool(list(tmp_path.glob("out/.parts/0*.npy"))), 240)
+    process.send(signal.SIGKILL)
+    process.wait()
     assert not (tmp_path / "out" / "samples.npz").exists(), "killed too late to see anything"
     kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("out/.parts/0*.npy")}
-    assert f"{250 * len(kept)} samples were there before" in run(1, *options).stderr
+    assert f"{250 * len(kept)} samples were there before" in run(1, *options)
     with np.load(tmp_path / "out" / "samples.npz") as found:
         assert found["arr_0"].shape == (750, 32, 32, 3)
         assert found["arr_1"].tolist() == [0, 1] * 375
     assert not (tmp_path / "out" / ".parts").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(
     saved: Path, tmp_path: Path, picture: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,13 +91,13 @@ def test_two_processes_measure_what_one_does(
     home = os.environ.get("TORCH_HOME", "")
     if not list(Path(home).glob("hub/checkpoints/mobilenet_v2-*.pth")):
         pytest.skip("no weights of MobileNetV2 in TORCH_HOME")
-    options = ("--data", tmp_path / "photos", "--count", 10, "--steps", 2, "--guidance", "1,3", "--batch-size", 4)
+    options = ("--data", tmp_path / "photos", "--count", 10, "--steps", 2, "--guidance", 1, 3, "--batch-size", 4)
     options += ("--extractors", "mobilenet_v2-imagenet", "--workers", 0)
     tables = []
     for processes in (1, 2):
-        done = run(processes, "evaluate", saved, *options, "--out", tmp_path / f"{processes}.json")
+        printed = run(processes, "evaluate", saved, *options, "--out", tmp_path / f"{processes}.json")
         tables.append(json.loads((tmp_path / f"{processes}.json").read_text()))
-        assert done.stdout.count("best guidance by FD") == 1, "each process prints a table"
+        assert printed.count("best guidance by FD") == 1, "each process prints a table"
     assert tables[0]["reference"] == tables[1]["reference"]
     for one, two in zip(tables[0]["rows"], tables[1]["rows"], strict=True):
         for name, value in one["distances"]["mobilenet_v2-imagenet"].items():

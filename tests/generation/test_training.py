@@ -10,11 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 from ssdd.checkpoints.identity import LatentIdentity, identify
+from ssdd.generation import task
 from ssdd.generation.config import GenerationConfig
 from ssdd.generation.data import LatentStream, latent_batches
 from ssdd.generation.model import null_class
 from ssdd.generation.result import load_generator
 from ssdd.generation.stage import LatentStage
+from ssdd.generation.task import export_generator
+from ssdd.training.checkpoint import read_checkpoint
 from ssdd.training.config import LogConfig, differences, to_json
 from ssdd.training.random import BatchRandom
 from ssdd.training.watch import TrainingStopped
@@ -85,6 +88,24 @@ def test_latents_of_any_tokenizer(
     x = stage.normalized(batch, torch.zeros(8, *shape))
     torch.testing.assert_close(x.std(dim=(0, 2, 3)), torch.ones(channels), atol=0.4, rtol=0)
     torch.testing.assert_close(generator.facts.denormalize(x), batch.mean, atol=1e-4, rtol=1e-4)
+
+
+def test_an_earlier_generator_is_exported(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint gives other weights than its averaged ones, or those of a run whose latents were exchanged."""
+    run = train(tmp_path / "run", random_latents()).parent
+    assert export_generator(run, tmp_path / "earlier", 12) == 12
+    average = read_checkpoint(run / "checkpoints" / f"{12:012d}")[0]["average"]
+    earlier, last = load_generator(tmp_path / "earlier"), load_generator(run)
+    state = earlier.model.state_dict()
+    assert average
+    assert all(torch.equal(state[name], tensor) for name, tensor in average.items())
+    assert earlier.facts == last.facts
+    assert earlier.digest != last.digest
+    last.facts.check_guide(earlier.facts)
+    monkeypatch.setattr(task, "open_latents", lambda folder: replace(random_latents(), digest="5" * 64))
+    with pytest.raises(ValueError, match="expected the latents that this run began with, found others"):
+        export_generator(run, tmp_path / "other", 12)
+    assert not (tmp_path / "other").exists()
 
 
 def test_run_of_before_there_was_a_choice_goes_on(train: Train, tmp_path: Path) -> None:
@@ -247,6 +268,8 @@ def test_grids_by_another_encoders_decoder_are_refused(train: Train, tmp_path: P
     log = LogConfig(stats_images=8, sample_images=4, sample_count=2, checkpoint_images=8)
     with pytest.raises(ValueError, match=r"a decoder of the encoder that made the latents, none.*found .*tiny-model"):
         train(tmp_path / "run", random_latents(), total_images=4, decoder=str(tiny_model), log=log)
+    train(tmp_path / "forced", random_latents(), total_images=4, decoder=str(tiny_model), log=log, force=True)
+    assert len(list((tmp_path / "forced" / "samples").iterdir())) == 1
 
 
 def bad(**changes: object) -> object:
@@ -324,6 +347,7 @@ def test_compiling_without_a_compiler(train: Train, tmp_path: Path, no_compiler:
     assert (tmp_path / "run" / "model").is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["diffusers", "lightning"])
 def test_compiled_run_is_the_same_run(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str

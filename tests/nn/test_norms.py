@@ -108,6 +108,7 @@ def test_own_gradient_is_that_of_pytorch(dtype: torch.dtype, piece: int, monkeyp
     torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-5)  # the sums are float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", [(1, 1), (4, 3), (16, 12)])
 def test_gradients_in_half_precision_are_as_near_as_plain(grid: tuple[int, int]) -> None:
     """Those of one function for norm, modulation and SiLU, plain and fused, against those of PyTorch's three."""

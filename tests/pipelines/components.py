@@ -17,6 +17,11 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    MistralConfig,
+    PixtralVisionConfig,
+    PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -28,6 +33,13 @@ WIDTH = 16
 SIDE = 32
 """Pixels of every image, of an autoencoder with factor 8."""
 
+BATCH_NORM: dict[str, Any] = {
+    "batch_norm_mean": tuple(0.1 * (i % 5) - 0.2 for i in range(16)),
+    "batch_norm_var": tuple(0.5 + 0.25 * (i % 7) for i in range(16)),
+    "batch_norm_eps": 1e-2,
+}
+"""Statistics of FLUX.2's batch norm for latents of four channels, different at each place of a patch."""
+
 
 def kl_vae(**config: Any) -> diffusers.AutoencoderKL:
     """A small AutoencoderKL with random weights, of factor 4 where nothing else is said."""
@@ -36,6 +48,16 @@ def kl_vae(**config: Any) -> diffusers.AutoencoderKL:
     levels = len(config["block_out_channels"])
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
     return diffusers.AutoencoderKL(**blocks, **config).eval().requires_grad_(False)
+
+
+def flux2_vae(**config: Any) -> diffusers.AutoencoderKLFlux2:
+    """A small AutoencoderKLFlux2 with random weights and the statistics ``BATCH_NORM``."""
+    torch.manual_seed(0)
+    config = {"block_out_channels": (32, 32, 32, 32), "latent_channels": 4, "batch_norm_eps": 1e-2, **config}
+    vae = diffusers.AutoencoderKLFlux2(**config)
+    vae.bn.running_mean.copy_(torch.tensor(BATCH_NORM["batch_norm_mean"]))
+    vae.bn.running_var.copy_(torch.tensor(BATCH_NORM["batch_norm_var"]))
+    return vae.eval().requires_grad_(False)
 
 
 def clip_tokenizer() -> CLIPTokenizer:
@@ -76,6 +98,24 @@ def t5_tokenizer() -> T5TokenizerFast:
 
 def t5_text_encoder(width: int = WIDTH) -> T5EncoderModel:
     return T5EncoderModel(T5Config(vocab_size=40, d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
+
+
+def mistral_tokenizer() -> PreTrainedTokenizerFast:
+    """Unigram model of letters that takes conversations."""
+    pieces = [("<pad>", 0.0), ("<unk>", 0.0), *((letter, -1.0) for letter in "▁abcdefghijklmnopqrstuvwxyz")]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.Unigram(pieces, unk_id=1)),
+        pad_token="<pad>",
+        unk_token="<unk>",
+        chat_template="{% for message in messages %}{{ message['content'][0]['text'] }}{% endfor %}",
+    )
+
+
+def mistral_text_encoder() -> Mistral3ForConditionalGeneration:
+    size = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = MistralConfig(vocab_size=40, num_key_value_heads=1, head_dim=8, **size)
+    vision = PixtralVisionConfig(image_size=32, patch_size=8, **size)
+    return Mistral3ForConditionalGeneration(Mistral3Config(text_config=text, vision_config=vision))
 
 
 def unet(channels: int, **config: Any) -> diffusers.UNet2DConditionModel:
@@ -190,6 +230,26 @@ def flux(vae: Any) -> diffusers.FluxPipeline:
     )
 
 
+def flux2(vae: Any) -> diffusers.Flux2Pipeline:
+    transformer = diffusers.Flux2Transformer2DModel(
+        in_channels=4 * vae.config.latent_channels,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+    )
+    return diffusers.Flux2Pipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=vae,
+        text_encoder=mistral_text_encoder(),
+        tokenizer=mistral_tokenizer(),
+        transformer=transformer,
+    )
+
+
 def pixart_alpha(vae: Any) -> diffusers.PixArtAlphaPipeline:
     transformer = diffusers.PixArtTransformer2DModel(
         sample_size=SIDE // 8,
@@ -219,6 +279,7 @@ BUILDERS: dict[str, Callable[[Any], Any]] = {
     "SDXL": stable_diffusion_xl,
     "SD3": stable_diffusion_3,
     "FLUX": flux,
+    "FLUX.2": flux2,
     "PixArt": pixart_alpha,
 }
 
@@ -245,6 +306,8 @@ def generate(pipeline: Any, seed: int = 0, **options: Any) -> Any:
     options = {"height": SIDE, "width": SIDE, **options}
     if isinstance(pipeline, diffusers.StableDiffusion3Pipeline | diffusers.FluxPipeline):
         options["max_sequence_length"] = 16
+    if isinstance(pipeline, diffusers.Flux2Pipeline):
+        options |= {"max_sequence_length": 16, "text_encoder_out_layers": (1,)}
     if isinstance(pipeline, diffusers.PixArtAlphaPipeline):
         options |= {"use_resolution_binning": False, "clean_caption": False, "max_sequence_length": 16}
     return pipeline(prompt="a cat", **options).images

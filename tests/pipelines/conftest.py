@@ -8,6 +8,7 @@ import torch
 from transformers.utils import logging
 
 from ssdd import AutoencoderSSDD
+from tests.pipelines.components import BATCH_NORM
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -27,9 +28,10 @@ def quiet() -> Iterator[None]:
 
 
 @pytest.fixture
-def ae() -> AutoencoderSSDD:
-    """f8c4 with random weights and measured statistics."""
+def ae(request: pytest.FixtureRequest) -> AutoencoderSSDD:
+    """f8c4 with random weights and measured statistics, and a batch norm for the pipeline that needs one."""
     torch.manual_seed(0)
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     model = AutoencoderSSDD.from_preset(
         "f8c4",
         "XXS",
@@ -38,5 +40,6 @@ def ae() -> AutoencoderSSDD:
         shift_factor=0.25,
         latents_mean=(0.1, -0.2, 0.3, 0.8),
         latents_std=(1.0, 2.0, 0.5, 3.0),
+        **(BATCH_NORM if parameters.get("name") == "FLUX.2" else {}),
     )
     return model.eval().requires_grad_(False)

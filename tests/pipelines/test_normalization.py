@@ -15,7 +15,8 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import Tensor
 
 from ssdd import AutoencoderSSDD
-from tests.pipelines.components import BUILDERS, build, generate, kl_vae
+from ssdd.autoencoder.normalization import channel_statistics
+from tests.pipelines.components import BATCH_NORM, BUILDERS, build, flux2_vae, generate, kl_vae
 
 RAW = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(3)) * 2 + 0.5
 EVERY = {
@@ -39,6 +40,16 @@ def channel(z: Tensor) -> Tensor:
     return z * STD / 0.5 + MEAN
 
 
+def patches(z: Tensor) -> Tensor:
+    raw = z.clone()
+    for place in range(4):
+        mean, var = (torch.tensor(BATCH_NORM[f"batch_norm_{name}"][place::4]) for name in ("mean", "var"))
+        y, x = divmod(place, 2)
+        std = (var + BATCH_NORM["batch_norm_eps"]).sqrt()
+        raw[:, :, y::2, x::2] = z[:, :, y::2, x::2] * std.view(4, 1, 1) + mean.view(4, 1, 1)
+    return raw
+
+
 FORMULAS: dict[str, Callable[[Tensor], Tensor]] = {
     "DiT": scale,
     "SD": scale,
@@ -46,6 +57,7 @@ FORMULAS: dict[str, Callable[[Tensor], Tensor]] = {
     "SDXL": channel,
     "SD3": shift,
     "FLUX": shift,
+    "FLUX.2": patches,
     "PixArt": scale,
 }
 """The table of docs/drop-in.md."""
@@ -61,7 +73,11 @@ class _Step(tuple[Tensor]):
 
 def arrives(pipeline: Any, z: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     """What is decoded where the generative model's last word is the normalised latent ``z``."""
-    word = diffusers.FluxPipeline._pack_latents(z, *z.shape) if isinstance(pipeline, diffusers.FluxPipeline) else z
+    word = z
+    if isinstance(pipeline, diffusers.FluxPipeline):
+        word = pipeline._pack_latents(z, *z.shape)
+    if isinstance(pipeline, diffusers.Flux2Pipeline):
+        word = pipeline._pack_latents(pipeline._patchify_latents(z))
     found: list[Tensor] = []
 
     def step(model_output: Tensor, t: Tensor, sample: Tensor, **options: Any) -> _Step:
@@ -90,7 +106,12 @@ def test_formula_of_each_pipeline(ae: AutoencoderSSDD, name: str, monkeypatch: p
 
 @pytest.mark.parametrize(
     ("normalization", "name"),
-    [*(("scale", name) for name in BUILDERS), ("shift", "SD3"), ("shift", "FLUX"), ("channel", "SDXL")],
+    [
+        *(("scale", name) for name in BUILDERS if name != "FLUX.2"),
+        ("shift", "SD3"),
+        ("shift", "FLUX"),
+        ("channel", "SDXL"),
+    ],
 )
 def test_a_pipeline_undoes_the_normalisation(
     ae: AutoencoderSSDD, normalization: Any, name: str, monkeypatch: pytest.MonkeyPatch
@@ -121,6 +142,35 @@ def test_constants_of_a_kl_vae_mean_what_they_mean_in_its_pipeline(
     z = ours.normalize_latents(RAW)
     torch.testing.assert_close(arrives(build(name, kl), z, monkeypatch), RAW)
     torch.testing.assert_close(arrives(build(name, ours), z, monkeypatch), RAW)
+
+
+def test_batch_norm_means_what_it_means_in_its_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoder of ours gets the raw latents of FLUX.2, and ``normalize_latents`` makes what was trained on."""
+    theirs = flux2_vae()
+    ours = AutoencoderSSDD.from_kl_vae(theirs, decoder="XXS")
+    z = ours.normalize_latents(RAW)
+    torch.testing.assert_close(ours.denormalize_latents(z), RAW)
+    patchify = diffusers.Flux2Pipeline._patchify_latents
+    torch.testing.assert_close(patchify(z), theirs.bn(patchify(RAW)))
+    torch.testing.assert_close(ours.bn(patchify(RAW)), theirs.bn(patchify(RAW)))
+    for vae in (theirs, ours):
+        torch.testing.assert_close(arrives(build("FLUX.2", vae), z, monkeypatch), RAW)
+    odd = torch.ones(1, 4, 3, 5)
+    torch.testing.assert_close(ours.denormalize_latents(odd), patches(torch.ones(1, 4, 4, 6))[:, :, :3, :5])
+    with pytest.raises(AttributeError, match="bn"):
+        _ = AutoencoderSSDD.from_kl_vae(kl_vae(), decoder="XXS").bn
+
+
+def test_statistics_of_channels(ae: AutoencoderSSDD) -> None:
+    """Pooled over the places of a patch, they are those of latents that a batch norm or constants normalise."""
+    z = torch.randn(64, 4, 64, 64, generator=torch.Generator().manual_seed(5))
+    for config in ({**EVERY, "latents_convention": "pipeline"}, {"latents_mean": None}, BATCH_NORM):
+        ae.register_to_config(**config)
+        raw = ae.denormalize_latents(z).double().transpose(0, 1).flatten(1)
+        mean, std = (torch.tensor(values) for values in channel_statistics(ae.config, 4) or ())
+        torch.testing.assert_close(mean.double(), raw.mean(1), atol=0.02, rtol=0)
+        torch.testing.assert_close(std.double(), raw.std(1), atol=0, rtol=0.01)
+    assert channel_statistics(AutoencoderSSDD.from_preset("f8c4", "XXS", encoder_width=32).config, 4) is None
 
 
 def test_entries_of_each_normalisation(ae: AutoencoderSSDD, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ssdd.autoencoder import AutoencoderSSDD
-from ssdd.codec import encode_image, save_encoded
+from ssdd.autoencoder.codec import encode_image, save_encoded
 from ssdd.data.find import find_images
 from ssdd.data.images import read_image
 from tests.reliability.commands import Inputs, write_authors_file

@@ -38,9 +38,9 @@ def _count_down(count: int) -> None:
 
 
 def sigterm_while_files_are_listed() -> None:
-    from ssdd.cli import reconstruct
+    from ssdd.data import find
 
-    reconstruct.find_images = lambda paths: os.kill(os.getpid(), signal.SIGTERM)  # type: ignore[assignment]
+    find.find_images = lambda paths: os.kill(os.getpid(), signal.SIGTERM)  # type: ignore[assignment]
 
 
 def lose(photograph: Path) -> Callable[[], object]:
@@ -49,7 +49,8 @@ def lose(photograph: Path) -> Callable[[], object]:
 
 
 def _lose(photograph: Path) -> None:
-    from ssdd.cli import data, encode, evaluate
+    from ssdd.cli import encode, evaluate
+    from ssdd.data import check
 
     def loaded(self: object) -> object:
         photograph.unlink()
@@ -57,7 +58,7 @@ def _lose(photograph: Path) -> None:
 
     load = encode.EncoderOptions.load
     encode.EncoderOptions.load = loaded  # type: ignore[assignment,method-assign]
-    for module, name in ((evaluate, "_groups"), (data, "Summary")):
+    for module, name in ((evaluate, "_groups"), (check, "Summary")):
         real = getattr(module, name)
         setattr(module, name, lambda *a, real=real: (photograph.unlink(), real(*a))[1])
 

@@ -16,11 +16,11 @@ from PIL import Image
 from safetensors.torch import save
 
 from ssdd.autoencoder import AutoencoderSSDD
+from ssdd.autoencoder.codec import EncodedImage, LatentFileError, load_encoded, save_encoded
 from ssdd.checkpoints.kl_vae import read_kl_encoder
 from ssdd.checkpoints.layout import CheckpointError
 from ssdd.checkpoints.original import read_original
 from ssdd.checkpoints.own_model import check_folder
-from ssdd.codec import EncodedImage, LatentFileError, load_encoded, save_encoded
 from ssdd.data.images import ImageError, read_image
 from ssdd.data.tar import TarSource
 from ssdd.training.checkpoint import DamagedCheckpoint, checkpoint_folder, read_checkpoint, write_checkpoint

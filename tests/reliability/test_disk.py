@@ -13,6 +13,8 @@ from tests.process import ssdd, start
 from tests.reliability.commands import COMMANDS, Inputs, arguments, visible
 from tests.reliability.interventions import small_disk
 
+pytestmark = pytest.mark.slow
+
 Tree = Callable[[Path], dict[str, bytes]]
 
 SIZES = {"encode": 500, "decode": 500, "reconstruct": 500, "evaluate": 2000, "data": 300, "convert": 10**6}

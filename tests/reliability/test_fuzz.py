@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 
 from tests.reliability.strategies import Target, files, targets
 
+pytestmark = pytest.mark.slow
+
 _COMMON = settings(
     deadline=20_000,  # milliseconds: what takes longer counts as a hang
     database=None,

@@ -18,6 +18,8 @@ from tests.reliability.commands import Inputs, arguments, visible
 from tests.reliability.interventions import killed_at
 from tests.training.runs import exported, newest
 
+pytestmark = pytest.mark.slow
+
 Tree = Callable[[Path], dict[str, bytes]]
 
 OLD = b"a result of yesterday"

@@ -26,7 +26,8 @@ from reproduction.claims import (
     frechet_difference,
     judge,
 )
-from reproduction.run import Job, Plan, Stopped, execute, main
+from reproduction.jobs import Job, Stopped, execute
+from reproduction.run import Plan, main
 from reproduction.runs import ROWS, SCALES, Run, images_seen, runs
 from reproduction.table import measure, read_results
 from ssdd.objectives.perceptual import backbone_path
@@ -227,10 +228,10 @@ def test_plan(tmp_path: Path) -> None:
     def evaluations(plan: Plan, run: str) -> list[Job]:
         return [job for job in plan.jobs() if job.arguments[0] == "evaluate" and job.run == run]
 
-    assert "--steps 1,2,4,8,16 " in evaluations(plan, "joint")[0].command
+    assert "--steps 1 2 4 8 16 " in evaluations(plan, "joint")[0].command
     assert len(evaluations(plan, "decoder-S")) == 2, "once for each resolution"
     _evaluation(tmp_path / "evaluations", "joint@crops-128-v1@8", [0.1, 0.2])
-    assert "--steps 1,2,4,16 " in evaluations(plan, "joint")[0].command
+    assert "--steps 1 2 4 16 " in evaluations(plan, "joint")[0].command
     jobs = replace(plan, rows=("kl-vae",)).jobs()
     assert [job.run for job in jobs] == ["joint", "distillation", "kl-vae", "distillation", "kl-vae"]
 
@@ -265,6 +266,7 @@ def test_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert started[0].poll() is not None
 
 
+@pytest.mark.slow
 def test_a_checkout_is_enough() -> None:
     """The script does not find the package of its own checkout."""
     script = Path(__file__).parents[2] / "reproduction" / "run.py"
@@ -273,6 +275,7 @@ def test_a_checkout_is_enough() -> None:
     assert Path(ended.stdout.strip()) == script.parents[1] / "src" / "ssdd" / "__init__.py", ended.stderr
 
 
+@pytest.mark.slow
 def test_a_tiny_run_in_pieces(
     tmp_path: Path, picture: Callable[..., np.ndarray], capfd: pytest.CaptureFixture[str]
 ) -> None:

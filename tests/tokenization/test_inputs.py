@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from ssdd.data import find
 from ssdd.data.images import ImageError
-from ssdd.files import only_one
+from ssdd.runtime.files import only_one
 from ssdd.tokenization import LatentBatchSampler, LatentDataset, Part, collate_fn, finish, tokenize, verify
 from ssdd.tokenization.inputs import expand, is_shard, split_columns
 from ssdd.tokenization.labels import LabelFile
@@ -92,8 +93,8 @@ def test_paths(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ph
     assert expand([str(shards)]) == expected
     assert expand([f"@{tmp_path / 'list.txt'}"]) == expected
     assert expand([str(shards / "*.tar")]) == expected
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(expected)))
-    assert expand(["@-"]) == expected
+    monkeypatch.setattr(find, "_standard_input", lambda: "\n".join(expected))
+    assert expand(["@-"]) == expand(["-"]) == expected
     assert expand([str(photographs), "hf:a/b"]) == [str(photographs), "hf:a/b"]
     (shards / "out").mkdir()
     (shards / "out" / "plan.json").write_text("{}")
@@ -101,7 +102,6 @@ def test_paths(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ph
     (tmp_path / "empty").write_text("\n")
     for wrong, message in {
         "@nowhere": "a list of paths",
-        "-": "@- reads a list of them",
         f"@{tmp_path / 'empty'}": "found none",
         "a{b": "balanced",
     }.items():
@@ -125,6 +125,7 @@ def test_classes_of_a_set_come_from_all_its_parts(job: Job, shards: Path, tmp_pa
     assert finish(tmp_path / "out").classes == data.classes
 
 
+@pytest.mark.slow
 def test_a_broken_shard_is_an_error_and_a_broken_image_is_not(job: Job, shards: Path, tmp_path: Path) -> None:
     path = shards / "000001.tar"
     whole = path.read_bytes()

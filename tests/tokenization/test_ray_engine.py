@@ -17,6 +17,8 @@ import pytest
 from ssdd.tokenization import tokenize
 from tests.tokenization.conftest import TEMPORARY, Bar, Job
 
+pytestmark = pytest.mark.slow
+
 Tree = Callable[[Path], dict[str, bytes]]
 
 

@@ -119,6 +119,7 @@ def test_s3_in(job: Job, bucket: str, local: Path, tmp_path: Path, tree: Tree, p
     assert visible(tree(tmp_path / "out")) == visible(tree(local))
 
 
+@pytest.mark.slow
 def test_s3_out(job: Job, bucket: str, tars: Path, local: Path, tmp_path: Path, tree: Tree) -> None:
     """Two processes; a second call finds all there; what is lost is made again."""
     system, out = fsspec.filesystem("s3"), f"{bucket}/latents"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ssdd import AutoencoderSSDD
-from ssdd.files import LOCK, only_one
+from ssdd.runtime.files import LOCK, only_one
 from ssdd.tokenization import CropProtocol, TokenizeStopped, tokenize
 from ssdd.tokenization.run import Tokenized
 from tests.tokenization.conftest import SIZE, Job
@@ -32,6 +32,7 @@ def copy(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "latents"))
 
 
+@pytest.mark.slow
 def test_kill_9_in_the_middle(job: Job, whole: Path, tmp_path: Path, tree: Tree) -> None:
     """The process dies while it writes the second shard, and leaves its temporary file."""
     out = tmp_path / "latents"

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ssdd import AutoencoderSSDD
-from ssdd.cli.train import parse
+from ssdd.cli.parse import parse
 from ssdd.training.config import TrainConfig
 from ssdd.training.loop import train
 from ssdd.training.watch import StopRequest, TrainingStopped
@@ -76,7 +76,7 @@ def small(photographs: Path) -> Callable[..., TrainConfig]:
     """``small("--seed", "1", recipe="tiny-encoder")``: the config of a small run, as the command line makes it."""
 
     def make(*options: str, recipe: str = "tiny-encoder") -> TrainConfig:
-        return parse([recipe, "--data.paths", str(photographs), *SMALL, *options]).recipe
+        return parse(["train", recipe, "--data.paths", str(photographs), *SMALL, *options]).recipe
 
     return make
 

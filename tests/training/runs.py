@@ -5,7 +5,6 @@ import json
 import os
 import resource
 import signal
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from ssdd.training.optimizers import Update
-from tests.process import start
+from tests.process import Prepare, ranks
 
 SMALL = [
     *("--data.resolution", "16", "--data.workers", "0", "--loss.lpips", "0", "--validation.count", "0"),
@@ -46,19 +45,12 @@ def in_processes(
     kill_at: each process kills itself (SIGKILL) in that update. terminate_at: the first sends itself SIGTERM.
     full_disk: no file can be larger than a megabyte.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running = []
-    for rank in range(count):
-        environment = {"CUDA_VISIBLE_DEVICES": ""}
-        if count > 1:
-            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+    def disturb(rank: int) -> Prepare:
         signals = {kill_at: signal.SIGKILL, terminate_at if rank == 0 else 0: signal.SIGTERM}
-        prepare = partial(_disturb, signals, full_disk)
-        running.append(start(*arguments, prepare=prepare, environment=environment))
-    ended = [process.wait(300) for process in running]
+        return partial(_disturb, signals, full_disk)
+
+    ended = ranks(*arguments, count=count, prepare=disturb)
     return Ended([e.status for e in ended], "\n".join(e.out + e.err for e in ended))
 
 
@@ -104,13 +96,15 @@ def newest(run: Path) -> dict[str, bytes]:
 
 
 def compare(expected: Path, found: Path, tolerance: float) -> None:
-    """Every loss of every update within the tolerance; the gradient's norm, which magnifies rounding, within ten."""
+    """Every loss of every update within the tolerance; norms of gradients and the adaptive weight, a quotient of two,
+    which magnify rounding, within ten."""
     for a, b in zip(stats(expected), stats(found), strict=True):
         assert a.keys() == b.keys()
         assert a.pop("parts").keys() == b.pop("parts").keys()
         for name in a:
-            allowed = 10 * tolerance if "gradient" in name else tolerance
-            assert b[name] == pytest.approx(a[name], rel=allowed, abs=tolerance), f"{name} at {a['images']} images"
+            allowed = 10 * tolerance if "gradient" in name or name == "adaptive" else tolerance
+            where = f"{name} at {a['images']} images"
+            assert b[name] == pytest.approx(a[name], rel=allowed, abs=tolerance), where
     a, b = exported(expected), exported(found)
     worst = max(float((a[name] - b[name]).abs().max()) for name in a)
     assert worst < 10 * tolerance, f"weights differ by {worst}"

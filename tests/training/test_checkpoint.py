@@ -103,6 +103,7 @@ def test_full_disk_is_one_line_and_the_checkpoint_before_is_intact(tmp_path: Pat
     assert float(read_checkpoint(folder)[0]["model"]["w"][0]) == 10
 
 
+@pytest.mark.slow
 def test_full_disk_in_a_run(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run ends with one line; with room again the same command goes on to the same result."""
     train(small(), tmp_path / "whole")

@@ -38,6 +38,7 @@ def student_config(small: Small, teacher: Path, start: tuple[str, ...]) -> Small
     return make
 
 
+@pytest.mark.slow
 def test_student_is_closer_to_the_teachers_many_step_image(
     student_config: Small, teacher: Path, tmp_path: Path, picture: Callable[..., object]
 ) -> None:
@@ -62,6 +63,7 @@ def test_student_is_closer_to_the_teachers_many_step_image(
         assert student.config[name] == master.config[name], f"{name}: the latents are the same"
 
 
+@pytest.mark.slow
 def test_training_point_is_the_papers(student_config: Small, teacher: Path) -> None:
     """t = 1, the posterior's mode, and the image that the frozen teacher makes of the same noise in 12 steps."""
     stage = student_config().build_stage()

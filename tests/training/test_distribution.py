@@ -50,7 +50,9 @@ def one(folder_of_one: Path, start: tuple[str, ...], small: Small) -> Callable[.
     return run
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", "schedule-free-radam"])
+@pytest.mark.parametrize(
+    "optimizer", ["adamw", *(pytest.param(name, marks=pytest.mark.slow) for name in ("muon", "schedule-free-radam"))]
+)
 def test_two_processes_are_one(
     start: tuple[str, ...], one: Callable[..., Path], command: Command, tmp_path: Path, optimizer: str
 ) -> None:
@@ -62,9 +64,9 @@ def test_two_processes_are_one(
 
 def test_two_processes_are_one_with_a_discriminator(small: Small, command: Command, tmp_path: Path) -> None:
     """The adaptive weight or the discriminator's gradient is one process' own."""
-    # Two networks at play magnify rounding: 0, 1e-7, 2e-5 and, in the fourth update, 3e-4 of a loss. A gradient of one
-    # process' own is seen in the second and third.
-    options = (*TEN, *ADVERSARIAL, "--total-images", "12")
+    # Two networks at play magnify rounding, most on processors whose kernels depend on the batch: in the second update,
+    # the first of both networks, it is 3e-4 of the adaptive weight, in the third 2e-3 of a loss.
+    options = (*TEN, *ADVERSARIAL, "--total-images", "8")
     train(small(*options, recipe="tiny-kl-vae"), tmp_path / "one")
     two = command(tmp_path / "two", *options, recipe="tiny-kl-vae", processes=2)
     assert two.statuses == [0, 0], two.output
@@ -72,6 +74,7 @@ def test_two_processes_are_one_with_a_discriminator(small: Small, command: Comma
     compare(tmp_path / "one", tmp_path / "two", 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "schedule-free-radam"])
 def test_sharded_model_is_the_same_model(
     start: tuple[str, ...], small: Small, command: Command, tmp_path: Path, optimizer: str
@@ -112,6 +115,7 @@ def test_batch_that_cannot_be_cut(small: Small, command: Command, tmp_path: Path
     assert "expected a batch size divisible by 2 processes, found 5" in odd.output
 
 
+@pytest.mark.slow
 def test_error_in_one_process_ends_all(start: tuple[str, ...], command: Command, tmp_path: Path) -> None:
     """A full disk, which only the main process meets, leaves the others waiting for it for ever."""
     ended = command(tmp_path / "run", *start, *TEN, processes=2, full_disk=True)
@@ -120,6 +124,7 @@ def test_error_in_one_process_ends_all(start: tuple[str, ...], command: Command,
     assert "make room, and the same command goes on from there" in ended.output
 
 
+@pytest.mark.slow
 def test_nonfinite_stop_of_two_processes(start: tuple[str, ...], command: Command, tmp_path: Path) -> None:
     """Both stop, and the report is whole although one of them writes it."""
     options = ("--optimizer.learning-rate", "1e30", "--optimizer.clip", "1e30", "--optimizer.warmup-images", "0")
@@ -134,6 +139,7 @@ def test_nonfinite_stop_of_two_processes(start: tuple[str, ...], command: Comman
     }
 
 
+@pytest.mark.slow
 def test_torchrun(photographs: Path, tmp_path: Path) -> None:
     """The documented command: two processes by torchrun, the package's own entry point."""
     import os

@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 GUIDE = Path(__file__).parents[2] / "docs" / "training.md"
 SPAWN = "import multiprocessing\nmultiprocessing.set_start_method('spawn', force=True)\n"
 

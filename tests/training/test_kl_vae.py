@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from ssdd import AutoencoderSSDD
-from ssdd.kl_baseline import AutoencoderKLBaseline
+from ssdd.nn.kl_baseline import AutoencoderKLBaseline
 from ssdd.training.config import TrainConfig
 from ssdd.training.loop import train
 from tests.training.runs import compare, newest

@@ -60,6 +60,7 @@ def test_flow_run_leaves_what_a_person_wants(
     assert grid.size == (3 * 16 + 2 * 4, 3 * 16 + 2 * 4), "expected originals, 1 step and 8 steps of three images"
 
 
+@pytest.mark.slow
 def test_tensorboard_scalars_and_pictures(small: Small, photographs: Path, tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     train(small("--log.sample-images", "12", "--validation.images", "12", *validated(photographs)), tmp_path / "run")
@@ -124,6 +125,7 @@ def test_kl_vae_then_frozen_encoder(small: Small, tmp_path: Path) -> None:
     assert not [n for n in names if not n.startswith("decoder.")], "a frozen network is in the checkpoint"
 
 
+@pytest.mark.slow
 def test_start_from_another_run(small: Small, tmp_path: Path) -> None:
     """Fine-tuning would start from random weights."""
     first = train(small(), tmp_path / "first")
@@ -249,6 +251,7 @@ def test_compiling_without_a_compiler(small: Small, tmp_path: Path, recipe: str,
     assert (tmp_path / "run" / "model").is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["tiny-encoder", "tiny-kl-vae"])
 def test_compiled_run_is_the_same_run(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
@@ -267,6 +270,7 @@ def test_compiled_run_is_the_same_run(
     assert exported(tmp_path / "eager").keys() == exported(tmp_path / "compiled").keys()
 
 
+@pytest.mark.slow
 def test_compiled_norms_give_the_same_run(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU, where whole networks are not compiled."""
     options = ("--data.resolution", "32", "--total-images", "16", "--log.stats-images", "8")
@@ -295,6 +299,7 @@ class NoticeReading(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.slow
 def test_host_reads_the_device_at_log_steps_only(small: Small, tmp_path: Path) -> None:
     """An ``item()`` in the step makes a GPU idle in every update."""
     readings = []

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ssdd.files import only_one
+from ssdd.runtime.files import only_one
 from ssdd.training.checkpoint import list_checkpoints, read_checkpoint
 from ssdd.training.config import TrainConfig
 from ssdd.training.loop import train
@@ -32,8 +32,7 @@ def whole() -> dict[int, Path]:
     return {}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("processes", "workers"), [(1, 0), pytest.param(2, 2, marks=pytest.mark.slow)])
 def test_twelve_updates_are_six_and_a_kill_and_six(
     start: tuple[str, ...],
     small: Small,
@@ -86,6 +85,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     assert resumed.statuses == [0] * processes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -106,6 +106,7 @@ def test_other_optimizers_resume_exactly(
     assert newest(tmp_path / "whole") == newest(tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_adversary_resumes_exactly(small: Small, command: Command, tmp_path: Path) -> None:
     """The discriminator, its power iteration or its optimiser begins anew; or an average that has not begun yet."""
     options = (*TWELVE, "--data.resolution", "32", "--loss.adversarial", "0.5", "--average.from-images", "36")
@@ -137,6 +138,7 @@ def test_skipped_updates_are_still_counted_after_resuming(start: tuple[str, ...]
     assert stats(tmp_path / "run")[-1]["skipped_updates"] == 5
 
 
+@pytest.mark.slow
 def test_run_may_go_on_with_another_number_of_processes(
     start: tuple[str, ...], small: Small, command: Command, tmp_path: Path
 ) -> None:
@@ -154,6 +156,7 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("intact") / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "flipped", "no state", "empty state"])
 def test_damaged_checkpoint_is_passed_over(
     start: tuple[str, ...], small: Small, intact: Path, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
@@ -205,6 +208,7 @@ def test_half_written_checkpoint_is_no_checkpoint(start: tuple[str, ...], small:
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["000000000012", "000000000024"]
 
 
+@pytest.mark.slow
 def test_run_can_be_lengthened(small: Small, start: tuple[str, ...], tmp_path: Path) -> None:
     """A longer run is not what it would have been from the start, or one whose rate has decayed goes on."""
     options = (*start, "--optimizer.warmup-images", "8")

@@ -161,6 +161,7 @@ class Pooling:
         return nn.functional.avg_pool2d(x, 4)
 
 
+@pytest.mark.slow
 def test_decoder_for_a_users_own_encoder(small: Small, photographs: Path, tmp_path: Path) -> None:
     """Its latents are measured; the result decodes them without the encoder; it can be fine-tuned again."""
     code = tmp_path / "mine.py"

@@ -51,6 +51,7 @@ def test_share_that_is_held_out() -> None:
     assert len(hold_out(12, 0.01, seed=0)[1]) == 0
 
 
+@pytest.mark.slow
 def test_figures_best_model_and_what_it_was_before(
     small: Small, start: tuple[str, ...], stopped: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssdd.peak import peak_flops
-from ssdd.processes import Processes
+from ssdd.runtime.peak import peak_flops
+from ssdd.runtime.processes import Processes
 from ssdd.training.config import FlowConfig
 from ssdd.training.log import RunLog, forget_after
 from ssdd.training.random import seed_global_generators

@@ -1,1 +1,1 @@
-"""Everything that knows foreign names: the authors' checkpoints, KL-VAE encoders; and the embedded weights."""
+"""Everything that knows foreign names: the authors' checkpoints, encoders of others; and the embedded weights."""

@@ -15,18 +15,22 @@ from torch import Tensor, nn
 
 from ..nn.encoder import Encoder
 from ..nn.presets import EncoderSize
-from .kl_source import kl_encoder
-from .kl_vae import read_config, read_encoder, read_layout, read_size
+from .adapters import DiffusersEncoder, adapt_encoder, class_name
+from .config import read_config, read_size
+from .kl_source import kl_encoder, without_scale
+from .kl_vae import SAME_NETWORK, KLEncoder, read_encoder, read_layout
 from .layout import CheckpointError
 from .ldm import read_ldm_vae
 from .original import read_original
-from .own_code import OWN_CODE, ForeignEncoder, code_file, load_own_encoder
+from .own_code import OWN_CODE, ForeignEncoder, code_file, load_own_encoder, load_trained_weights
 from .places import download, find_model
 
 logger = logging.getLogger(__name__)
 
 ENCODER_ENTRY = "encoder_sha256"
 """Entry of the config of a model without an encoder: the digest of the encoder whose latents it decodes."""
+
+_SINGLE_FILE = "a single file of safetensors, "
 
 
 def check_encoder(model: str, config: Mapping[str, Any], encoder: str | None) -> None:
@@ -48,8 +52,8 @@ def load_encoder(name: str, model: str, config: Mapping[str, Any], folder: Path)
     """Return the frozen encoder ``name`` for a model that only decodes.
 
     Args:
-        name: the user's own code, ``file.py:NAME`` or ``package.module:NAME``, whose trained weights lie in
-            ``folder`` if it was trained; or an AutoencoderSSDD or AutoencoderKL, as ``find_model`` finds it.
+        name: the user's own code, ``file.py:NAME`` or ``package.module:NAME``, or a saved encoder (see
+            ``find_encoder``). Weights of a foreign one that was trained lie in ``folder``.
         model: name of the model, for errors.
         config: its config, with the layout of the latents that it decodes.
         folder: where it lies.
@@ -59,8 +63,12 @@ def load_encoder(name: str, model: str, config: Mapping[str, Any], folder: Path)
 
     Raises CheckpointError, ValueError, OSError or ImportError with one line, also for latents of another layout.
     """
-    own = not Path(name).exists() and re.fullmatch(OWN_CODE, name)
-    encoder = load_own_encoder(name, folder) if own else _load_saved(name, "code of yours (file.py:NAME), ")
+    if not Path(name).exists() and re.fullmatch(OWN_CODE, name):
+        encoder: Encoder | ForeignEncoder = load_own_encoder(name, folder)
+    else:
+        encoder = _frozen(find_encoder(name, "code of yours (file.py:NAME), "), name)
+        if isinstance(encoder, ForeignEncoder):
+            load_trained_weights(encoder, folder)
     size = read_size(model, config, groups=1)
     if (encoder.spatial_factor, encoder.latent_channels) != (size.factor, size.latent_channels):
         raise ValueError(
@@ -79,47 +87,64 @@ def load_encoder(name: str, model: str, config: Mapping[str, Any], folder: Path)
 def load_encoder_of(model: str, encoder: str | None = None) -> Encoder | ForeignEncoder:
     """Return the frozen encoder of a saved model; ``encoder`` is that of a model that only decodes.
 
-    The model is a folder, a hub id, or a single file in the layout of LDM or of the authors. Nothing of the decoder is
-    read. Raises as ``check_encoder`` and ``load_encoder``.
+    The model is one that ``find_encoder`` takes. Raises as ``check_encoder`` and ``load_encoder``.
     """
 
     def check(folder: Path) -> None:
         check_encoder(model, read_config(folder), encoder)
         if encoder is None:
-            read_layout(folder)
+            _check_class(model, folder)
 
     if Path(model).is_file() and encoder is None:
-        return _read_file(Path(model))
-    folder = find_model(model, lambda hub: download(hub, check), "a single file of safetensors, ")
+        return _frozen(_read_file(Path(model)), model)
+    folder = find_model(model, lambda hub: download(hub, check), _SINGLE_FILE)
     check(folder)
-    return _read(folder) if encoder is None else load_encoder(encoder, model, read_config(folder), folder)
+    if encoder is None:
+        return _frozen(_read(model, folder), model)
+    return load_encoder(encoder, model, read_config(folder), folder)
 
 
-def _load_saved(name: str, others: str) -> Encoder:
-    return _read(find_model(name, lambda hub: download(hub, read_layout), others))
+def find_encoder(name: str, others: str = "") -> KLEncoder | DiffusersEncoder:
+    """Return the encoder of a saved model, on the CPU: one of our architecture as weights, another as a module.
+
+    Args:
+        name: a folder or hub id, as ``find_model`` takes it, of a class of ``kl_vae.SAME_NETWORK`` or
+            ``adapters.INTERFACES``; or a single file in the layout of LDM or of the authors.
+        others: what the name could have been besides, for the error.
+
+    Raises CheckpointError or OSError with one line.
+    """
+    if Path(name).is_file() and name.endswith(".safetensors"):
+        return _read_file(Path(name))
+    folder = find_model(
+        name, lambda hub: download(hub, lambda config: _check_class(name, config)), others + _SINGLE_FILE
+    )
+    return _read(name, folder)
 
 
-def _read(folder: Path) -> Encoder:
-    read = read_encoder(folder)
-    return _frozen(read.size, read.state)
+def _check_class(name: str, folder: Path) -> None:
+    """Raise CheckpointError unless a folder's config.json is that of an encoder which can be read."""
+    if class_name(name, folder) in SAME_NETWORK:
+        read_layout(folder)
 
 
-def _read_file(path: Path) -> Encoder:
-    """Return the encoder of a single file: an AutoencoderKL in LDM's layout, or ours in the authors'."""
+def _read(name: str, folder: Path) -> KLEncoder | DiffusersEncoder:
+    return read_encoder(folder) if class_name(name, folder) in SAME_NETWORK else adapt_encoder(name, folder)
+
+
+def _read_file(path: Path) -> KLEncoder:
+    """Return the encoder of a single file: a KL-VAE in LDM's layout, or ours in the authors'."""
     if (vae := read_ldm_vae(path)) is not None:
-        read = kl_encoder(vae)
-        return _frozen(read.size, read.state)
+        return without_scale(kl_encoder(vae))
     original = read_original(path)
     check_encoder(str(path), original.config, None)
     size = EncoderSize(original.config["block_out_channels"], original.config["latent_channels"])
     parts = {name.removeprefix("encoder."): t for name, t in original.state.items() if name.startswith("encoder.")}
-    return _frozen(size, parts)
+    return KLEncoder(size, parts, {}, "measured")
 
 
-def _frozen(size: EncoderSize, state: Mapping[str, Tensor]) -> Encoder:
-    encoder = Encoder(size)
-    encoder.load_state_dict(state)
-    return encoder.eval().requires_grad_(False)
+def _frozen(read: KLEncoder | DiffusersEncoder, name: str) -> Encoder | ForeignEncoder:
+    return ForeignEncoder(read, name) if isinstance(read, DiffusersEncoder) else read.build().requires_grad_(False)
 
 
 def cast(encoder: Encoder | ForeignEncoder, dtype: torch.dtype) -> Encoder | ForeignEncoder:
@@ -130,12 +155,16 @@ def cast(encoder: Encoder | ForeignEncoder, dtype: torch.dtype) -> Encoder | For
 def encoder_digest(encoder: Encoder | ForeignEncoder) -> str:
     """Return the sha256 of what decides an encoder's latents, in hexadecimal.
 
-    It covers the weights in float32; and the shape of ours, or the name and the file of the user's own code.
+    It covers the weights in float32; and the shape of ours, the class of one of diffusers', or the name and the file of
+    the user's own code.
     """
     state: Mapping[str, Tensor] = {}
     if isinstance(encoder, Encoder):
         size, state = encoder.size, encoder.state_dict()
         digest = hashlib.sha256(repr((size.channels, size.latent_channels, size.groups)).encode())
+    elif isinstance(encoder.source, DiffusersEncoder):
+        state = encoder.source.state_dict()
+        digest = hashlib.sha256(encoder.source.kind.encode())
     else:
         digest = hashlib.sha256(encoder.name.rpartition(":")[2].encode() + b"\0" + code_file(encoder.name).read_bytes())
         if isinstance(encoder.source, nn.Module):

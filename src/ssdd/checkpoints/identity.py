@@ -13,10 +13,11 @@ from msgspec import Meta, Struct, structs
 from torch import nn
 
 from ..nn.encoder import Encoder
-from ..text import one_safe_line
+from ..runtime.text import one_safe_line
+from .config import read_config, read_size, read_statistics
 from .embedded import embedded_folder
 from .encoders import ENCODER_ENTRY, encoder_digest, load_encoder_of
-from .kl_vae import KL_DEFAULTS, read_config, read_size, read_statistics
+from .kl_vae import KL_DEFAULTS
 from .own_code import ForeignEncoder
 from .places import download, find_model
 
@@ -82,6 +83,8 @@ def identify(name: str, encoder: str | None = None, loaded: Encoder | ForeignEnc
     identity = LatentIdentity(
         name, encoder_digest(loaded), loaded.spatial_factor, loaded.latent_channels, encoder=encoder
     )
+    if encoder is None and isinstance(loaded, ForeignEncoder):  # its config may say other things by these names
+        config = loaded.statistics
     return identity if single_file else _with_scale(identity, config)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..text import one_safe_line
+from ..runtime.text import one_safe_line
 from .names import Rules, rename
 
 _SHOWN = 3
@@ -32,7 +32,7 @@ class Expectation:
 
 
 def take(source: str, tensors: Mapping[str, Tensor], expected: Expectation) -> dict[str, Tensor]:
-    """The module's tensors under our names, each of the right shape.
+    """Return the module's tensors under our names, each of the right shape.
 
     A 1x1 convolution where we have a linear layer is accepted: the same matrix.
 
@@ -62,6 +62,6 @@ def take(source: str, tensors: Mapping[str, Tensor], expected: Expectation) -> d
 
 
 def first(items: list[str]) -> str:
-    """The first few items in one line, and how many more there are."""
+    """Return the first few items in one line, and how many more there are."""
     more = f"; and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
     return "; ".join(items[:_SHOWN]) + more

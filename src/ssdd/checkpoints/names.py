@@ -43,6 +43,7 @@ AUTHORS_ENCODER: Rules = [
 DIFFUSERS_ENCODER: Rules = [
     (r"^", "encoder."),
     (r"^encoder\.moments\.", "quant_conv."),
+    (r"^encoder\.bn\.", "bn."),
     (r"\.down\.(\d+)\.blocks\.", r".down_blocks.\1.resnets."),
     (r"\.down\.(\d+)\.downsample\.", r".down_blocks.\1.downsamplers.0."),
     (r"\.middle\.0\.", ".mid_block.resnets.0."),
@@ -53,11 +54,11 @@ DIFFUSERS_ENCODER: Rules = [
     (r"\.shortcut\.", ".conv_shortcut."),
     (r"\.norm_out\.", ".conv_norm_out."),
 ]
-"""Encoder of a diffusers ``AutoencoderKL``, with its ``encoder.`` and ``quant_conv.``."""
+"""Encoder of a diffusers ``AutoencoderKL``, with its ``encoder.`` and ``quant_conv.``, and FLUX.2's ``bn.``."""
 
 
 def rename(name: str, rules: Rules) -> str:
-    """The name after every rule that applies, in order."""
+    """Return the name after every rule that applies, in order."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name

@@ -42,7 +42,7 @@ class OriginalCheckpoint:
 
 
 def read_original(source: str | Path | Mapping[str, Tensor]) -> OriginalCheckpoint:
-    """Reads a safetensors file, or a mapping of its tensors, in the authors' layout.
+    """Read a safetensors file, or a mapping of its tensors, in the authors' layout.
 
     Raises CheckpointError if it is anything else.
     """

@@ -20,8 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..files import share
-from . import kl_vae
+from ..nn.encoder import LOGVAR_RANGE
+from ..runtime.files import share
+from .config import MOST_LEVELS, STATISTICS, read_statistics, short
 from .layout import CheckpointError, first
 
 OWN_CODE = r"((?:.*/)?[^/:]+\.py|[^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*)"
@@ -30,8 +31,8 @@ OWN_CODE = r"((?:.*/)?[^/:]+\.py|[^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*)"
 OWN_ENCODER = "own_encoder.safetensors"
 """Weights of a trained encoder of the user's own, beside those of the decoder that was trained with it."""
 
-_FACTORS = (2, 4, 8, 16, 32, 64)  # a saved decoder's config counts levels, each of which halves the image
-_DETERMINISTIC = -30.0  # log-variance of a latent without noise: the least that diffusers' posterior keeps
+_FACTORS = [2**n for n in range(1, MOST_LEVELS)]  # a saved decoder's config counts levels, which halve the image
+_DETERMINISTIC = LOGVAR_RANGE[0]  # log-variance of a latent without noise
 
 
 class ForeignEncoder(nn.Module):
@@ -59,12 +60,12 @@ class ForeignEncoder(nn.Module):
         if type(f) is not int or type(c) is not int or c < 1:
             raise ValueError(
                 f"{name}: expected it to declare the integers spatial_factor and latent_channels, "
-                f"found {kl_vae.short(f)} and {kl_vae.short(c)}"
+                f"found {short(f)} and {short(c)}"
             )
         if f not in _FACTORS:
             raise ValueError(
-                f"{name}: expected a spatial_factor that is a power of two from 2 to 64, found {f}: resize the image "
-                "inside encode (a ViT with patches of 14 pixels declares 16 and resizes to 14/16)"
+                f"{name}: expected a spatial_factor that is a power of two from 2 to {_FACTORS[-1]}, found {f}: "
+                "resize the image inside encode (a ViT with patches of 14 pixels declares 16 and resizes to 14/16)"
             )
         if trainable and not (isinstance(source, nn.Module) and any(p.requires_grad for p in source.parameters())):
             raise ValueError(
@@ -72,7 +73,7 @@ class ForeignEncoder(nn.Module):
                 f"{type(source).__name__} without any"
             )
         self.name, self.spatial_factor, self.latent_channels = name, f, c
-        self.statistics = kl_vae.read_statistics(name, {n: _declared(source, n) for n in kl_vae.STATISTICS}, c)
+        self.statistics = read_statistics(name, {n: _declared(source, n) for n in STATISTICS}, c)
         dtype = getattr(source, "dtype", None)
         self.dtype = dtype if isinstance(dtype, torch.dtype) else torch.float32
         self.source: Any = source.float() if isinstance(source, nn.Module) and self.dtype is not dtype else source
@@ -121,7 +122,7 @@ class ForeignEncoder(nn.Module):
 
 
 def _declared(source: Any, name: str) -> Any:
-    """An attribute, None where there is none; tensors as numbers."""
+    """Return an attribute, None where there is none; tensors as numbers."""
     with warnings.catch_warnings():  # models of diffusers answer from their config, and warn
         warnings.simplefilter("ignore", FutureWarning)
         value = getattr(source, name, None)
@@ -155,14 +156,15 @@ def load_own_encoder(name: str, folder: str | Path) -> ForeignEncoder:
     if isinstance(source, nn.Module):  # two models may name the same instance and differ in weights or dtype
         source = copy.deepcopy(source)
     encoder = ForeignEncoder(source, name)
-    path = Path(folder) / OWN_ENCODER
-    if path.is_file():
-        _load_weights(encoder, path)
+    load_trained_weights(encoder, folder)
     return encoder
 
 
-def _load_weights(encoder: ForeignEncoder, path: Path) -> None:
-    source = encoder.source
+def load_trained_weights(encoder: ForeignEncoder, folder: str | Path) -> None:
+    """Load ``folder/own_encoder.safetensors``, if it is there. Raise CheckpointError if it is of another encoder."""
+    source, path = encoder.source, Path(folder) / OWN_ENCODER
+    if not path.is_file():
+        return
     if not isinstance(source, nn.Module):
         raise CheckpointError(
             f"{path}: expected {encoder.name} as an nn.Module, which these weights are of, found none"

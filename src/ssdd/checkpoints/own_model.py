@@ -16,23 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .config import MOST_CHANNELS, MOST_LEVELS, read_config, read_json, read_statistics, short
 from .embedded import embedded_folder
-from .kl_vae import (
-    MOST_CHANNELS,
-    find_weights,
-    open_weights,
-    read_config,
-    read_index,
-    read_json,
-    read_statistics,
-    short,
-    weight_header,
-)
+from .kl_vae import read_batch_norm
 from .layout import CheckpointError, Expectation, take
 from .places import download, find_model
+from .weights import find_weights, open_weights, read_index, weight_header
 
-MOST_LEVELS, MOST_LAYERS, MOST_STEPS, MOST_PIXELS = 7, 64, 1000, 2**20
-"""Of a model: levels of a network, transformer blocks, default decoding steps, side of its training images."""
+MOST_LAYERS, MOST_STEPS, MOST_PIXELS = 64, 1000, 2**20
+"""Of a model: transformer blocks, default decoding steps, side of its training images."""
 
 _SEEDS = range(-(2**63), 2**64)  # what torch's generators take
 
@@ -74,7 +66,7 @@ class _Checker:
 
 
 def check_config(values: Mapping[str, Any]) -> None:
-    """Raises ValueError with one line unless these arguments of ``AutoencoderSSDD``, all of them, make a model."""
+    """Raise ValueError with one line unless these arguments of ``AutoencoderSSDD``, all of them, make a model."""
     check = _Checker(values)
     encoder, decoder = check.levels("block_out_channels"), check.levels("decoder_channels")
     latent_channels = check.integer("latent_channels", 1, MOST_CHANNELS)
@@ -89,6 +81,9 @@ def check_config(values: Mapping[str, Any]) -> None:
     check.divides("decoder_groups", decoder)
     check.divides("decoder_heads", decoder[-1:])
     read_statistics("config", values, latent_channels)
+    if (values["batch_norm_mean"] is None) != (values["batch_norm_var"] is None):
+        raise ValueError("expected both batch_norm_mean and batch_norm_var or neither, found one of them")
+    read_batch_norm("config", values, latent_channels)
     entering = {f"latents_{name}": values[f"decoder_latents_{name}"] for name in ("mean", "std")}
     if len(read_statistics("config: decoder", entering, latent_channels)) == 1:
         raise ValueError("expected both decoder_latents_mean and decoder_latents_std or neither, found one of them")
@@ -128,7 +123,7 @@ def find_folder(
 def check_folder(
     folder: Path, model: Callable[..., nn.Module], variant: str | None = None, any_size: bool = False
 ) -> None:
-    """Raises CheckpointError with one line unless the weights in a folder are those that its config.json describes.
+    """Raise CheckpointError with one line unless the weights in a folder are those that its config.json describes.
 
     Names, shapes and types are compared, by the headers alone, of the files that diffusers loads; no index may name
     anything but safetensors. ``model``: the class; entries of the config that its constructor does not know are passed
@@ -154,7 +149,10 @@ def check_folder(
 
 
 def _expected(folder: Path, model: Callable[..., nn.Module]) -> Expectation:
-    """The weights that a config.json describes. Raises CheckpointError, or FileNotFoundError where there is none."""
+    """Return the weights that a config.json describes.
+
+    Raises CheckpointError, or FileNotFoundError where there is none.
+    """
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder}: expected a model folder, found no config.json in it")
     config = read_config(folder)
@@ -170,7 +168,7 @@ def _expected(folder: Path, model: Callable[..., nn.Module]) -> Expectation:
 
 
 def check_finite(source: str, tensors: Mapping[str, Tensor]) -> None:
-    """Raises CheckpointError if a weight is NaN or infinite, which would be every pixel's. Costs one sum of each."""
+    """Raise CheckpointError if a weight is NaN or infinite, which would be every pixel's. Costs one sum of each."""
     for name, tensor in tensors.items():
         if tensor.is_meta or not tensor.is_floating_point():
             continue

@@ -12,17 +12,18 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from .config import read_config
 from .embedded import embedded_folder, embedded_names
-from .kl_vae import find_weights, read_config
 from .layout import CheckpointError
 from .own_code import OWN_ENCODER, one_line
+from .weights import find_weights
 
 HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 """``OWNER/NAME``."""
 
 
 def find_model(name: str, hub: Callable[[str], Path], others: str = "") -> Path:
-    """The model's folder: a local one first, then an embedded one, then what ``hub`` makes of an id.
+    """Return the model's folder: a local one first, then an embedded one, then what ``hub`` makes of an id.
 
     Raises FileNotFoundError where the name is none of these; ``others`` says what it could have been besides.
     """
@@ -43,7 +44,7 @@ def find_model(name: str, hub: Callable[[str], Path], others: str = "") -> Path:
 
 
 def _model_folder(folder: Path) -> Path:
-    """The folder itself, the result of a training run or the VAE of a pipeline."""
+    """Return the folder itself, the result of a training run or the VAE of a pipeline."""
     for candidate in (folder / "model", folder, folder / "vae"):
         if (candidate / "config.json").is_file() and "_class_name" in read_config(candidate):
             return candidate
@@ -129,7 +130,7 @@ class Repository:
         return path
 
     def nothing(self) -> FileNotFoundError:
-        """What to raise where the model is not there."""
+        """Return what to raise where the model is not there."""
         if not self.offline:
             return FileNotFoundError(
                 f"{self.name}: expected config.json in this Hugging Face repository, found none; add its subfolder "

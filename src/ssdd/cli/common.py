@@ -1,38 +1,57 @@
-"""What the commands share: options of the model, loading it, going through many files."""
+"""What the commands share: options of the model, loading it, going through many files.
+
+Nothing heavy is imported before it is needed: every command's help is there at once.
+"""
 
 import atexit
 import errno
 import functools
+import json
 import logging
 import os
 import re
 import shutil
 import sys
 import tempfile
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-import torch
 import tyro
-from msgspec import structs
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
+from msgspec import Meta
 
-from ..dtypes import DTYPES, Dtype
-from ..files import OutputExists
+from ..runtime.dtypes import Dtype, torch_dtype
+from ..runtime.files import OutputExists
+from ..runtime.text import bars_are_off, one_safe_line
 
 if TYPE_CHECKING:
+    import torch
+
     from ..autoencoder import AutoencoderSSDD
     from ..checkpoints.identity import LatentIdentity
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_MODEL = "ssdd-f8c4-demo"
+MANY_IMAGES = 100
+"""From so many images on it pays to make a model ready for full speed (docs/performance.md)."""
+
+Optimize = Literal["auto", "on", "off"]
+
+ERROR, USAGE, SKIPPED = 1, 2, 3
+"""Exit statuses: nothing more was done; wrong usage, before any work; all was done but for some inputs, named."""
+
+Count = Annotated[int, Meta(ge=1)]
+Seed = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+Workers = Annotated[int, Meta(ge=0)]
+Paths = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH ...")]
+
 _HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
-_TILING_PIXELS = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -43,16 +62,34 @@ class ModelOptions:
     """Embedded name, folder, or Hugging Face id."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
-    dtype: Dtype = "fp32"
-    """Precision of the networks."""
+    dtype: Literal["auto"] | Dtype = "auto"
+    """Precision of the networks. auto: fp32, and bf16 for a decoder made ready for full speed, where the device
+    computes in it."""
+    optimize: Optimize = "auto"
+    """Make the model ready for full speed, which takes half a minute the first time on a machine. auto: for 100 images
+    and more. The images are more than 50 dB from those of fp32 without it."""
 
     def load(self) -> "AutoencoderSSDD":
-        """The model in eval mode on its device. Raises OSError or ValueError with one line if it cannot be had."""
+        """Return the model in eval mode on its device.
+
+        Raises OSError or ValueError with one line if it cannot be had.
+        """
         from ..autoencoder import AutoencoderSSDD
 
         self._check_name()
         device = self.torch_device()
-        return AutoencoderSSDD.from_pretrained(self._place(), torch_dtype=DTYPES[self.dtype]).to(device).eval()
+        return AutoencoderSSDD.from_pretrained(self._place(), torch_dtype=self.torch_dtype).to(device).eval()
+
+    @property
+    def torch_dtype(self) -> "torch.dtype":
+        """Return the precision of networks that are not optimised."""
+        return torch_dtype("fp32" if self.dtype == "auto" else self.dtype)
+
+    def optimize_for(self, autoencoder: "AutoencoderSSDD", images: int) -> None:
+        """Make a model ready for full speed if it is for many images; its encoder stays in float32 by default."""
+        if pays(self.optimize, images):
+            dtype = None if self.dtype == "auto" else self.torch_dtype
+            autoencoder.optimize(dtype, can_compile_once(autoencoder.device), self.torch_dtype)
 
     def _place(self) -> str:
         """Return the model's own name, or its result where that is the folder of a training run."""
@@ -61,7 +98,7 @@ class ModelOptions:
         return str(result) if (result / "config.json").is_file() else name
 
     def _check_name(self) -> None:
-        """Raises FileNotFoundError, without asking the hub, for what cannot be a model."""
+        """Raise FileNotFoundError, without asking the hub, for what cannot be a model."""
         from ..checkpoints.embedded import embedded_names
 
         folder = Path(self._place())
@@ -76,15 +113,19 @@ class ModelOptions:
                 f"({', '.join(embedded_names()) or 'none in this build'}), found none of them"
             )
 
-    def torch_device(self) -> torch.device:
-        """The device that ``device`` names. Raises ValueError if there is none of that name."""
+    def torch_device(self) -> "torch.device":
+        """Return the device that ``device`` names. Raises ValueError if there is none of that name."""
+        import torch
+
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
             device = torch.device(self.device)
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"expected a device like cpu or cuda, found {self.device!r}: {error}") from error
+            no_gpu = self.device.startswith("cuda") and not torch.cuda.is_available()
+            reason = "PyTorch finds no GPU here: take --device cpu" if no_gpu else str(error)
+            raise ValueError(f"expected a device like cpu or cuda, found {self.device!r}: {reason}") from error
         return device
 
 
@@ -93,16 +134,22 @@ class EncoderOptions(ModelOptions):
     """Which autoencoder, with which encoder, and how it runs."""
 
     encoder: str | None = None
-    """Encoder of a model that has none: file.py:NAME, package.module:NAME, model folder, run, Hugging Face id."""
+    """Encoder of a model that has none: file.py:NAME, package.module:NAME, model folder, run, Hugging Face id, single
+    .safetensors file."""
 
     def identify(self) -> "LatentIdentity":
         """Return the identity of the latents that the model makes. Raises as ``load``."""
+        from msgspec import structs
+
         from ..checkpoints.identity import identify
 
         return structs.replace(identify(self._place(), self.encoder), name=self.model)
 
     def load(self) -> "AutoencoderSSDD":
-        """The model with its encoder. Raises OSError, ValueError or ImportError with one line if it cannot be had."""
+        """Return the model with its encoder.
+
+        Raises OSError, ValueError or ImportError with one line if it cannot be had.
+        """
         from ..autoencoder import AutoencoderSSDD
         from ..checkpoints.encoders import cast, check_encoder, load_encoder
         from ..checkpoints.own_model import find_folder
@@ -112,7 +159,7 @@ class EncoderOptions(ModelOptions):
         if self.encoder is not None:
             folder = find_folder(self._place(), AutoencoderSSDD)
             encoder = load_encoder(self.encoder, self.model, autoencoder.config, folder)
-            autoencoder.attach_encoder(cast(encoder, DTYPES[self.dtype]))
+            autoencoder.attach_encoder(cast(encoder, self.torch_dtype))
         return autoencoder
 
 
@@ -138,50 +185,91 @@ def model_of_run(name: str) -> str:
     return str(model)
 
 
-def is_large(height: int, width: int) -> bool:
-    """Return whether an image has so many pixels that it is decoded in tiles: over a megapixel."""
-    return height * width > _TILING_PIXELS
+def pays(optimize: Optimize, images: int) -> bool:
+    """Return whether a model for so many images is to be made ready for full speed; log it."""
+    if optimize == "off" or (optimize == "auto" and images < MANY_IMAGES):
+        return False
+    logger.info("the model is made ready for full speed (--optimize off: plain)")
+    return True
 
 
-def tile_if_large(autoencoder: "AutoencoderSSDD", height: int, width: int) -> None:
-    """Switch tiling on for images over a megapixel, off for others."""
-    if is_large(height, width):
-        autoencoder.enable_tiling()
-    else:
-        autoencoder.disable_tiling()
+def can_compile_once(device: "torch.device", one_size: bool = False) -> bool:
+    """Return whether what is compiled serves all images.
 
-
-def parse_options(options: type[T], command: str, arguments: Sequence[str]) -> T:
-    """Command-line options of a command, from its dataclass."""
-    return tyro.cli(options, prog=f"ssdd {command}", args=list(arguments), config=(tyro.conf.OmitArgPrefixes,))
-
-
-def for_each(items: Sequence[T], name: Callable[[T], str], work: Callable[[T], None], verb: str) -> int:
-    """Do ``work`` on each item under a progress bar; one that fails is named, skipped and counted.
-
-    Returns the exit status: 0 if all went well, 1 if some failed. Raises OSError where no other item could be written
-    either: a full disk or one that is read-only ends the command.
+    On a CPU that are the norms alone, for all sizes; elsewhere a network as a whole, again for each size.
     """
-    from ..tiling import tracked
+    return one_size or device.type == "cpu"
+
+
+def for_each(items: Sequence[T], name: Callable[[T], str], work: Callable[[T], None]) -> int:
+    """Do ``work`` on each item under a progress bar; one that fails is named and skipped.
+
+    Returns how many failed. Raises OSError where no other item could be written either: a full disk or one that is
+    read-only ends the command.
+    """
+    import torch
+    from tqdm.auto import tqdm
+
+    from ..autoencoder.tiling import tracked
 
     failed = 0
     with (
-        tqdm(items, unit="file", disable=len(items) < 2) as bar,
+        tqdm(items, unit="file", disable=len(items) < 2 or bars_are_off()) as bar,
         tracked(lambda tiles: tqdm(tiles, unit="tile", leave=False)),
     ):
         for item in bar:
             try:
                 work(item)
             except (OSError, ValueError, MemoryError, torch.OutOfMemoryError) as error:
-                if os.environ.get("SSDD_TRACEBACK") or _nothing_can_be_written(error):
+                if _nothing_can_be_written(error):
                     raise
+                if os.environ.get("SSDD_TRACEBACK"):
+                    traceback.print_exc()
                 failed += 1
                 message, label = (" ".join(text.split()) for text in (str(error) or type(error).__name__, name(item)))
                 line = message if message.startswith(f"{label}:") else f"{label}: {message}"
                 bar.write(f"skipped {line}", file=sys.stderr)
+    return failed
+
+
+def summarize(verb: str, done: int, kept: int, failed: int, out: Path) -> int:
+    """Say how many files were done, were there before, and failed. Return the exit status."""
     if failed:
-        print(f"{verb} {len(items) - failed} of {len(items)} files; {failed} failed", file=sys.stderr)
-    return 1 if failed else 0
+        print(f"{verb} {done} of {done + failed} files; {failed} failed", file=sys.stderr)
+    if done or kept:
+        before = f" ({kept:,} were there before)" if kept else ""
+        print(f"{verb} {done:,} files into {out}{before}")
+    if not failed:
+        return 0
+    return SKIPPED if done or kept else ERROR
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """Print a result for programs: finite numbers, and null for what is not defined."""
+    print(json.dumps(result, indent=1, allow_nan=False))
+
+
+def missing(items: Sequence[T], result: Callable[[T], Path], overwrite: bool) -> list[T]:
+    """Return the items whose result is not there yet; all of them with ``overwrite``."""
+    return [item for item in items if overwrite or not result(item).exists()]
+
+
+def is_kept(picture: Path, made_by: str, overwrite: bool) -> bool:
+    """Return whether a PNG file is there already. Raises OutputExists for one that was not made alike.
+
+    made_by: see ``LatentDecoder.describe_decoding``.
+    """
+    from ..data.images import read_made_by
+
+    if overwrite or not os.path.lexists(picture):
+        return False
+    found = read_made_by(picture)
+    if found is None or found.rpartition(": ")[2] != made_by.rpartition(": ")[2]:
+        by = "" if found is None else f", by {one_safe_line(found)[:200]}"
+        raise OutputExists(
+            f"{picture} exists already{by}; choose another --out, or pass --overwrite to replace it by {made_by}"
+        )
+    return True
 
 
 def _nothing_can_be_written(error: BaseException | None) -> bool:
@@ -194,10 +282,12 @@ def _nothing_can_be_written(error: BaseException | None) -> bool:
 
 
 def run_training(command: str, train: Callable[[], Path]) -> int:
-    """Runs a training that returns its result's folder. Under torchrun one process speaks for all; each one warns.
+    """Run a training that returns its result's folder. Under torchrun one process speaks for all; each one warns.
 
     Returns the exit status: 0, or 128 and the number of the signal that stopped it.
     """
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
     from ..training.watch import TrainingStopped
 
     main = os.environ.get("RANK", "0") == "0"
@@ -215,8 +305,8 @@ def run_training(command: str, train: Callable[[], Path]) -> int:
     return 0
 
 
-def require(items: Sequence[T], what: str, paths: Sequence[Path]) -> Sequence[T]:
-    """The items, or a ValueError if there are none."""
+def require(items: Sequence[T], what: str, paths: Sequence[str]) -> Sequence[T]:
+    """Return the items, or a ValueError if there are none."""
     if not paths:
         raise ValueError(f"expected {what} or folders of them, found no path on the command line")
     if not items:
@@ -239,6 +329,13 @@ def check_outputs(out: Path, names: Sequence[str], new: Sequence[str] = ()) -> N
         raise NotADirectoryError(f"{out}: expected a folder for the results, found a file{_at(there, out)}")
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(f"{out}: expected a folder to write to, found one that is read-only{_at(there, out)}")
+    if not out.exists():
+        try:  # the superuser has access everywhere, and yet not each file system takes a folder
+            with tempfile.TemporaryDirectory(prefix=".ssdd-", dir=there):
+                pass
+        except OSError as error:
+            where = f"{out}: expected a folder to write to, found {os.strerror(error.errno or 0)}{_at(there, out)}"
+            raise PermissionError(where) from error
     count = Counter(name.casefold() for name in names)  # as on a file system where case does not count
     for name in names:
         if count[name.casefold()] > 1:

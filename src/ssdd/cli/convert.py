@@ -2,38 +2,34 @@
 
 import secrets
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
+from tyro.conf import Positional
 
-from .common import parse_options
+from .common import Count
 
 
 @dataclass(frozen=True)
 class Convert:
     """Convert a released SSDD checkpoint (safetensors) to a folder for from_pretrained and --model."""
 
-    source: tyro.conf.Positional[Path]
+    source: Positional[Path]
     """The file as downloaded, such as F8C4_S_256.safetensors."""
     out: Path
     """New folder for the model."""
-    steps: int | None = None
+    steps: Count | None = None
     """Default number of decoding steps: 1 for a distilled file; 8 if not given."""
 
 
-def parse(arguments: Sequence[str]) -> Convert:
-    return parse_options(Convert, "convert", arguments)
+OPTIONS = Convert
 
 
 def run(options: Convert) -> int:
     from ..autoencoder import AutoencoderSSDD
     from ..checkpoints.original import read_original
-    from ..files import OutputExists
+    from ..runtime.files import OutputExists
 
-    if options.steps is not None and options.steps < 1:
-        raise ValueError(f"expected --steps of at least 1, found {options.steps}")
     if options.out.exists():
         raise OutputExists(f"{options.out}: expected a new folder, found an existing one; choose another --out")
     found = read_original(options.source)

@@ -4,17 +4,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from tqdm import tqdm
-
-from ..codec import EncodedImage, decode_image, encode_image
-from ..data.find import ImageFile, find_images
-from ..data.images import read_image, save_image
-from ..evaluation.pairs import ImageComparison, ImageMetrics, bicubic_baseline, mean_metrics
-from ..evaluation.sheet import Panel, difference, sheet
-from .common import EncoderOptions, check_outputs, parse_options, require, tile_if_large
+from .common import EncoderOptions, Paths, check_outputs, require
 from .reconstruct import describe
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..autoencoder.codec import EncodedImage
+    from ..data.find import ImageFile
+    from ..evaluation.pairs import ImageMetrics
 
 STEPS = (1, 8)
 SHEET = "demo.png"
@@ -23,12 +23,12 @@ _PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 
 @dataclass(frozen=True)
 class Demo:
-    """Reconstruct photographs at 1 and 8 steps: writes OUT/demo.png and prints a table."""
+    """Reconstruct photographs at 1 and 8 steps: write OUT/demo.png and print a table."""
 
+    paths: Paths = ()
+    """Your own images, folders, patterns, @list.txt, -, instead of scikit-image's photographs."""
     out: Path = Path("ssdd-demo")
     """Folder for the sheet and the reconstructions."""
-    images: tuple[Path, ...] = ()
-    """Your own images or folders, instead of scikit-image's photographs."""
     overwrite: bool = False
     """Replace existing files."""
     model: EncoderOptions = field(default_factory=EncoderOptions)
@@ -39,25 +39,30 @@ class Row:
     """One line of the table: a way to reconstruct, its metrics over the images, seconds an image."""
 
     name: str
-    metrics: list[ImageMetrics]
+    metrics: "list[ImageMetrics]"
     seconds: float
 
 
-def parse(arguments: Sequence[str]) -> Demo:
-    return parse_options(Demo, "demo", arguments)
+OPTIONS = Demo
 
 
 def run(options: Demo) -> int:
-    files = _images(options.images)
+    from tqdm.auto import tqdm
+
+    from ..autoencoder.codec import decode_image, encode_image
+    from ..data.images import read_image, save_image
+    from ..evaluation.pairs import ImageComparison, bicubic_baseline
+
+    files = _images(options.paths)
     names = [SHEET, *(f"{f.output_stem}.png" for f in files)]
     check_outputs(options.out, names, new=[] if options.overwrite else names)
     images = [(f.output_stem, read_image(f.path)) for f in files]
     autoencoder = options.model.load()
+    options.model.optimize_for(autoencoder, len(images) * len(STEPS))
     compare = ImageComparison(autoencoder.device)
     target = options.out / SHEET
 
-    def encode(image: np.ndarray) -> EncodedImage:
-        tile_if_large(autoencoder, *image.shape[:2])
+    def encode(image: "np.ndarray") -> "EncodedImage":
         return encode_image(autoencoder, image, options.model.model)
 
     bar = tqdm(total=len(images) * len(STEPS), unit="image")
@@ -66,8 +71,7 @@ def run(options: Demo) -> int:
     rows: list[Row] = []
     for steps in STEPS:
         results, seconds = [], 0.0
-        for e, (_, image) in zip(encoded, images, strict=True):
-            tile_if_large(autoencoder, *image.shape[:2])
+        for e in encoded:
             result, taken = _timed(lambda e=e, steps=steps: decode_image(autoencoder, e, steps))  # type: ignore[misc]
             results.append(result)
             seconds += taken
@@ -88,29 +92,38 @@ def run(options: Demo) -> int:
     return 0
 
 
-def _images(paths: tuple[Path, ...]) -> Sequence[ImageFile]:
+def _images(paths: tuple[str, ...]) -> "Sequence[ImageFile]":
+    from ..data.find import find_images
+
     if paths:
         return require(find_images(paths), "images", paths)
+    photographs = sample_photographs()
+    if not photographs:
+        raise ImportError('the sample photographs come with scikit-image: pip install "ssdd[demo]", or name your own')
+    return find_images(photographs)
+
+
+def sample_photographs() -> list[Path]:
+    """Return scikit-image's photographs, which are in the public domain; none where it is not installed."""
     try:
         import skimage
-    except ImportError as error:
-        raise ImportError(
-            'the sample photographs come with scikit-image: pip install "ssdd[demo]", or pass --images PATH'
-        ) from error
-    folder = Path(skimage.__file__).parent / "data"
-    return find_images([folder / name for name in _PHOTOGRAPHS])
+    except ImportError:
+        return []
+    return [Path(skimage.__file__).parent / "data" / name for name in _PHOTOGRAPHS]
 
 
-def _timed(work: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
+def _timed(work: "Callable[[], np.ndarray]") -> "tuple[np.ndarray, float]":
     started = time.perf_counter()
     result = work()
     return result, time.perf_counter() - started
 
 
 def _sheet(
-    images: list[tuple[str, np.ndarray]], columns: list[list[np.ndarray]], rows: list[Row], network: str | None
-) -> np.ndarray:
+    images: "list[tuple[str, np.ndarray]]", columns: "list[list[np.ndarray]]", rows: list[Row], network: str | None
+) -> "np.ndarray":
     """Original, one column per number of steps, difference of the last."""
+    from ..evaluation.sheet import Panel, difference, sheet
+
     panels = []
     for i, (name, image) in enumerate(images):
         results = [Panel(c[i], describe(r.metrics[i], network)) for c, r in zip(columns, rows, strict=False)]
@@ -122,12 +135,14 @@ def _sheet(
 
 def _table(
     rows: list[Row],
-    images: list[tuple[str, np.ndarray]],
-    encoded: list[EncodedImage],
+    images: "list[tuple[str, np.ndarray]]",
+    encoded: "list[EncodedImage]",
     channels: int,
     network: str | None,
 ) -> str:
     """Means over the images, and what a latent weighs against the pixels."""
+    from ..evaluation.pairs import mean_metrics
+
     lpips = f"LPIPS-{network}" if network else "LPIPS"
     lines = [f"{'':14}{'PSNR dB':>9}{'SSIM':>8}{lpips:>16}{'s / image':>11}"]
     for row in rows:

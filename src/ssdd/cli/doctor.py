@@ -1,34 +1,17 @@
 """``ssdd doctor``: what is installed, what each device computes, and whether it computes it right."""
 
-import importlib.metadata
-import json
-import platform
-import time
-import warnings
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, get_args
 
-import torch
-
-from ..dtypes import DTYPES, Dtype
-from ..text import aligned
-from .common import DEFAULT_MODEL, parse_options
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..autoencoder import AutoencoderSSDD
-
-_PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "transformers", "safetensors", "numpy", "pillow")
-LEAST_DB: dict[Dtype, float] = {"fp32": 60.0, "fp16": 35.0, "bf16": 30.0}
-"""PSNR of a reconstruction against that of float32 on the CPU: well below what rounding costs, far above a fault."""
+from .common import ERROR, print_json
 
 
 @dataclass(frozen=True)
 class Doctor:
-    """Check this installation: versions, devices, quick paths, and a photograph through the embedded model on each
-    device in each precision, compared with float32 on the CPU. Exit status 1 if one is wrong."""
+    """Check this installation: versions, devices, quick paths, and a photograph on each device in each precision.
+
+    The photograph goes through the embedded model, and is compared with float32 on the CPU. Exit status 1 if one is
+    wrong.
+    """
 
     json: bool = False
     """Print JSON instead of a table."""
@@ -36,148 +19,19 @@ class Doctor:
     """Try torch.compile too, which takes a while."""
 
 
-@dataclass(frozen=True)
-class RoundTrip:
-    """A photograph encoded and decoded in one step in one way.
-
-    Attributes:
-        device, dtype: where and how.
-        compiled: whether the model was made ready by ``optimize`` with compiling.
-        db: PSNR against the same in float32 on the CPU, uncompiled; None where it did not run.
-        seconds: of the second call.
-        error: why it did not run.
-    """
-
-    device: str
-    dtype: Dtype
-    compiled: bool
-    db: float | None
-    seconds: float | None
-    error: str | None = None
-
-    @property
-    def right(self) -> bool:
-        """Return whether it ran, and no pixel is far from where it belongs."""
-        return self.db is not None and self.db >= LEAST_DB[self.dtype]
-
-
-def parse(arguments: Sequence[str]) -> Doctor:
-    """Return the options of ``doctor``."""
-    return parse_options(Doctor, "doctor", arguments)
+OPTIONS = Doctor
 
 
 def run(options: Doctor) -> int:
     """Print what was found. Return 1 if a device computes wrongly."""
+    from .checkup import quick_paths, round_trips, table, versions
+
     facts, paths, trips = versions(), quick_paths(), round_trips(options.compile)
     if options.json:
         rows = [{**asdict(trip), "right": trip.right} for trip in trips]
-        print(json.dumps({"versions": facts, "quick_paths": paths, "round_trips": rows}, indent=1))
+        print_json({"versions": facts, "quick_paths": paths, "round_trips": rows})
     else:
         print("\n".join([*(f"{name}: {version}" for name, version in facts.items()), ""]))
         print("\n".join([*(f"{name}: {state}" for name, state in paths.items()), ""]))
-        print("\n".join(_table(trips)))
-    return 0 if all(trip.right for trip in trips) else 1
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what matters, and the devices."""
-    from .. import __version__
-
-    found = {"ssdd": __version__, "python": platform.python_version(), "system": platform.platform()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    found["CPU threads"] = str(torch.get_num_threads())
-    for device in devices()[1:]:
-        found[str(device)] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return found
-
-
-def devices() -> list[torch.device]:
-    """Return the CPU and every other device that PyTorch can use here."""
-    found = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
-    return [*found, torch.device("mps")] if torch.backends.mps.is_available() else found
-
-
-def quick_paths() -> dict[str, str]:
-    """Return for each quick path whether it is used here, and why not."""
-    from ..optimization import can_compile, fastest_dtype
-
-    found = {}
-    for device in devices():
-        found[f"precision of optimize() on {device}"] = str(fastest_dtype(device)).removeprefix("torch.")
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            works = can_compile(device)
-        reason = str(caught[0].message) if caught else ""
-        what = "norms compiled" if device.type == "cpu" else "encoder and decoder compiled"
-        found[f"torch.compile on {device}"] = f"{what} by optimize()" if works else reason
-    return found
-
-
-def round_trips(compile: bool) -> list[RoundTrip]:
-    """Return a round trip for each device and precision, and with compiling for each device."""
-    photograph = _photograph()
-    expected = _Trip(torch.device("cpu"), "fp32").run(photograph)
-    trips = []
-    for device in devices():
-        for dtype in get_args(Dtype):
-            if (device.type, dtype) != ("cpu", "fp16"):  # minutes an image on many processors
-                trips.append(_try(_Trip(device, dtype), photograph, expected))
-        if compile and device.type != "mps":
-            trips.append(_try(_Trip(device, "fp32", compile=True), photograph, expected))
-    return trips
-
-
-@dataclass(frozen=True)
-class _Trip:
-    device: torch.device
-    dtype: Dtype
-    compile: bool = False
-
-    def load(self) -> "AutoencoderSSDD":
-        from ..autoencoder import AutoencoderSSDD
-
-        model = AutoencoderSSDD.from_pretrained(DEFAULT_MODEL, torch_dtype=DTYPES[self.dtype]).to(self.device).eval()
-        return model.optimize(DTYPES[self.dtype]) if self.compile else model
-
-    @torch.inference_mode()
-    def run(self, photograph: "Tensor", model: "AutoencoderSSDD | None" = None) -> "Tensor":
-        model = self.load() if model is None else model
-        x = photograph.to(self.device, DTYPES[self.dtype])
-        return model.decode(model.encode(x).latent_dist.mode(), num_inference_steps=1).sample.float().cpu()
-
-
-def _try(trip: _Trip, photograph: "Tensor", expected: "Tensor") -> RoundTrip:
-    how = (str(trip.device), trip.dtype, trip.compile)
-    try:
-        model = trip.load()
-        trip.run(photograph, model)
-        begin = time.perf_counter()
-        image = trip.run(photograph, model)
-        seconds = time.perf_counter() - begin
-    except Exception as error:  # whatever a device or its driver comes to
-        return RoundTrip(*how, None, None, f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
-    squared_error = (image - expected).square().mean()
-    db = float(10 * torch.log10(4 / squared_error.clamp(min=4e-12)))  # values span 2; no more than 120
-    return RoundTrip(*how, db if image.isfinite().all() else 0.0, seconds)
-
-
-def _photograph() -> "Tensor":
-    """Return a photograph of scikit-image, (1, 3, 256, 256) in [-1, 1]."""
-    from skimage import data
-
-    from ..data.pixels import image_to_tensor
-
-    return image_to_tensor(data.astronaut()[:256, 128:384])[None]
-
-
-def _table(trips: Sequence[RoundTrip]) -> list[str]:
-    rows = [["device", "dtype", "compiled", "dB from float32", "seconds", ""]]
-    for trip in trips:
-        db, seconds = ("-" if v is None else f"{v:.{n}f}" for v, n in ((trip.db, 1), (trip.seconds, 2)))
-        verdict = "ok" if trip.right else trip.error or f"WRONG: expected at least {LEAST_DB[trip.dtype]:.0f} dB"
-        rows.append([trip.device, trip.dtype, "yes" if trip.compiled else "no", db, seconds, verdict])
-    return aligned(rows, left=3)
+        print("\n".join(table(trips)))
+    return 0 if all(trip.right for trip in trips) else ERROR

@@ -1,23 +1,25 @@
 """``ssdd encode``: photographs -> latent files."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import tyro
+from .common import EncoderOptions, Paths, check_outputs, for_each, missing, require, summarize
 
-from ..codec import LATENT_SUFFIX, encode_image, save_encoded
-from ..data.find import ImageFile, find_images
-from ..data.images import read_image
-from .common import EncoderOptions, check_outputs, for_each, parse_options, require, tile_if_large
+if TYPE_CHECKING:
+    from ..data.find import ImageFile
 
 
 @dataclass(frozen=True)
 class Encode:
-    """Encode images: writes OUT/NAME.safetensors with the posterior's mean and log-variance (raw, float32)."""
+    """Encode images: write OUT/NAME.safetensors with the posterior's mean and log-variance (raw, float32).
 
-    paths: tyro.conf.Positional[tuple[Path, ...]]
-    """Images, or folders of images."""
+    Files that are there are kept, so that the same command goes on where it was stopped.
+    """
+
+    paths: Paths
+    """Images, folders of images, patterns, @list.txt, -."""
     out: Path
     """Folder for the latent files."""
     overwrite: bool = False
@@ -25,19 +27,55 @@ class Encode:
     model: EncoderOptions = field(default_factory=EncoderOptions)
 
 
-def parse(arguments: Sequence[str]) -> Encode:
-    return parse_options(Encode, "encode", arguments)
+OPTIONS = Encode
 
 
 def run(options: Encode) -> int:
-    files = require(find_images(options.paths), "images", options.paths)
+    from ..data.find import find_images
+
+    files = require(find_images(options.paths), "images", options.paths)  # before the seconds of the imports below
+
+    from ..autoencoder.codec import LATENT_SUFFIX, encode_image, save_encoded
+    from ..data.images import read_image
+    from ..evaluation.weights import sha256
+
+    def latent(file: "ImageFile") -> Path:
+        return options.out / f"{file.output_stem}{LATENT_SUFFIX}"
+
     check_outputs(options.out, [f"{f.output_stem}{LATENT_SUFFIX}" for f in files])
+    todo = missing(files, latent, options.overwrite)
+    if len(todo) < len(files):
+        to_make = set(map(latent, todo))
+        _check_kept(options, {latent(file): file.path for file in files if latent(file) not in to_make})
+    if not todo:
+        return summarize("encoded", 0, len(files), 0, options.out)
     autoencoder, identity = options.model.load(), options.model.identify()
+    options.model.optimize_for(autoencoder, len(todo))
 
-    def encode(file: ImageFile) -> None:
+    def encode(file: "ImageFile") -> None:
         image = read_image(file.path)
-        tile_if_large(autoencoder, *image.shape[:2])
         encoded = encode_image(autoencoder, image, options.model.model, identity)
-        save_encoded(options.out / f"{file.output_stem}{LATENT_SUFFIX}", encoded, options.overwrite)
+        save_encoded(latent(file), replace(encoded, image_sha256=sha256(file.path)), options.overwrite)
 
-    return for_each(files, lambda f: str(f.path), encode, "encoded")
+    failed = for_each(todo, lambda f: str(f.path), encode)
+    return summarize("encoded", len(todo) - failed, len(files) - len(todo), failed, options.out)
+
+
+def _check_kept(options: Encode, kept: "Mapping[Path, Path]") -> None:
+    """Raise an error for a file that is there, and is no latent of its photograph by the same encoder."""
+    from ..autoencoder.codec import LatentFileError, load_encoded
+    from ..evaluation.weights import sha256
+    from ..runtime.files import OutputExists
+
+    identity = options.model.identify()
+    for path, photograph in sorted(kept.items()):
+        try:
+            encoded = load_encoded(path)
+        except LatentFileError as error:
+            raise OutputExists(f"{path} exists already; pass --overwrite to replace it") from error
+        if (made_by := encoded.whose()).encoder_sha256 not in (None, identity.encoder_sha256):
+            raise ValueError(f"{path} exists already, by {made_by}: choose another --out, or --overwrite")
+        if encoded.image_sha256 not in (None, sha256(photograph)):
+            raise OutputExists(
+                f"{path} exists already, of another file than {photograph}: choose another --out, or --overwrite"
+            )

@@ -1,28 +1,42 @@
 """``ssdd evaluate MODEL... --data PATH...``: autoencoders side by side on the same crops, by a named protocol."""
 
-import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-import torch
-import tyro
-from tqdm import tqdm
+from msgspec import Meta
+from tyro.conf import Positional
 
-from ..dtypes import DTYPES
-from ..files import OutputExists, only_one
-from .common import DEFAULT_MODEL, ModelOptions, check_outputs, model_of_run, parse_options
+from ..runtime.dtypes import Dtype, torch_dtype
+from ..runtime.files import OutputExists, only_one
+from ..runtime.text import bars_are_off
+from .common import (
+    DEFAULT_MODEL,
+    SKIPPED,
+    Count,
+    ModelOptions,
+    Optimize,
+    Workers,
+    can_compile_once,
+    check_outputs,
+    model_of_run,
+    pays,
+    print_json,
+)
+from .parse import subcommands
 
 if TYPE_CHECKING:
+    import torch
+
     from ..evaluation.features import Extractor
     from ..evaluation.metrics import Metric
     from ..evaluation.protocols import EvaluationSet, Protocol
     from ..evaluation.results import Evaluation, Row
     from ..evaluation.run import Entry, Run
-    from ..processes import Processes
+    from ..runtime.processes import Processes
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -38,23 +52,24 @@ class Evaluate:
     ``ssdd evaluate report OUT`` makes table and page anew of a saved result, without models or data.
     """
 
-    models: tyro.conf.Positional[tuple[str, ...]] = ()
+    models: Positional[tuple[str, ...]] = ()
     """Model folders, runs, embedded names, Hugging Face ids, .safetensors of the authors or in LDM's layout,
     jpeg:BYTES, jpeg:auto (the bytes of the first model's latent), bicubic:FACTOR, file.py:NAME; folder:PATH or an .npz
     file of images that another program wrote. Without --data the first of those is the original."""
     encoder: str | None = None
-    """Encoder of the models that have none: file.py:NAME, package.module:NAME, model folder, run, Hugging Face id."""
+    """Encoder of the models that have none: file.py:NAME, package.module:NAME, model folder, run, Hugging Face id,
+    single .safetensors file."""
     data: tuple[str, ...] = ()
     """Folders, uncompressed tar files, .npz files of images, hf:OWNER/NAME[:SPLIT]."""
     protocol: str | None = None
     """paper-128-v1, paper-256-v1 (the default), paper-512-v1, torchvision-256, adm-256, dcae-in512, omnidoc-256,
     native-v1, crops-128-v1, crops-256-v1; as-is (the default without --data)."""
-    limit: int | None = None
+    limit: Count | None = None
     """So many images at most, drawn by the protocol's seed."""
-    steps: str = ""
-    """Decoding steps, such as 1,2,4,8: a row for each, where a model has a choice. By default the model's own."""
-    latent_noise: str = ""
-    """Noise that is added to the latents, such as 0.1,0.2, in standard deviations of each: a row more for each."""
+    steps: tuple[Count, ...] = ()
+    """Decoding steps, such as 1 2 4 8: a row for each, where a model has a choice. By default the model's own."""
+    latent_noise: tuple[Annotated[float, Meta(gt=0)], ...] = ()
+    """Noise that is added to the latents, such as 0.1 0.2, in standard deviations of each: a row more for each."""
     lpips: tuple[Literal["vgg", "alex", "squeeze"], ...] | None = None
     """LPIPS networks; none of them without a name. By default those whose weights can be had."""
     dreamsim: bool = False
@@ -80,34 +95,39 @@ class Evaluate:
     """Folder in which the originals' features are kept for other results; by default they are kept in OUT."""
     overwrite: bool = False
     """Replace existing files."""
-    batch_size: int = 16
+    json: bool = False
+    """Print the result as evaluation.json has it instead of the table."""
+    batch_size: Count = 16
     """Crops at a time; no number depends on it."""
-    workers: int = 2
+    workers: Workers = 2
     """Processes that read and crop."""
     device: str = "auto"
     """auto (a GPU if there is one; under torchrun that of the process), cpu, cuda, cuda:1, ..."""
-    dtype: str = "fp32"
-    """Precision of the networks: fp32, bf16 or fp16. Several, such as fp32,bf16,fp16, give a row for each that decodes
-    the latents of the first: what does lower precision cost?"""
+    dtype: tuple[Dtype, ...] = ("fp32",)
+    """Precision of the networks. Several, such as fp32 bf16 fp16, give a row for each that decodes the latents of the
+    first: what does lower precision cost?"""
+    optimize: Optimize = "auto"
+    """Make models of ours ready for full speed in their precision, which takes half a minute the first time on a
+    machine and changes the last digits of fp32. auto: for 100 images and more."""
 
 
 @dataclass(frozen=True)
 class Report:
     """Make the table and the page of a saved result anew, without models or data."""
 
-    out: tyro.conf.Positional[Path]
+    out: Positional[Path]
     """Folder that ``ssdd evaluate --out`` wrote."""
 
 
-def parse(arguments: Sequence[str]) -> Evaluate | Report:
-    """``MODEL... --data PATH... [OPTIONS]``, or ``report OUT``."""
-    if arguments and arguments[0] == "report":
-        return parse_options(Report, "evaluate report", arguments[1:])
-    return parse_options(Evaluate, "evaluate", arguments)
+def choose_options(arguments: list[str]) -> tuple[Any, list[str]]:
+    """Return the options of ``MODEL... --data PATH...``, or of ``report OUT``."""
+    if arguments[:1] == ["report"]:
+        return subcommands({"report": ("", Report)}), arguments
+    return Evaluate, arguments
 
 
 def run(options: Evaluate | Report) -> int:
-    from ..processes import join_processes
+    from ..runtime.processes import join_processes
 
     if isinstance(options, Report):
         return _report(options.out)
@@ -141,12 +161,14 @@ def _report(folder: Path) -> int:
 
 
 def _evaluate(options: Evaluate, processes: "Processes", out: Path | None) -> int:
+    from tqdm.auto import tqdm
+
     from ..evaluation.distances import read_statistics
     from ..evaluation.metrics import BatchMetrics
     from ..evaluation.report import check_report
     from ..evaluation.results import REPORT, file_name
     from ..evaluation.run import Run
-    from ..processes import broadcast
+    from ..runtime.processes import broadcast
 
     earlier = _earlier(options) if processes.main else None
     models, evaluation_set, sources = _data(options, broadcast(earlier and (earlier.protocol, earlier.data)))
@@ -173,7 +195,9 @@ def _evaluate(options: Evaluate, processes: "Processes", out: Path | None) -> in
         processes=processes,
         limit=options.limit if limit is None else limit,
         save_to=options.save_reconstructions,
-        progress=lambda items, total: tqdm(items, total=total, unit="img", disable=not processes.main),
+        progress=lambda items, total: tqdm(
+            items, total=total, unit="img", disable=not processes.main or bars_are_off()
+        ),
         out=out,
         evaluation=earlier,
         cache=options.cache,
@@ -191,7 +215,7 @@ def _evaluate(options: Evaluate, processes: "Processes", out: Path | None) -> in
         work.add(entries)
     if not processes.main or work.evaluation is None:
         return 0
-    return _show(work.evaluation, out)
+    return _show(work.evaluation, out, options.json)
 
 
 def _missing(groups: "list[list[Entry]]", rows: "list[Row]", work: "Run") -> "list[list[Entry]]":
@@ -209,26 +233,30 @@ def _missing(groups: "list[list[Entry]]", rows: "list[Row]", work: "Run") -> "li
     return [entries for entries in missing if entries]
 
 
-def _show(evaluation: "Evaluation", out: Path | None) -> int:
-    """Print the table and write the page. Return the exit status: 1 if images were skipped."""
+def _show(evaluation: "Evaluation", out: Path | None, as_json: bool) -> int:
+    """Print the result and write the page. Return the exit status: 3 if images were skipped."""
     from ..evaluation.report import write_report
     from ..evaluation.results import as_text
 
     skipped = [*evaluation.data["skipped"], *(b for row in evaluation.rows for b in row.model.get("broken", []))]
     for reason in skipped:
         print(f"skipped {reason}", file=sys.stderr)
-    print(as_text(evaluation))
+    evaluation.finished = True
+    if as_json:
+        print_json(evaluation.as_dict())
+    else:
+        print(as_text(evaluation))
     if out is not None:
-        evaluation.finished = True
         evaluation.save(out)
         with suppress(ImportError):  # it is left out, as was said
             write_report(evaluation, out)
-    return 1 if skipped else 0
+    return SKIPPED if skipped else 0
 
 
 def _earlier(options: Evaluate) -> "Evaluation | None":
     """Return the result to add to: of --add-to, or of an interrupted run in --out."""
-    from ..evaluation.results import REPORT, RESULTS, Evaluation
+    from ..evaluation.results import REPORT, RESULTS, Evaluation, as_text
+    from ..evaluation.weights import first_line
 
     if options.add_to is not None:
         return Evaluation.load(options.add_to)
@@ -239,6 +267,12 @@ def _earlier(options: Evaluate) -> "Evaluation | None":
         check_outputs(options.out, names, [] if options.overwrite else names)
         return None
     evaluation = Evaluation.load(options.out)
+    try:
+        _ = evaluation.data["limit"], list(evaluation.data["skipped"]), list(evaluation.data["sources"])
+        _ = as_text(evaluation)
+    except Exception as error:  # whatever a damaged or hostile result leads to
+        found = first_line(error)
+        raise ValueError(f"{options.out}: expected a result as ssdd evaluate wrote it, found {found}") from error
     if evaluation.finished:
         raise OutputExists(
             f"{options.out / RESULTS} exists already; pass --overwrite to replace it, or --add-to for more rows"
@@ -303,16 +337,24 @@ class LeftOut:
 
 
 def _groups(
-    options: Evaluate, models: Sequence[str], evaluation_set: "EvaluationSet", device: torch.device
+    options: Evaluate, models: Sequence[str], evaluation_set: "EvaluationSet", device: "torch.device"
 ) -> "list[list[Entry]]":
     """Return the rows of each model: one for each precision, number of steps and level of noise."""
-    from ..evaluation.autoencoders import JPEG_AUTO, Autoencoder, check_encoder_attached, load_autoencoder
+    import torch
+
+    from ..evaluation.autoencoders import (
+        JPEG_AUTO,
+        Autoencoder,
+        PretrainedAutoencoder,
+        check_encoder_attached,
+        load_autoencoder,
+    )
     from ..evaluation.run import Entry
     from ..evaluation.saved_images import SavedImages, images_path
 
-    protocol, dtypes = evaluation_set.protocol, _dtypes(options)
-    steps = _numbers("steps", options.steps, int)
-    noises = list(dict.fromkeys([0.0, *_numbers("latent-noise", options.latent_noise, float)]))
+    protocol = evaluation_set.protocol
+    dtypes = [torch_dtype(name) for name in dict.fromkeys(options.dtype)]
+    noises = list(dict.fromkeys([0.0, *options.latent_noise]))
     groups: list[list[Entry]] = []
     for name in models:
         if (path := images_path(name)) is not None:
@@ -326,9 +368,13 @@ def _groups(
             groups.append([Entry(first)])
             continue
         others = [load_autoencoder(name, device, dtype, options.encoder) for dtype in dtypes[1:]]
-        choices = (steps if first.steps is not None else ()) or (None,)
+        choices = (options.steps if first.steps is not None else ()) or (None,)
         for number in choices:
             first.check_steps(number)
+        if pays(options.optimize, len(evaluation_set)):
+            for autoencoder in (first, *others):
+                if isinstance(autoencoder, PretrainedAutoencoder):
+                    autoencoder.optimize(can_compile_once(device, one_size=protocol.square))
         precisions = [(first, None), *((other, first) for other in others)]
         groups.append([Entry(a, n, encoder, noise) for noise in noises for a, encoder in precisions for n in choices])
     networks = (entry.autoencoder for entries in groups for entry in entries)
@@ -338,6 +384,8 @@ def _groups(
 
 def _bytes_of_first(groups: "list[list[Entry]]", protocol: "Protocol") -> int:
     """Return how many bytes the first model's latent of a crop has."""
+    import torch
+
     from ..evaluation.autoencoders import Autoencoder
 
     first = groups[0][0].autoencoder if groups else None
@@ -346,26 +394,7 @@ def _bytes_of_first(groups: "list[list[Entry]]", protocol: "Protocol") -> int:
     return first.latent_bytes(first.encode(torch.zeros(1, 3, protocol.size, protocol.size)))[0]
 
 
-def _dtypes(options: Evaluate) -> list[torch.dtype]:
-    parts = [part.strip() for part in options.dtype.split(",")]
-    if unknown := [part for part in parts if part not in DTYPES]:
-        raise ValueError(f"expected --dtype of {', '.join(DTYPES)}, or several like fp32,bf16, found {unknown[0]!r}")
-    return [DTYPES[part] for part in dict.fromkeys(parts)]
-
-
-def _numbers(option: str, text: str, kind: Callable[[str], T]) -> list[T]:
-    """Return the positive numbers of an option like 1,2,4."""
-    try:
-        numbers = [kind(part) for part in text.split(",") if part.strip()]
-        if all(0 < number < math.inf for number in numbers):  # type: ignore[operator]
-            return numbers
-    except ValueError:
-        pass  # said below
-    example = "1,2,4,8" if kind is int else "0.1,0.2"
-    raise ValueError(f"expected --{option} like {example}, found {text!r}")
-
-
-def _metrics(options: Evaluate, device: torch.device, left_out: LeftOut) -> "list[Metric]":
+def _metrics(options: Evaluate, device: "torch.device", left_out: LeftOut) -> "list[Metric]":
     from ..evaluation.dreamsim import dreamsim_metric
     from ..evaluation.metrics import lpips_metric, own_metric
 
@@ -376,7 +405,7 @@ def _metrics(options: Evaluate, device: torch.device, left_out: LeftOut) -> "lis
     return metrics + [own_metric(spec, device) for spec in options.metrics]
 
 
-def load_extractors(names: Sequence[str] | None, device: torch.device, left_out: LeftOut) -> "list[Extractor]":
+def load_extractors(names: Sequence[str] | None, device: "torch.device", left_out: LeftOut) -> "list[Extractor]":
     """Return the extractors of these names, or those of the default whose weights can be had."""
     from ..evaluation.features import load_extractor
 

@@ -1,11 +1,12 @@
 """``ssdd export``: a model -> ONNX files for ONNX Runtime."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from .common import DEFAULT_MODEL, ModelOptions, parse_options
+from msgspec import Meta
+
+from .common import DEFAULT_MODEL, ModelOptions
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Export:
     """Embedded name, folder, or Hugging Face id."""
     dtype: Literal["fp32", "fp16"] = "fp32"
     """Precision of the weights and networks; inputs and outputs are float32 in both."""
-    opset: int = 20
+    opset: Annotated[int, Meta(ge=18, le=23)] = 20
     """Version of ONNX's operators, 18 to 23."""
     check: bool = True
     """Compare with PyTorch on a few sizes, in ONNX Runtime on the CPU."""
@@ -26,15 +27,14 @@ class Export:
     """Replace existing files."""
 
 
-def parse(arguments: Sequence[str]) -> Export:
-    return parse_options(Export, "export", arguments)
+OPTIONS = Export
 
 
 def run(options: Export) -> int:
     from ..export.check import TOLERANCE
     from ..export.files import export_model
     from ..export.trace import require_packages
-    from ..text import aligned
+    from ..runtime.text import aligned
 
     require_packages()
     autoencoder = ModelOptions(model=options.model, device="cpu").load()

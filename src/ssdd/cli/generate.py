@@ -1,25 +1,25 @@
 """``ssdd generate train | sample | evaluate | classes | export``: a latent DiT on tokenized data."""
 
-import difflib
 import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
-from msgspec import structs
-from tqdm import tqdm
+from msgspec import Meta, structs
+from tyro.conf import Positional
 
-from ..dtypes import DTYPES, Dtype
-from ..files import one_after_another
 from ..generation.config import GenerationConfig
 from ..recipes.generation import GENERATION_RECIPES, summary
-from ..text import one_safe_line
-from ..training.config import without_idle
-from .common import ModelOptions, check_outputs, parse_options, run_training
+from ..runtime.dtypes import Dtype, torch_dtype
+from ..runtime.files import one_after_another
+from ..runtime.text import bars_are_off, one_safe_line
+from ..training.config import Share, without_idle
+from .common import SKIPPED, Count, ModelOptions, Seed, Workers, check_outputs, print_json, run_training
+from .parse import Heading, nearest, refuse, subcommands
 
 if TYPE_CHECKING:
     import torch
@@ -28,38 +28,30 @@ if TYPE_CHECKING:
     from ..generation.output import SampleFiles
     from ..generation.result import Generator
     from ..generation.sampling import Sampling
-    from ..processes import Processes
-
-_USAGE = """usage: ssdd generate train LATENTS [--recipe NAME] [--out RUN] [OPTIONS]
-       ssdd generate sample RUN [OPTIONS]
-       ssdd generate evaluate RUN --data PHOTOS... [OPTIONS]
-       ssdd generate classes RUN
-       ssdd generate export RUN --out FOLDER [OPTIONS]
-
-Train a class-conditional DiT on latents that `ssdd tokenize` made, sample it, measure the samples, list its classes,
-write it as a diffusers pipeline.
-
-recipes of train:
-{recipes}
-
-ssdd generate COMMAND --help lists the options of each. train, sample and evaluate go on when their command is run
-again, and share their work under torchrun and srun."""
+    from ..runtime.processes import Processes
 
 
 @dataclass(frozen=True)
 class Train:
-    """The settings of a recipe, and the folder of the run."""
+    """Train a latent DiT. The same command, run again, resumes exactly."""
 
     recipe: Annotated[GenerationConfig, tyro.conf.arg(name="")]
     out: Path
     """Folder of the run."""
+
+    def checked(self) -> "Train":
+        """Return the same without settings that have no effect. Raise ValueError for one that was typed."""
+        return replace(self, recipe=without_idle(self.recipe, self.defaults))
+
+    defaults: ClassVar[GenerationConfig] = GenerationConfig()
+    """Of the recipe."""
 
 
 @dataclass(frozen=True)
 class GeneratorOptions:
     """A trained generator and its decoder."""
 
-    run: tyro.conf.Positional[str]
+    run: Positional[str]
     """Folder of a finished run, or its model/."""
     decoder: str | None = None
     """Model that decodes: embedded name, folder, run, Hugging Face id, single file, file.py:NAME. By default the one
@@ -77,10 +69,10 @@ class GeneratorOptions:
         from ..generation.result import load_generator
 
         device = self.torch_device() if device is None else device
-        generator = load_generator(self.run, device, DTYPES[self.dtype])
-        decoder = load_decoder_of(
-            generator.facts.tokenizer, self.decoder, device, DTYPES[self.dtype], self.force, optimize
-        )
+        generator = load_generator(self.run, device, torch_dtype(self.dtype))
+        decoder = load_decoder_of(generator.facts.tokenizer, self.decoder, device, torch_dtype(self.dtype), self.force)
+        if optimize:
+            decoder.optimize(torch_dtype(self.dtype))
         return generator, decoder
 
     def torch_device(self) -> "torch.device":
@@ -92,50 +84,52 @@ class GeneratorOptions:
 class SampleOptions(GeneratorOptions):
     """What sampling and evaluation share."""
 
-    classes: str = "all"
-    """Numbers, names or unique parts of names, such as 1,tench,ibis, or all; samples take them in turn. #10 is the
+    classes: tuple[str, ...] = ("all",)
+    """Numbers, names or unique parts of names, such as 1 tench ibis, or all; samples take them in turn. #10 is the
     number where 10 is the name of another class."""
-    steps: int = 50
+    steps: Count = 50
     """Steps of the sampler."""
     sampler: Literal["euler", "heun"] = "euler"
     """heun calls the network twice a step, and is of second order."""
-    shift: float = 1.0
+    shift: Annotated[float, Meta(gt=0)] = 1.0
     """Shift of the times towards noise, for larger latents (3 in SD3); 1 for equal steps."""
-    interval: str = "0,1"
+    interval: tuple[Share, Share] = (0.0, 1.0)
     """Times from 0, the image, to 1, noise, between which there is guidance."""
     guide: str | None = None
     """Run of a smaller or earlier generator on the same latents, to guide away from (autoguidance)."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the noise, with the number of the sample."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Samples at a time; no sample depends on it."""
     overwrite: bool = False
     """Replace existing files."""
 
     def sampling(self, guidance: float) -> "Sampling":
-        """Raises ValueError for numbers out of range."""
+        """Raise ValueError for numbers out of range."""
         from ..generation.sampling import Sampling
 
-        low, high = _numbers(self.interval, "--interval like 0.1,0.9", 2)
-        if self.batch_size < 1:
-            raise ValueError(f"expected a batch size of at least 1, found {self.batch_size}")
-        return Sampling(self.steps, guidance, (low, high), self.sampler, self.seed, self.shift)
+        return Sampling(self.steps, guidance, self.interval, self.sampler, self.seed, self.shift)
 
     def load_guide(self, device: "torch.device") -> "Generator | None":
         """Return the generator to guide away from, if any."""
         from ..generation.result import load_generator
 
-        return None if self.guide is None else load_generator(self.guide, device, DTYPES[self.dtype])
+        return None if self.guide is None else load_generator(self.guide, device, torch_dtype(self.dtype))
 
 
 @dataclass(frozen=True)
 class Sample(SampleOptions):
     """Samples as PNG files, as one .npz in the format of the ADM evaluator or as tar shards, and a page of them."""
 
-    count: int = 16
+    count: Count = 16
     """Samples."""
     guidance: float = 4.0
     """Scale of classifier-free guidance; 1 for none."""
+    height: Count | None = None
+    """Pixels from top to bottom; by default the side of the square images of the training. Other sizes are what the
+    network makes of them: it has seen those of its latents (ssdd tokenize --buckets)."""
+    width: Count | None = None
+    """Pixels from left to right, likewise."""
     out: Path = Path("samples")
     """Folder for the results."""
     format: Literal["png", "npz", "tar"] = "png"
@@ -153,12 +147,12 @@ class Evaluate(SampleOptions):
     reference: Path | None = None
     """An .npz with mu and sigma of a set (guided-diffusion's, torch-fidelity's) instead of photographs: the Fréchet
     distance on the one extractor that is named."""
-    count: int = 1000
+    count: Annotated[int, Meta(ge=2)] = 1000
     """Samples for each guidance."""
     shares: Literal["uniform", "data"] = "uniform"
     """uniform: the classes in turn. data: as often as among the photographs, whose folders name their classes."""
-    guidance: str = "4"
-    """Scale of classifier-free guidance, or several such as 1,1.5,2,3 to search."""
+    guidance: tuple[float, ...] = (4.0,)
+    """Scale of classifier-free guidance, or several such as 1 1.5 2 3 to search."""
     extractors: tuple[str, ...] | None = None
     """Feature extractors, as of ssdd evaluate. By default inception-torch-fidelity (FID is on its features alone) and
     mobilenet_v2-imagenet, where their weights can be had."""
@@ -167,7 +161,9 @@ class Evaluate(SampleOptions):
     out: Path | None = None
     """JSON file for every number and the protocol, and beside it a plot of a search. A file that is there is gone on
     with."""
-    workers: int = 2
+    json: bool = False
+    """Print what --out writes instead of the table."""
+    workers: Workers = 2
     """Processes that read photographs."""
 
 
@@ -175,7 +171,7 @@ class Evaluate(SampleOptions):
 class Classes:
     """The classes of a generator: a number and a name a line."""
 
-    run: tyro.conf.Positional[str]
+    run: Positional[str]
     """Folder of a finished run, or its model/."""
 
 
@@ -187,49 +183,42 @@ class Export(GeneratorOptions):
     """New folder of the pipeline."""
 
 
-_COMMANDS: dict[str, Any] = {"sample": Sample, "evaluate": Evaluate, "classes": Classes, "export": Export}
+_COMMANDS = {
+    "sample": ("Draw samples.", Sample),
+    "evaluate": ("Measure samples against photographs.", Evaluate),
+    "classes": ("List the classes of a generator.", Classes),
+    "export": ("Write generator and decoder as a pipeline of diffusers.", Export),
+}
 Options = Train | Sample | Evaluate | Classes | Export
 
 
-def parse(arguments: Sequence[str]) -> Options:
-    """Return the options of ``train``, or of one of the other commands. Wrong usage exits with status 2."""
-    command, rest = (arguments[0], list(arguments[1:])) if arguments else ("", [])
-    if command == "train":
-        return _parse_train(rest)
-    if command in _COMMANDS:
-        parsed: Options = parse_options(_COMMANDS[command], f"generate {command}", rest)
-        return parsed
-    if command not in ("", "-h", "--help"):
-        _wrong_usage(f"expected train, {', '.join(_COMMANDS)}, found {command!r}")
-    print(_USAGE.format(recipes="\n".join(f"  {name:10} {summary(name)}" for name in GENERATION_RECIPES)))
-    raise SystemExit(0 if command else 2)
+def choose_options(arguments: list[str]) -> tuple[Any, list[str]]:
+    """Return the options of ``train``, whose defaults are those of ``--recipe NAME``, or of another command."""
+    name = "".join(arguments[:1])
+    if name and not name.startswith("-") and name not in ("train", *_COMMANDS):
+        refuse("ssdd generate", f"expected a command, found {name!r}; {nearest(name, ('train', *_COMMANDS))}")
+    kinds = {each: (text, kind if each == name else Heading) for each, (text, kind) in _COMMANDS.items()}
+    summary_of_train, train = "Train a latent DiT on what ssdd tokenize made.", Heading
+    if name == "train":
+        summary_of_train, train, arguments = _train(arguments)
+    return subcommands({"train": (summary_of_train, train), **kinds}), arguments
 
 
-def _parse_train(arguments: list[str]) -> Train:
-    """``--recipe NAME`` comes first: the defaults of all other options are its."""
+def _train(arguments: list[str]) -> tuple[str, Any, list[str]]:
+    """Return what is said of a recipe, its settings, and the arguments without ``--recipe NAME``."""
     name, rest = "tiny", list(arguments)
     for i, argument in enumerate(arguments):
         if argument.partition("=")[0] == "--recipe":
-            value = argument.partition("=")[2:] if "=" in argument else tuple(arguments[i + 1 : i + 2])
-            name = value[-1] if value else ""
+            name = argument.partition("=")[2] if "=" in argument else "".join(arguments[i + 1 : i + 2])
             del rest[i : i + (1 if "=" in argument else 2)]
             break
     if name not in GENERATION_RECIPES:
-        near = difflib.get_close_matches(name, GENERATION_RECIPES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f", one of {', '.join(GENERATION_RECIPES)}"
-        _wrong_usage(f"expected --recipe NAME{hint}, found {name!r}")
-    default = Train(GENERATION_RECIPES[name](), Path("runs") / f"generate-{name.replace('/', '-')}")
-    description = f"--recipe {name} (one of {', '.join(GENERATION_RECIPES)}): {summary(name)}"
-    options = tyro.cli(Train, prog="ssdd generate train", args=rest, default=default, description=description)
-    try:
-        return replace(options, recipe=without_idle(options.recipe, default.recipe))
-    except ValueError as error:
-        _wrong_usage(str(error))
-
-
-def _wrong_usage(message: str) -> NoReturn:
-    print(f"ssdd generate: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+        refuse("ssdd generate train", f"expected --recipe NAME, found {name!r}; {nearest(name, GENERATION_RECIPES)}")
+    config = GENERATION_RECIPES[name]()
+    kind = type("Train", (Train,), {"defaults": config, "__module__": __name__, "__doc__": Train.__doc__})
+    recipes = "".join(f"\n  {each:10} {summary(each)}" for each in GENERATION_RECIPES)
+    text = f"{Train.__doc__}\n\n--recipe NAME chooses the defaults, here those of {name}:{recipes}"
+    return text, kind(config, Path("runs") / f"generate-{name.replace('/', '-')}"), rest
 
 
 def run(options: Options) -> int:
@@ -260,14 +249,14 @@ _MANY = 256
 
 def _sample(options: Sample) -> int:
     """Make this process' parts of the samples; whoever finishes the last part completes the result."""
+    from tqdm.auto import tqdm
+
     from ..generation.evaluation import balanced_labels
     from ..generation.output import FACTS, FILES, GRID, TAR_PART, begin
     from ..generation.result import parse_classes, read_facts
     from ..generation.sampling import generate_images
 
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if options.count < 1:
-        raise ValueError(f"expected a count of at least 1, found {options.count}")
     if options.overwrite and processes > 1:
         raise ValueError("expected one process for --overwrite, found several: remove the folder instead")
     sampling = options.sampling(options.guidance)
@@ -276,24 +265,26 @@ def _sample(options: Sample) -> int:
     device = _local_device(options)
     generator, decoder = options.load(device, optimize=options.count >= _MANY)
     guide = options.load_guide(device)
+    grid = generator.latent_grid(options.height, options.width)
+    how = {**_how(sampling, labels), "latent_grid": list(grid)}
     part_size = _PART_SIZES.get(options.format, TAR_PART)
     if options.format == "png":  # its parts need not be the same when more processes go on with them
         part_size = min(part_size, -(-options.count // processes))
     files = FILES[options.format](options.out, labels, part_size)
     begin(
         files,
-        {**_models(options, generator, decoder, guide), "format": options.format, **_how(sampling, labels)},
+        {**_models(options, generator, decoder, guide), "format": options.format, **how},
         options.overwrite,
     )
     own = {part: numbers for part in files.parts[rank::processes] if (numbers := files.missing(part))}
     todo = sum(map(len, own.values()))
     if kept := sum(map(len, files.parts[rank::processes])) - todo:
         print(f"{kept:,} samples were there before", file=sys.stderr)
-    with tqdm(total=todo, unit="img", disable=rank > 0) as bar:
+    with tqdm(total=todo, unit="img", disable=rank > 0 or bars_are_off()) as bar:
 
         def images(numbers: Sequence[int]) -> Iterator[tuple[int, Any]]:
             chosen = [labels[number] for number in numbers]
-            batches = generate_images(generator, decoder, chosen, sampling, numbers, options.batch_size, guide)
+            batches = generate_images(generator, decoder, chosen, sampling, numbers, options.batch_size, guide, grid)
             for number, image in zip(numbers, itertools.chain.from_iterable(batches), strict=True):
                 yield number, image
                 bar.update()
@@ -323,18 +314,20 @@ def _finish(options: Sample, files: "SampleFiles") -> int:
 
 
 def _evaluate(options: Evaluate) -> int:
-    from ..processes import join_processes
+    from ..runtime.processes import join_processes
 
     with join_processes(None if options.device == "auto" else options.torch_device()) as processes:
         return _evaluate_shared(options, processes)
 
 
 def _evaluate_shared(options: Evaluate, processes: "Processes") -> int:
+    from tqdm.auto import tqdm
+
     from ..data.sources import open_source
     from ..evaluation.protocols import EvaluationSet
     from ..generation import evaluation
     from ..generation.result import parse_classes, read_facts
-    from ..processes import broadcast
+    from ..runtime.processes import broadcast
     from .evaluate import LeftOut, load_extractors
 
     if bool(options.data) == (options.reference is not None):
@@ -346,15 +339,13 @@ def _evaluate_shared(options: Evaluate, processes: "Processes") -> int:
         check_outputs(options.out.parent, [options.out.name])
         if options.overwrite and processes.main:
             options.out.unlink(missing_ok=True)
-    samplings = [options.sampling(g) for g in _numbers(options.guidance, "--guidance like 1,1.5,2,3")]
-    if options.count < 2:
-        raise ValueError(f"expected a count of at least 2, found {options.count}")
+    samplings = [options.sampling(guidance) for guidance in options.guidance]
     facts = read_facts(options.run)
     classes = parse_classes(options.classes, facts)
     source = open_source(options.data).matching(options.only) if options.data else None
     labels, shares = evaluation.balanced_labels(classes, options.count), "the chosen classes in turn"
     if options.shares == "data":
-        if source is None or options.classes != "all":
+        if source is None or options.classes != ("all",):
             raise ValueError("expected --data and all classes for --shares data")
         counts = evaluation.photograph_classes(source, facts.classes)
         if processes.main and (others := len(source) - counts.total()):
@@ -375,7 +366,7 @@ def _evaluate_shared(options: Evaluate, processes: "Processes") -> int:
         search.kept()  # before any work
 
     def progress(items: Iterable[Any], total: int) -> Iterable[Any]:
-        return tqdm(items, total=total, disable=not processes.main)
+        return tqdm(items, total=total, disable=not processes.main or bars_are_off())
 
     if source is not None:
         evaluation_set = EvaluationSet(source, evaluation.reference_protocol(evaluation.image_side(generator)))
@@ -403,8 +394,11 @@ def _evaluate_shared(options: Evaluate, processes: "Processes") -> int:
         return 0
     for reason in reference.skipped:
         print(f"skipped {reason}", file=sys.stderr)
-    print(evaluation.as_text(results, reference, labels, shares))
-    return 1 if reference.skipped else 0
+    if options.json:
+        print_json(search.content(results))
+    else:
+        print(evaluation.as_text(results, reference, labels, shares))
+    return SKIPPED if reference.skipped else 0
 
 
 def _local_device(options: SampleOptions) -> "torch.device":
@@ -433,13 +427,3 @@ def _models(
 
 def _how(sampling: "Sampling", labels: Sequence[int | None]) -> dict[str, Any]:
     return {"count": len(labels), "sampling": sampling.describe(), "labels": list(labels)}
-
-
-def _numbers(text: str, expected: str, count: int | None = None) -> list[float]:
-    try:
-        found = [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ValueError(f"expected {expected}, found {text!r}") from error
-    if count is not None and len(found) != count:
-        raise ValueError(f"expected {expected}, found {text!r}")
-    return found

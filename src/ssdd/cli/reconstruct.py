@@ -1,83 +1,189 @@
 """``ssdd reconstruct``: photographs through the autoencoder and back, with metrics."""
 
 import csv
+import math
+import os
+import sys
 import time
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import tyro
+from ..runtime.files import OutputExists, atomic_path
+from .common import (
+    ERROR,
+    SKIPPED,
+    Count,
+    EncoderOptions,
+    Paths,
+    Seed,
+    check_outputs,
+    for_each,
+    is_kept,
+    print_json,
+    require,
+)
 
-from ..codec import decode_image, encode_image
-from ..data.find import ImageFile, find_images
-from ..data.images import read_image, save_image
-from ..evaluation.pairs import ImageComparison, ImageMetrics, mean_metrics
-from ..evaluation.sheet import Panel, difference, sheet
-from ..files import atomic_path
-from .common import EncoderOptions, check_outputs, for_each, parse_options, require, tile_if_large
+if TYPE_CHECKING:
+    from ..data.find import ImageFile
+    from ..evaluation.pairs import ImageMetrics
 
 METRICS = "metrics.csv"
+_COLUMNS = ["image", "psnr_db", "ssim_gaussian_11", "lpips", "seconds", "made_by"]
 
 
 @dataclass(frozen=True)
 class Reconstruct:
-    """Reconstruct images: writes OUT/NAME.png, a sheet OUT/sheets/NAME.png beside the original, and OUT/metrics.csv."""
+    """Reconstruct images: write OUT/NAME.png, a sheet OUT/sheets/NAME.png beside the original, and OUT/metrics.csv.
 
-    paths: tyro.conf.Positional[tuple[Path, ...]]
-    """Images, or folders of images."""
+    Reconstructions that are there are kept, so that the same command goes on where it was stopped.
+    """
+
+    paths: Paths
+    """Images, folders of images, patterns, @list.txt, -."""
     out: Path
     """Folder for the results."""
-    steps: int | None = None
+    steps: Count | None = None
     """Decoding steps; the model's default if not given."""
+    seed: Seed | None = None
+    """Seed of the noise that decoding starts from; the model's own if not given."""
     sheets: bool = True
     """Write side-by-side sheets."""
     overwrite: bool = False
     """Replace existing files."""
+    json: bool = False
+    """Print metrics of each image and their mean as JSON instead of text."""
     model: EncoderOptions = field(default_factory=EncoderOptions)
 
 
-def parse(arguments: Sequence[str]) -> Reconstruct:
-    return parse_options(Reconstruct, "reconstruct", arguments)
+OPTIONS = Reconstruct
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one image.
+
+    Attributes:
+        image: its name.
+        metrics: of its reconstruction.
+        seconds: that took; None if it was there before.
+        made_by: see ``is_kept``.
+    """
+
+    image: str
+    metrics: "ImageMetrics"
+    seconds: float | None
+    made_by: str
 
 
 def run(options: Reconstruct) -> int:
-    files = require(find_images(options.paths), "images", options.paths)
-    images = [f"{f.output_stem}.png" for f in files]
-    sheets = [f"sheets/{name}" for name in images] if options.sheets else []
-    check_outputs(options.out, [*images, *sheets, METRICS], new=[] if options.overwrite else [METRICS])
-    autoencoder = options.model.load()
-    compare = ImageComparison(autoencoder.device)
-    results: list[tuple[str, ImageMetrics, float]] = []
+    from ..data.find import find_images
 
-    def reconstruct(file: ImageFile) -> None:
+    found_files = find_images(options.paths)
+    files = [file for file in found_files if not _is_result(file, options.out)]
+    require(files, "images", options.paths)  # before the seconds of the imports below
+
+    from ..autoencoder.codec import decode_image, encode_image
+    from ..data.images import read_image, save_image
+    from ..evaluation.decoders import LatentDecoder
+    from ..evaluation.pairs import ImageComparison, mean_metrics
+    from ..evaluation.sheet import Panel, difference, sheet
+    from ..evaluation.weights import sha256
+
+    images = [f"{f.output_stem}.png" for f in files]
+    for file, name in zip(files, images, strict=True):
+        if (options.out / name).exists() and os.path.samefile(options.out / name, file.path):
+            raise ValueError(f"{file.path}: its reconstruction would replace it: choose another --out")
+    sheets = [f"sheets/{name}" for name in images] if options.sheets else []
+    check_outputs(options.out, [*images, *sheets, METRICS])
+    todo = sum(options.overwrite or not (options.out / name).exists() for name in images)
+    autoencoder, identity = options.model.load(), options.model.identify()
+    decoder = LatentDecoder(autoencoder, identity)
+    _ = decoder.sha256  # of the weights as they were saved, before any are made ready for full speed
+    if options.seed is not None:
+        decoder.set_noise_seed(options.seed)
+    earlier = {} if options.overwrite else _read_metrics(options.out / METRICS)
+    options.model.optimize_for(autoencoder, todo)
+    compare = ImageComparison(autoencoder.device)
+    results: list[Result] = []
+
+    def reconstruct(file: "ImageFile") -> None:
         target = options.out / f"{file.output_stem}.png"
-        image = read_image(file.path)
-        tile_if_large(autoencoder, *image.shape[:2])
-        started = time.perf_counter()
-        encoded = encode_image(autoencoder, image, options.model.model)
-        result = decode_image(autoencoder, encoded, options.steps)
-        seconds = time.perf_counter() - started
-        save_image(target, result, overwrite=options.overwrite)
+        page = options.out / "sheets" / target.relative_to(options.out)
+        image, seconds = read_image(file.path), None
+        source = f"photograph {sha256(file.path)[:12]}, encoder {(identity.encoder_sha256 or '')[:12]}"
+        made_by = decoder.describe_decoding(options.model.model, options.steps, source)
+        if is_kept(target, made_by, options.overwrite):
+            result = read_image(target)
+        else:
+            started = time.perf_counter()
+            encoded = encode_image(autoencoder, image, options.model.model)
+            result = decode_image(autoencoder, encoded, options.steps)
+            seconds = time.perf_counter() - started
+            save_image(target, result, overwrite=options.overwrite, made_by=made_by)
         metrics = compare(image, result)
-        if options.sheets:
+        if options.sheets and (options.overwrite or not page.exists()):
             panels = [
                 Panel(image, file.name),
                 Panel(result, describe(metrics, compare.lpips_network)),
                 Panel(difference(image, result), "|original - reconstruction| x 4"),
             ]
-            page = sheet([panels], ["original", "reconstruction", "difference"], panel_width=min(1024, image.shape[1]))
-            save_image(options.out / "sheets" / f"{file.output_stem}.png", page, overwrite=options.overwrite)
-        results.append((file.name, metrics, seconds))
+            heads = ["original", "reconstruction", "difference"]
+            drawn = sheet([panels], heads, panel_width=min(1024, image.shape[1]))
+            save_image(page, drawn, overwrite=options.overwrite)
+        results.append(Result(file.name, metrics, seconds, made_by))
 
-    status = for_each(files, lambda f: str(f.path), reconstruct, "reconstructed")
-    if results:
-        write_metrics(options.out / METRICS, results, options.overwrite)
-        mean = mean_metrics([m for _, m, _ in results])
-        print(f"{len(results)} images in {options.out}: mean {describe(mean, compare.lpips_network)}")
-    return status
+    failed = for_each(files, lambda f: str(f.path), reconstruct)
+    if failed:
+        print(f"reconstructed {len(results)} of {len(files)} files; {failed} failed", file=sys.stderr)
+    if not results:
+        return ERROR
+    write_metrics(options.out / METRICS, results, earlier)
+    mean = mean_metrics([result.metrics for result in results])
+    if options.json:
+        rows = [
+            {"image": result.image, **_as_dict(result.metrics), "seconds": result.seconds, "made_by": result.made_by}
+            for result in results
+        ]
+        found = {"out": str(options.out), "lpips_network": compare.lpips_network, "failed": failed}
+        print_json({**found, "mean": _as_dict(mean), "images": rows})
+    else:
+        kept = sum(result.seconds is None for result in results)
+        before = f" ({kept:,} were there before)" if kept else ""
+        print(f"{len(results)} images in {options.out}{before}: mean {describe(mean, compare.lpips_network)}")
+    return SKIPPED if failed else 0
 
 
-def describe(metrics: ImageMetrics, network: str | None) -> str:
+def _is_result(file: "ImageFile", out: Path) -> bool:
+    """Return whether a file of a given folder was made by this command, into a folder inside it."""
+    from ..data.images import read_made_by
+
+    path = file.path.absolute()
+    is_sheet = path.is_relative_to(out.absolute() / "sheets")
+    return path.is_relative_to(out.absolute()) and (is_sheet or read_made_by(path) is not None)
+
+
+def _as_dict(metrics: "ImageMetrics") -> dict[str, Any]:
+    """Return metrics by name; None for what is not defined, and for the PSNR of equal images."""
+    return {name: v if v is not None and math.isfinite(v) else None for name, v in asdict(metrics).items()}
+
+
+def _read_metrics(path: Path) -> dict[str, list[str]]:
+    """Return the lines of the table that is there, by image. Raises OutputExists for a table of somebody else."""
+    if not path.exists():
+        return {}
+    try:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            heading, *rows = csv.reader(file)
+    except (OSError, ValueError, csv.Error):
+        heading, rows = [], []
+    if heading != _COLUMNS or any(len(row) != len(_COLUMNS) for row in rows):
+        raise OutputExists(f"{path} exists already; pass --overwrite to replace it")
+    return {row[0]: row for row in rows}
+
+
+def describe(metrics: "ImageMetrics", network: str | None) -> str:
     """One line: PSNR, SSIM (11 x 11 Gaussian), and LPIPS with its network where there is one."""
     parts = [f"PSNR {metrics.psnr:.2f} dB"]
     if metrics.ssim is not None:
@@ -87,15 +193,25 @@ def describe(metrics: ImageMetrics, network: str | None) -> str:
     return ", ".join(parts)
 
 
-def write_metrics(path: Path, results: list[tuple[str, ImageMetrics, float]], overwrite: bool) -> None:
-    """One line per image; empty where a metric is undefined."""
+def write_metrics(path: Path, results: Sequence[Result], earlier: dict[str, list[str]]) -> None:
+    """Write a line for each image, empty where a metric is undefined.
+
+    Args:
+        path: of the table.
+        results: of this command; what was there before keeps its seconds.
+        earlier: lines of the table that is there, by image; those of other images are kept.
+    """
+    table = dict(earlier)
+    for result in results:
+        numbers = ["" if v is None else f"{v:.6g}" for v in (*astuple(result.metrics), result.seconds)]
+        if result.seconds is None and result.image in earlier:
+            numbers[-1] = earlier[result.image][_COLUMNS.index("seconds")]
+        table[result.image] = [result.image, *numbers, result.made_by]
     with (
-        atomic_path(path, overwrite) as temporary,
+        atomic_path(path, overwrite=True) as temporary,
         # Names that are not UTF-8 keep their bytes.
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(["image", "psnr_db", "ssim_gaussian_11", "lpips", "seconds"])
-        for name, metrics, seconds in results:
-            values = (*astuple(metrics), seconds)
-            writer.writerow([name, *("" if v is None else f"{v:.6g}" for v in values)])
+        writer.writerow(_COLUMNS)
+        writer.writerows(table.values())

@@ -1,31 +1,29 @@
 """``ssdd statistics MODEL --data PATH...``: mean and deviation of a model's latents, for its config."""
 
-import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-from tqdm import tqdm
+from tyro.conf import Positional
 
-from ..dtypes import DTYPES, Dtype
-from .common import ModelOptions, check_outputs, parse_options
+from ..runtime.dtypes import Dtype, torch_dtype
+from .common import SKIPPED, Count, ModelOptions, Workers, check_outputs, print_json
 
 
 @dataclass(frozen=True)
 class Statistics:
     """Measure a model's latents: scaling_factor, shift_factor, latents_mean, latents_std, and how sure they are."""
 
-    model: tyro.conf.Positional[str]
+    model: Positional[str]
     """Model folder, run, embedded name, Hugging Face id, .safetensors of the authors, file.py:NAME."""
     encoder: str | None = None
-    """Encoder of a model that has none: file.py:NAME, package.module:NAME, model folder, run, Hugging Face id."""
+    """Encoder of a model that has none: file.py:NAME, package.module:NAME, model folder, run, Hugging Face id, single
+    .safetensors file."""
     data: tuple[str, ...] = ()
     """Folders, uncompressed tar files, hf:OWNER/NAME[:SPLIT]: images as the generative model will see them."""
     protocol: str = "paper-256-v1"
     """paper-128-v1, paper-256-v1, paper-512-v1, native-v1, crops-128-v1, crops-256-v1."""
-    limit: int | None = None
+    limit: Count | None = None
     """So many images at most, drawn at random, the same ones every time."""
     save: bool = False
     """Write the entries into the config.json of MODEL, which must be a folder."""
@@ -33,9 +31,11 @@ class Statistics:
     """JSON file for the statistics, the protocol, the data."""
     overwrite: bool = False
     """Replace an existing file."""
-    batch_size: int = 16
+    json: bool = False
+    """Print what --out writes instead of text."""
+    batch_size: Count = 16
     """Crops at a time; no number depends on it."""
-    workers: int = 2
+    workers: Workers = 2
     """Processes that read and crop."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
@@ -43,17 +43,17 @@ class Statistics:
     """Precision of the networks; the statistics are float64 always."""
 
 
-def parse(arguments: Sequence[str]) -> Statistics:
-    """``MODEL --data PATH... [OPTIONS]``."""
-    return parse_options(Statistics, "statistics", arguments)
+OPTIONS = Statistics
 
 
 def run(options: Statistics) -> int:
+    from tqdm.auto import tqdm
+
     from ..data.sources import open_source
     from ..evaluation.autoencoders import check_encoder_attached, load_autoencoder
     from ..evaluation.latents import as_dict, as_text, latent_statistics, save_statistics, saved_folder
     from ..evaluation.protocols import EvaluationSet, get_protocol
-    from ..files import atomic_path
+    from ..runtime.files import write_json
 
     protocol = get_protocol(options.protocol)
     if not options.data:
@@ -63,7 +63,7 @@ def run(options: Statistics) -> int:
     folder = saved_folder(options.model) if options.save else None
     evaluation_set = EvaluationSet(open_source(options.data), protocol)
     device = ModelOptions(device=options.device).torch_device()
-    autoencoder = load_autoencoder(options.model, device, DTYPES[options.dtype], options.encoder)
+    autoencoder = load_autoencoder(options.model, device, torch_dtype(options.dtype), options.encoder)
     check_encoder_attached([autoencoder], options.encoder)
     measured = latent_statistics(
         autoencoder,
@@ -77,10 +77,12 @@ def run(options: Statistics) -> int:
     for skipped in measured.census.skipped:
         print(f"skipped {skipped.reason}", file=sys.stderr)
     if options.out is not None:
-        with atomic_path(options.out, options.overwrite) as path:
-            path.write_text(json.dumps(as_dict(measured), indent=1, allow_nan=False) + "\n")
+        write_json(options.out, as_dict(measured), options.overwrite)
     saved = save_statistics(folder, measured.statistics.config()) if folder is not None else None
-    print(as_text(measured, saved))
-    if folder is not None:
-        print(f"saved in {folder / 'config.json'}")
-    return 1 if measured.census.skipped else 0
+    if options.json:
+        print_json(as_dict(measured))
+    else:
+        print(as_text(measured, saved))
+        if folder is not None:
+            print(f"saved in {folder / 'config.json'}")
+    return SKIPPED if measured.census.skipped else 0

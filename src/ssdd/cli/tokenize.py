@@ -4,18 +4,15 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-import tyro
-from tqdm import tqdm
+from tyro.conf import Positional
 
-from ..data.find import describe_left_out
-from ..dtypes import Dtype
-from .common import DEFAULT_MODEL, ModelOptions, parse_options
+from ..runtime.dtypes import Dtype
+from .common import DEFAULT_MODEL, ERROR, SKIPPED, Count, ModelOptions, Paths, Seed, Workers
+from .parse import subcommands
 
 if TYPE_CHECKING:
     from ..tokenization import TokenizeJob
@@ -26,35 +23,38 @@ _SHOWN = 20
 
 @dataclass(frozen=True)
 class Tokenize:
-    """Encode a data set once: shards of raw latents for the training of generative models, with a manifest. Run again,
-    the same command makes what is missing. ssdd tokenize verify DIR checks a finished folder; ssdd tokenize finish DIR
-    writes the manifest of one whose parts were made by several commands, where none of them did.
+    """Encode a data set once: shards of raw latents for the training of generative models, with a manifest.
 
-    Exit status: 0 finished; 1 an error, or more images were skipped than --max-skipped; 143 stopped by SIGTERM or 130
-    by Ctrl-C."""
+    Run again, the same command makes what is missing. ssdd tokenize verify DIR checks a finished folder; ssdd tokenize
+    finish DIR writes the manifest of one whose parts were made by several commands, where none of them did.
 
-    data: tyro.conf.Positional[tuple[str, ...]]
+    Exit status: 0 finished; 3 finished, but more images were skipped than --max-skipped.
+    """
+
+    data: Paths
     """Folders, uncompressed tar files, Parquet files, hf:OWNER/NAME[:SPLIT]; {000..123} stands for numbers, @FILE for a
-    list (@- is read from standard input); s3://, gs://, https:// and what else fsspec knows; or the word verify or
+    list, - for one on standard input; s3://, gs://, https:// and what else fsspec knows; or the word verify or
     finish and a folder."""
     out: str
     """Folder for shards and manifest: a new one, or one that the same command began; or an address for fsspec."""
     model: str = DEFAULT_MODEL
-    """Whose encoder: model folder (AutoencoderSSDD or AutoencoderKL), run, embedded name, Hugging Face id."""
+    """Whose encoder: model folder (ours, or an image autoencoder of diffusers), run, embedded name, Hugging Face id,
+    single .safetensors file."""
     encoder: str | None = None
-    """Encoder of a model that has none: file.py:NAME, package.module:NAME, model folder, run, Hugging Face id."""
-    size: int = 256
+    """Encoder of a model that has none: file.py:NAME, package.module:NAME, model folder, run, Hugging Face id, single
+    .safetensors file."""
+    size: Count = 256
     """Side of the crops in pixels."""
     crop: Literal["centre", "random"] = "centre"
     """centre: shorter side resized to the size, then the middle. random: a random place after the same resize."""
     buckets: str | None = None
     """SIZE:STEP, like 1024:64: crops of the shape, with sides that are multiples of STEP and an area of at most SIZE x
     SIZE, that is nearest to the image's; instead of --size. All latents of a shard have one shape."""
-    crops: int = 1
+    crops: Count = 1
     """Random crops of each image."""
     scale: float = 1.0
     """Random crops: the shorter side is resized to between 1 and so many times the size."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the random crops."""
     flips: bool = False
     """Each crop mirrored as well, as a latent of its own."""
@@ -69,19 +69,19 @@ class Tokenize:
     format: Literal["tar", "parquet", "lightningdit", "mds"] = "tar"
     """tar: for webdataset. parquet: columns, the latents as bytes. lightningdit: safetensors as LightningDiT reads them
     (needs --flips). mds: for mosaicml-streaming."""
-    shard_images: int | None = None
+    shard_images: Count | None = None
     """Images a shard; by default 1024, but several tar or Parquet files make a shard each."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Crops encoded together; the last digits of latents depend on it."""
     part: str | None = None
     """K/N: only shards K, K + N, ... by this command; others make the others. By default what torchrun or srun says."""
     engine: Literal["local", "ray"] = "local"
     """local: processes of this machine. ray: a Ray cluster (RAY_ADDRESS names it) whose machines share the folders."""
-    processes: int | None = None
+    processes: Count | None = None
     """Processes that encode; by default one on each GPU, or for each core."""
-    threads: int = 1
+    threads: Count = 1
     """Threads of the network in each process on a CPU; the last digits of latents depend on it."""
-    workers: int | None = None
+    workers: Workers | None = None
     """Threads of each process that read and crop ahead; by default 4 on a GPU and 1 on a CPU."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, ..."""
@@ -136,7 +136,7 @@ class Tokenize:
 class Verify:
     """Read every byte of a finished folder: checksums, counts, shapes, finite numbers, statistics."""
 
-    folder: tyro.conf.Positional[Path]
+    folder: Positional[Path]
     """As given to --out."""
 
 
@@ -144,17 +144,16 @@ class Verify:
 class Finish:
     """Write the manifest of a folder whose shards are all there."""
 
-    folder: tyro.conf.Positional[str]
+    folder: Positional[str]
     """As given to --out."""
 
 
-def parse(arguments: Sequence[str]) -> Tokenize | Verify | Finish:
-    """``DATA... --out DIR [OPTIONS]``, ``verify DIR`` or ``finish DIR``."""
-    if arguments and arguments[0] == "verify":
-        return parse_options(Verify, "tokenize verify", arguments[1:])
-    if arguments and arguments[0] == "finish":
-        return parse_options(Finish, "tokenize finish", arguments[1:])
-    return parse_options(Tokenize, "tokenize", arguments)
+_CHECKS = {"verify": ("Check a finished folder.", Verify), "finish": ("Write the manifest of a folder.", Finish)}
+
+
+def choose_options(arguments: list[str]) -> tuple[Any, list[str]]:
+    """Return the options of ``DATA... --out DIR``, of ``verify DIR`` or of ``finish DIR``."""
+    return (subcommands(_CHECKS) if arguments and arguments[0] in _CHECKS else Tokenize), arguments
 
 
 def run(options: Tokenize | Verify | Finish) -> int:
@@ -169,6 +168,9 @@ def run(options: Tokenize | Verify | Finish) -> int:
 
 
 def _tokenize(options: Tokenize) -> int:
+    import torch
+    from tqdm.auto import tqdm
+
     from ..tokenization import Part, TokenizeStopped, tokenize
 
     if not options.data:
@@ -213,11 +215,13 @@ def _tokenize(options: Tokenize) -> int:
     skipped, images = done.manifest.skipped_images, done.manifest.images
     if skipped > max(most, share * (images + skipped)):
         print(f"expected at most {options.max_skipped} of the images to be skipped, found {skipped:,}", file=sys.stderr)
-        return 1
+        return SKIPPED
     return 0
 
 
 def _tell(manifest: "Manifest", out: str, made: str) -> None:
+    from ..data.find import describe_left_out
+
     for skipped in manifest.skipped[:_SHOWN]:
         print(f"skipped {skipped.reason}", file=sys.stderr)
     if manifest.skipped_images > _SHOWN:
@@ -236,6 +240,8 @@ def _tell(manifest: "Manifest", out: str, made: str) -> None:
 
 
 def _verify(options: Verify) -> int:
+    from tqdm.auto import tqdm
+
     from ..tokenization import LatentDataset, verify
 
     faults = verify(options.folder, lambda shards: tqdm(shards, unit="shard"))
@@ -244,7 +250,7 @@ def _verify(options: Verify) -> int:
     if len(faults) > _SHOWN:
         print(f"and {len(faults) - _SHOWN} more", file=sys.stderr)
     if faults:
-        return 1
+        return ERROR
     data = LatentDataset(options.folder)
     print(
         f"{len(data):,} latents in {len(data.manifest['shards'])} shards, all as {options.folder}'s manifest has them"

@@ -2,45 +2,45 @@
 
 import argparse
 import dataclasses
-import difflib
-import sys
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
 import tyro
 
-from ..recipes import RECIPES, Axes, ScaleName, overview
+from ..recipes import RECIPES, Axes, ScaleName
 from ..training.config import STAGES, TrainConfig, read_config, without_idle
 from .common import run_training
+from .parse import Heading, nearest, refuse, subcommands
 
-_USAGE = """usage: ssdd train RECIPE [--latent f8c4] [--decoder S] [--resolution 256] [--scale paper|gpu|cpu|tiny] ...
-       ssdd train finetune --model MODEL --data PHOTOGRAPHS ... [OPTIONS]
-       ssdd train export RUN [--images N] [--out FOLDER]
+DESCRIPTION = """Train a tokenizer by a recipe: one of those below, file.py:FUNCTION, or --config RUN/config.json.
 
-Train a tokenizer. The same command, run again, resumes exactly where it stopped.
+The same command, run again, resumes exactly where it stopped. The first five take --latent f8c4, --decoder S,
+--resolution 256 and --scale paper, gpu, cpu or tiny; ssdd train RECIPE --help lists every setting.
 
-recipes (or file.py:FUNCTION, or --config RUN/config.json):
-{overview}
-
-Latent, decoder, resolution and scale are those of the first five. ssdd train RECIPE --help lists every setting.
---check takes a few updates, writes nothing, and shows how much each part of the network learns. ssdd train export
-writes the averaged model of a run's checkpoint as a folder. On several GPUs:
-torchrun --nproc-per-node 8 -m ssdd train RECIPE [OPTIONS], or srun ssdd train RECIPE [OPTIONS]
+On several GPUs: torchrun --nproc-per-node 8 -m ssdd train RECIPE [OPTIONS], or srun ssdd train RECIPE [OPTIONS]
 
 Exit status: 0 finished; 128 + the signal's number after SIGTERM, Ctrl-C, SIGUSR1 or SIGHUP, with a checkpoint saved."""
 
 
 @dataclass(frozen=True)
 class Train:
-    """A recipe with its settings and the folder of the run."""
+    """Train by a recipe. The same command, run again, resumes exactly where it stopped."""
 
     recipe: Annotated[TrainConfig, tyro.conf.arg(name="")]
     out: Path
     """Folder of the run."""
     check: bool = False
     """Take a few updates, write nothing, show gradient and update size of each part of the network."""
+
+    defaults: ClassVar[TrainConfig]
+    """Of the recipe."""
+
+    def checked(self) -> "Train":
+        """Return the same without settings that have no effect. Raise ValueError for one that was typed."""
+        return dataclasses.replace(self, recipe=without_idle(self.recipe, self.defaults))
 
 
 @dataclass(frozen=True)
@@ -55,30 +55,26 @@ class Export:
     """Folder of the model; by default RUN/exports/IMAGES."""
 
 
-def parse(arguments: Sequence[str]) -> Train | Export:
-    """Return the options of ``RECIPE [axes] [--out DIR] [--data.paths ...] [any setting]``, or of ``export RUN``."""
+def choose_options(arguments: list[str]) -> tuple[Any, list[str]]:
+    """Return the options of ``RECIPE [axes] [--out DIR] [--data PATHS] [any setting]``, or of ``export RUN``."""
+    export = {"export": ("Write the averaged model of a run's checkpoint as a folder.", Export)}
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_USAGE.format(overview=overview()))
-        raise SystemExit(0 if arguments else 2)
+        recipes = {name: (recipe.summary, Heading) for name, recipe in RECIPES.items()}
+        return subcommands({**recipes, **{name: (text, Heading) for name, (text, _) in export.items()}}), arguments
     if arguments[0] == "export":
-        return tyro.cli(Export, prog="ssdd train export", args=list(arguments[1:]))
+        return subcommands(export), arguments
     name, config, run_name, rest = _start(arguments)
     _refuse_settings_of_others(name, config, rest)
+    # A class for the recipe: tyro reads the settings of its stage, and what was typed is compared with its defaults.
     kind: Any = dataclasses.make_dataclass(
         "Train", [("recipe", Annotated[type(config), tyro.conf.arg(name="")])], bases=(Train,), frozen=True
     )
-    kind.__doc__ = Train.__doc__
-    options: Train = tyro.cli(
-        kind,
-        prog=f"ssdd train {name}",
-        args=rest,
-        default=kind(recipe=config, out=Path("runs") / run_name),
-        description=f"{config.__doc__} The same command, run again, resumes exactly.",
-    )
-    try:
-        return dataclasses.replace(options, recipe=without_idle(options.recipe, config))
-    except ValueError as error:
-        _usage_error(f"ssdd train {name}", str(error))
+    kind.defaults, kind.__module__ = config, __name__
+    command = name if name in RECIPES else "recipe"
+    return subcommands({command: (f"{config.__doc__}\n\n{Train.__doc__}", kind(config, Path("runs") / run_name))}), [
+        command,
+        *rest,
+    ]
 
 
 def _start(arguments: Sequence[str]) -> tuple[str, TrainConfig, str, list[str]]:
@@ -93,12 +89,7 @@ def _start(arguments: Sequence[str]) -> tuple[str, TrainConfig, str, list[str]]:
     if ".py:" in name:
         return name, _own_recipe(name), Path(name.partition(".py:")[0]).name + "-" + name.rpartition(":")[2], rest
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=3)
-        _usage_error(
-            "ssdd train",
-            f"expected a recipe, found {name!r}"
-            + (f"; did you mean {' or '.join(near)}?" if near else "; ssdd train --help lists them"),
-        )
+        refuse("ssdd train", f"expected a recipe, found {name!r}; {nearest(name, RECIPES)}")
     recipe = RECIPES[name]
     axes = Axes()
     if recipe.name_run is not None:
@@ -106,7 +97,7 @@ def _start(arguments: Sequence[str]) -> tuple[str, TrainConfig, str, list[str]]:
     try:
         return name, recipe(axes), recipe.run_name(axes), rest
     except (LookupError, ValueError) as error:
-        _usage_error(f"ssdd train {name}", str(error))
+        refuse(f"ssdd train {name}", str(error))
 
 
 def _axes(name: str, arguments: list[str]) -> tuple[Axes, list[str]]:
@@ -122,11 +113,14 @@ def _axes(name: str, arguments: list[str]) -> tuple[Axes, list[str]]:
 
 def _own_recipe(name: str) -> TrainConfig:
     """Return the config of ``file.py:FUNCTION``. Raise ValueError, OSError or ImportError with one line."""
-    from ..checkpoints.own_code import load_own
+    from ..checkpoints.own_code import load_own, one_line
 
     path, _, attribute = name.rpartition(":")
     config = load_own(name, path, attribute, make=False)
-    config = config() if callable(config) else config
+    try:
+        config = config() if callable(config) else config
+    except Exception as error:  # whatever somebody's code raises
+        raise ValueError(f"{name}: expected a function that returns a config, found {one_line(error)}") from error
     if type(config) not in STAGES.values():
         kinds = ", ".join(kind.__name__ for kind in STAGES.values())
         raise ValueError(f"{name}: expected a function that returns one of {kinds}, found {type(config).__name__}")
@@ -141,7 +135,7 @@ def _refuse_settings_of_others(name: str, config: TrainConfig, arguments: Sequen
         flag = argument.partition("=")[0].replace("_", "-")
         others = [stage for stage in flags if flag in flags[stage]]
         if others and flag not in own:
-            _usage_error(
+            refuse(
                 f"ssdd train {name}",
                 f"{flag} has no effect in the stage {config.stage}: it is a setting of {' and '.join(others)}",
             )
@@ -159,23 +153,9 @@ def _flags(config: Any, prefix: str = "--") -> set[str]:
     return found
 
 
-def _usage_error(program: str, message: str) -> NoReturn:
-    print(f"{program}: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
 def run(options: Train | Export) -> int:
     if isinstance(options, Export):
-        from ..training.export import export_checkpoint, find_checkpoint
-
-        images = int(find_checkpoint(options.run, options.images).name)
-        out = options.out or options.run / "exports" / f"{images:012d}"
-        if out.exists():
-            raise FileExistsError(f"{out} exists already: choose another --out")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        export_checkpoint(options.run, out, images)
-        print(f"model of {images} images in {out}")
-        return 0
+        return export(options)
     if options.check:
         from ..training.loop import check_learning
         from ..training.tokenizer import TokenizerTask
@@ -185,3 +165,30 @@ def run(options: Train | Export) -> int:
     from ..training.loop import train
 
     return run_training("train", lambda: train(options.recipe, options.out))
+
+
+def export(options: Export) -> int:
+    """Write the model of a checkpoint, a tokenizer's or a generator's."""
+    from ..training.export import export_checkpoint, find_checkpoint
+
+    images = int(find_checkpoint(options.run, options.images).name)
+    out = options.out or options.run / "exports" / f"{images:012d}"
+    if out.exists():
+        raise FileExistsError(f"{out} exists already: choose another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if _is_generator(options.run):
+        from ..generation.task import export_generator
+
+        export_generator(options.run, out, images)
+    else:
+        export_checkpoint(options.run, out, images)
+    print(f"model of {images} images in {out}")
+    return 0
+
+
+def _is_generator(run: Path) -> bool:
+    """Return whether the settings of a run are those of a generator; damaged ones are not."""
+    try:
+        return bool(json.loads((run / "config.json").read_text())["stage"] == "generation")
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return False

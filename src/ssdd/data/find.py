@@ -1,9 +1,12 @@
 """Images among files: which files are images, where they are, and what is left out."""
 
 import functools
+import glob
+import itertools
 import logging
 import multiprocessing
 import os
+import sys
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +27,9 @@ IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
 # With a package for Pillow these are read.
 _PLUGINS = {"HEIF": ("pillow-heif", (".heic", ".heif", ".hif")), "JXL": ("pillow-jxl-plugin", (".jxl",))}
 _OTHER_SUFFIXES = ".3fr .arw .cr2 .cr3 .dds .dng .eps .exr .hdr .icns .ico .jxr .nef .orf .pcx .psd .raf .rw2 .svg .tga"
+MOST_NAMES = 1_000_000
+"""Names that braces of one path may stand for."""
+
 _NO_SUFFIX, BROKEN_LINK, LINK = "without extension", "broken link", "link"
 _MOST_KINDS = 12
 
@@ -48,8 +54,69 @@ class ImageFile:
         return Path(folder) / (self.output_stem + suffix)
 
 
+def expand(paths: Iterable[str | Path]) -> list[str]:
+    """Return the paths that these stand for, in order.
+
+    ``@FILE`` lists one a line, ``-`` or ``@-`` standard input; ``{000..123}`` and ``{a,b}`` are expanded, and so are
+    patterns such as ``photos/**/*.png``, to sorted names. Raises `ImageError` for a list that is missing or empty, and
+    for a pattern that nothing fits.
+    """
+    return [found for path in expand_lists(paths) for found in _matching(path)]
+
+
+def expand_lists(paths: Iterable[str | Path]) -> list[str]:
+    """Return the same without expanding patterns."""
+    return [each for path in paths for named in _listed(os.fspath(path)) for each in _braces(named)]
+
+
+def _listed(path: str) -> list[str]:
+    if path != "-" and not path.startswith("@"):
+        return [path]
+    name = path.removeprefix("@")
+    try:
+        lines = _standard_input() if name == "-" else Path(name).read_text("utf-8-sig", "surrogateescape")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ImageError(
+            f"{printable(name)}: expected a list of paths, one a line, found {reason_of(error)}"
+        ) from error
+    found = [line.strip() for line in lines.splitlines() if line.strip()]
+    if not found:
+        raise ImageError(f"{printable(name)}: expected a list of paths, one a line, found none")
+    return found
+
+
+@functools.cache
+def _standard_input() -> str:
+    """Return all of it, which can be read once only."""
+    if sys.stdin is None:
+        raise OSError("standard input, which is closed")
+    return sys.stdin.read()
+
+
+def _braces(path: str) -> list[str]:
+    if "{" not in path or Path(path).exists():
+        return [path]
+    from braceexpand import braceexpand
+
+    try:
+        found = list(itertools.islice(braceexpand(path), MOST_NAMES + 1))
+    except ValueError as error:
+        raise ImageError(f"{printable(path)}: expected balanced braces, found others") from error
+    if len(found) > MOST_NAMES:
+        raise ImageError(f"{printable(path)}: expected at most {MOST_NAMES:,} names of one pattern, found more")
+    return found
+
+
+def _matching(path: str) -> list[str]:
+    if not glob.has_magic(path) or "://" in path or path.startswith("hf:") or os.path.lexists(path):
+        return [path]
+    if found := sorted(glob.glob(path, recursive=True)):
+        return found
+    raise ImageError(f"{printable(path)}: expected files that fit this pattern, found none")
+
+
 def find_images(paths: Sequence[str | Path]) -> list[ImageFile]:
-    """List the images that `paths` stand for, in their order, each file once.
+    """List the images that `paths` stand for (see `expand`), in their order, each file once.
 
     A file is taken whatever its extension. Of a folder, all that `images_in_folder` finds. Equal names from several
     places are told apart by their folder's name, then by a number; images that differ in their extension alone keep
@@ -60,7 +127,7 @@ def find_images(paths: Sequence[str | Path]) -> list[ImageFile]:
         raise TypeError(f"expected a sequence of paths, found the single path {os.fspath(paths)!r}")
     found: dict[str, tuple[Path, str, str]] = {}  # absolute path: path, name, name after its folder's name
     left_out: Counter[str] = Counter()
-    for given in map(Path, paths):
+    for given in map(Path, expand(paths)):
         if not os.path.lexists(given):
             label = printable(str(given))
             raise ImageError(f"{label}: expected an image or a folder, found nothing at this path")
@@ -106,13 +173,20 @@ def images_in_folder(folder: Path) -> tuple[list[str], Counter[str]]:
             name = f"{inner}/{entry.name}" if inner else entry.name
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 (linked if entry.is_symlink() else folders).append(name)
             elif (kind := _kind_of_entry(entry)) is None:
                 names.append(name)
             else:
                 left_out[kind] += 1
     return sorted(names), left_out
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _kind_of_entry(entry: os.DirEntry[str]) -> str | None:

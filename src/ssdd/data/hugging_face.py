@@ -39,7 +39,7 @@ class HuggingFaceSource:
     """
 
     def __init__(self, path: str) -> None:
-        """Raises ImageError if there is no such data set, split or column; ImportError without ``datasets``."""
+        """Raise ImageError if there is no such data set, split or column; ImportError without ``datasets``."""
         split = load_split(path)
         self._label, self._column, self._class_column = split.label, split.column, split.class_column
         self._labels = _only_classes(_package(split.label), split)

@@ -18,9 +18,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 from PIL import ImageFile as PilFile
+from PIL.PngImagePlugin import PngInfo
 from PIL.TiffImagePlugin import TiffImageFile
 
-from ..files import atomic_path
+from ..runtime.files import atomic_path
 from .colour import to_srgb
 from .formats import UnfitFileError
 from .formats.jpeg import load_jpeg
@@ -50,6 +51,9 @@ Pillow needs the packages pillow-heif and pillow-jxl-plugin for the last two.
 
 COLOUR = "RGB, upright by EXIF, transparency on white, colour profiles converted to sRGB (torchvision ignores them)"
 """What becomes of the colours of every image, for reports."""
+
+_MADE_BY = "ssdd"  # name of the text in a PNG file
+_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 # Pillow decodes without complaint a file cut between two tiles. Compressed data cannot hold this mark.
 _END_OF_CODESTREAM = b"\xff\xd9"
@@ -138,11 +142,15 @@ def pil_to_image(image: Image.Image, *, name: str = "<image>") -> Pixels:
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB")).copy()
 
 
-def save_image(path: str | os.PathLike[str], image: Pixels, *, overwrite: bool = False) -> None:
+def save_image(
+    path: str | os.PathLike[str], image: Pixels, *, overwrite: bool = False, made_by: str | None = None
+) -> None:
     """Save pixels, uint8 (H, W, 3), atomically: `.png`, `.jpg` or `.jpeg` (quality 95), `.webp` (lossless).
 
-    Raises `ImageError` for another suffix or a side that the format cannot hold, `ValueError` for another
-    shape or type, `ssdd.files.OutputExists` where the file exists and `overwrite` is false.
+    A PNG file keeps `made_by` as a text, for `read_made_by`.
+
+    Raises `ImageError` for another suffix or a side that the format cannot hold, `ValueError` for another shape or
+    type, `ssdd.runtime.files.OutputExists` where the file exists and `overwrite` is false.
     """
     label, suffix = printable(os.fspath(path)), Path(path).suffix.lower()
     if suffix not in _WRITERS:
@@ -151,10 +159,29 @@ def save_image(path: str | os.PathLike[str], image: Pixels, *, overwrite: bool =
     kind, options, longest = _WRITERS[suffix]
     if max(image.shape) > longest:
         raise ImageError(f"{label}: expected sides up to {longest} for {kind}, found {max(image.shape)}")
+    if made_by is not None:
+        text = PngInfo()
+        text.add_itxt(_MADE_BY, made_by)
+        options = {**options, "pnginfo": text}
     encoded = io.BytesIO()  # a file of Pillow's own would be cut off without an error where the disk is full
     Image.fromarray(image).save(encoded, format=kind, **options)
     with atomic_path(path, overwrite) as temporary:
         temporary.write_bytes(encoded.getvalue())
+
+
+def read_made_by(path: str | os.PathLike[str]) -> str | None:
+    """Return what `save_image` was told of who made a PNG file; None for any other file, and for one that was cut."""
+    try:
+        with _open_file(path, "") as file:
+            file.seek(-len(_PNG_END), os.SEEK_END)
+            if file.read() != _PNG_END:
+                return None
+            file.seek(0)
+            with Image.open(file, formats=["PNG"]) as image:  # its texts are before its pixels, which are not read
+                found = image.info.get(_MADE_BY)
+    except Exception:  # whatever Pillow raises for a hostile file, which is none of ours
+        return None
+    return None if found is None else str(found)
 
 
 def file_content(path: str) -> bytes:

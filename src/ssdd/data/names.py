@@ -42,7 +42,7 @@ class PackedNames:
         return len(self._ends) - 1
 
     def __getitem__(self, index: int) -> str:
-        """Raises IndexError for an index outside [0, len)."""
+        """Raise IndexError for an index outside [0, len)."""
         return self.encoded(index).decode("utf-8", "surrogateescape")
 
     def encoded(self, index: int) -> bytes:

@@ -20,7 +20,7 @@ class KeyedPermutation:
         return self._length
 
     def __getitem__(self, index: int) -> int:
-        """Raises IndexError for an index outside [0, length)."""
+        """Raise IndexError for an index outside [0, length)."""
         if not 0 <= index < self._length:
             raise IndexError(f"expected an index from 0 to {self._length - 1}, found {index}")
         mask = (1 << self._half) - 1

@@ -51,6 +51,6 @@ def tensor_to_image(x: torch.Tensor) -> Pixels:
 
 
 def check_pixels(image: Pixels) -> None:
-    """Raises `ValueError` unless these are uint8 (H, W, 3), and not empty."""
+    """Raise `ValueError` unless these are uint8 (H, W, 3), and not empty."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(f"expected uint8 pixels of shape (H, W, 3), found {image.dtype} {image.shape}")

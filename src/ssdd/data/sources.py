@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .find import check_left_out, images_in_folder
+from .find import check_left_out, expand, images_in_folder
 from .hugging_face import PREFIX, HuggingFaceSource, is_saved_dataset, streaming_path
 from .images import ImageError, file_content, printable, read_image
 from .names import PackedNames
@@ -48,7 +48,7 @@ class FolderSource:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """Raises ImageError for a folder that is missing or cannot be read."""
+        """Raise ImageError for a folder that is missing or cannot be read."""
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise ImageError(f"{printable(str(folder))}: expected a folder of images, found none at this path")
@@ -205,6 +205,7 @@ class SubsetSource(_View):
 def open_source(paths: Sequence[str | Path]) -> ConcatSource:
     """Return folders, uncompressed tar files, .npz files and Hugging Face data sets as one source, in this order.
 
+    Patterns and lists stand for what ``find.expand`` makes of them.
     A folder that ``save_to_disk`` of the package ``datasets`` wrote is read as a data set, its split ``train``.
     A line of the log names the files of folders and tar files that were left out.
     ``hf:OWNER/NAME[:SPLIT][?...]`` and ``hf:./folder[:SPLIT][?...]`` are explained at ``HuggingFaceSource``.
@@ -213,7 +214,7 @@ def open_source(paths: Sequence[str | Path]) -> ConcatSource:
         ImageError: a missing or damaged path; no image in all of them.
         ImportError: a data set, and the package ``datasets`` is not installed.
     """
-    source = ConcatSource([_open(path) for path in paths])
+    source = ConcatSource([_open(path) for path in expand(paths)])
     check_left_out(paths, len(source), source.left_out)
     if not len(source):
         raise ImageError(f"expected images in {', '.join(map(str, paths)) or 'the data paths'}, found none")

@@ -49,7 +49,7 @@ class TarSource:
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Raises ImageError if it is no tar file, a compressed one, or cut off or damaged, inside as well."""
+        """Raise ImageError if it is no tar file, a compressed one, or cut off or damaged, inside as well."""
         self.path = Path(path)
         names: list[str] = []
         offsets, sizes = array("q"), array("q")

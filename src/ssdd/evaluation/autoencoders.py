@@ -8,29 +8,35 @@ import math
 import re
 from abc import ABC, abstractmethod
 from bisect import bisect
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import diffusers
 import numpy as np
 import torch
-from diffusers.utils import logging
 from PIL import Image, features
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..autoencoder import AutoencoderSSDD
+from ..checkpoints.adapters import (
+    DECODER_PARTS,
+    INTERFACES,
+    class_name,
+    encode,
+    only_side,
+    probe,
+    quiet,
+    read_model,
+)
 from ..checkpoints.encoders import cast, check_encoder, encoder_digest, load_encoder
-from ..checkpoints.kl_vae import find_weights, read_config, short
-from ..checkpoints.layout import CheckpointError, first
+from ..checkpoints.layout import CheckpointError
 from ..checkpoints.ldm import read_ldm_vae
 from ..checkpoints.own_code import OWN_CODE, ForeignEncoder, load_own, one_line
 from ..checkpoints.places import download, find_model
+from ..checkpoints.weights import find_weights
 from ..data.pixels import Pixels, image_to_tensor, tensor_to_image
-from ..kl_baseline import AutoencoderKLBaseline
+from ..nn.kl_baseline import AutoencoderKLBaseline
 from .weights import sha256
 
 JPEG_AUTO = "jpeg:auto"
@@ -201,36 +207,7 @@ class Network(Autoencoder):
         return encoding.get_total_flops(), decoding.get_total_flops()
 
 
-@dataclass(frozen=True)
-class Interface:
-    """How a class of diffusers, or of ours, differs from ``AutoencoderKL``."""
-
-    frames: bool = False  # takes videos, here of one frame: (B, 3, 1, H, W), latents (B, c, 1, h, w)
-    unit_range: bool = False  # images are in [0, 1]
-    noise: Literal["tensor", "generators"] | None = None  # a random decoder takes (B, 3, H, W), or a generator each
-    only_steps: int | None = None  # the one number of decoding steps that its scheduler knows
-
-
-INTERFACES = {
-    "AutoencoderSSDD": Interface(noise="tensor"),
-    "AutoencoderKL": Interface(),
-    "AutoencoderKLBaseline": Interface(),
-    "AutoencoderTiny": Interface(),
-    "AutoencoderDC": Interface(),
-    "ConsistencyDecoderVAE": Interface(noise="generators", only_steps=2),
-    "AsymmetricAutoencoderKL": Interface(),
-    "AutoencoderKLFlux2": Interface(),
-    "AutoencoderKLHunyuanImage": Interface(),
-    "AutoencoderKLKVAE": Interface(),
-    "AutoencoderKLQwenImage": Interface(frames=True),
-    "AutoencoderKLWan": Interface(frames=True),
-    "AutoencoderRAE": Interface(unit_range=True),
-    "VQModel": Interface(),
-}
-"""The class names in a config.json that are understood."""
-
 _OURS = {"AutoencoderSSDD": AutoencoderSSDD, "AutoencoderKLBaseline": AutoencoderKLBaseline}
-_DECODER_PARTS = ("decoder", "decoder_unet", "post_quant_conv", "quantize")
 
 
 class PretrainedAutoencoder(Network):
@@ -244,19 +221,12 @@ class PretrainedAutoencoder(Network):
         self.device, self.dtype, self.model, self.encoder = model.device, model.dtype, model, encoder
         self.interface = INTERFACES[self.kind]
         self.parameters = _count_parameters(model, getattr(model, "attached_encoder", None))
-        self.decoder_parameters = _count_parameters(*(getattr(model, part, None) for part in _DECODER_PARTS))
+        self.decoder_parameters = _count_parameters(*(getattr(model, part, None) for part in DECODER_PARTS))
         self.only_steps = self.interface.only_steps
         self.steps = model.config["num_inference_steps"] if self.kind == "AutoencoderSSDD" else self.only_steps
-        self.only_side: int | None = getattr(model, "decoder_image_size", None)  # AutoencoderRAE has one size alone
-        self.spatial_factor, side = 1, self.only_side or 128
-        try:
-            z = self.encode(torch.full((1, 3, side, side), -1.0))
-            self.latent_channels, self.spatial_factor = z.shape[1], side // z.shape[2]
-        except Exception as error:  # whatever diffusers makes of an unusual config
-            raise CheckpointError(
-                f"{name}: expected an {self.kind} that encodes an image of {side} x {side} pixels, "
-                f"found {one_line(error)[:400]}"
-            ) from error
+        self.only_side = only_side(model)
+        self.spatial_factor = 1
+        self.latent_channels, self.spatial_factor = probe(name, model, self.encode)
         self.latent_rule = f"({self.latent_channels}, H/{self.spatial_factor}, W/{self.spatial_factor})"
 
     def noise(self, latent: Tensor, seed: int, numbers: Sequence[int]) -> Any:
@@ -267,6 +237,11 @@ class PretrainedAutoencoder(Network):
             return generators
         shape = (3, *(side * self.spatial_factor for side in latent.shape[2:]))
         return torch.stack([torch.randn(shape, generator=g, device="cpu") for g in generators]).to(self.device)
+
+    def optimize(self, compile: bool) -> None:
+        """Make a model of ours ready for full speed in its dtype; see ``AutoencoderSSDD.optimize``."""
+        if self.kind == "AutoencoderSSDD":
+            self.model.optimize(self.dtype, compile)
 
     def latent_bytes(self, latent: Tensor) -> list[int]:
         if self.kind != "VQModel":
@@ -284,11 +259,7 @@ class PretrainedAutoencoder(Network):
             )
 
     def _encode(self, x: Tensor) -> Tensor:
-        if self.interface.unit_range:
-            x = (x + 1) / 2
-        encoded = self.model.encode(x.unsqueeze(2) if self.interface.frames else x)
-        z = encoded.latent_dist.mode() if "latent_dist" in encoded else encoded[0]
-        return z.squeeze(2) if self.interface.frames else z
+        return encode(self.model, x)[0]
 
     def _decode(self, z: Tensor, steps: int | None, noise: Any) -> Tensor:
         options: dict[str, Any] = {}
@@ -299,6 +270,8 @@ class PretrainedAutoencoder(Network):
         y = self.model.decode(z.unsqueeze(2) if self.interface.frames else z, **options).sample
         if self.interface.frames:
             y = y.squeeze(2)
+        if self.interface.alpha:
+            y = y[:, :3]
         return y * 2 - 1 if self.interface.unit_range else y
 
 
@@ -353,17 +326,18 @@ def _load_saved(name: str, device: torch.device, dtype: torch.dtype, encoder: st
     if name.endswith(".safetensors") and not Path(name).is_dir():
         files, source = [Path(name)], name
         folder = files[0].parent
-        with _quiet():
+        with quiet():
             model = _read_file(files[0]).to(dtype)
     else:
         folder = find_model(
             name,
-            lambda hub: download(hub, lambda config: _class_name(hub, config)),
+            lambda hub: download(hub, lambda config: class_name(hub, config)),
             "jpeg:BYTES, bicubic:FACTOR, a .safetensors file in the layout of the authors or of LDM, code of yours "
             "(file.py:NAME, package.module:NAME), ",
         )
         files = find_weights(name, lambda file: path if (path := folder / file).is_file() else None)
-        model, source = _read_folder(name, folder, files, dtype), _source(name, folder)
+        model = read_model(name, folder, files, dtype, _OURS.get(class_name(name, folder)))
+        source = _source(name, folder)
     model = model.to(device).eval()
     digests = {file.name: sha256(file) for file in files}
     if model.config.get("has_encoder", True):
@@ -374,47 +348,6 @@ def _load_saved(name: str, device: torch.device, dtype: torch.dtype, encoder: st
     digests[encoder] = encoder_digest(attached)
     model.attach_encoder(cast(attached, model.dtype))
     return PretrainedAutoencoder(_display_name(name), model, source, digests, encoder)
-
-
-def _read_folder(name: str, folder: Path, files: list[Path], dtype: torch.dtype) -> Any:
-    """Return the model of a diffusers folder; raise CheckpointError unless its weights are complete and for RGB."""
-    kind = _class_name(name, folder)
-    cls = _OURS.get(kind) or getattr(diffusers, kind, None)
-    if cls is None:
-        raise CheckpointError(f"{name}: expected a release of diffusers with {kind}, found {diffusers.__version__}")
-    variant = "fp16" if ".fp16" in files[0].name else None  # half precision is all that the folder has
-    try:
-        with _quiet():
-            model, info = cls.from_pretrained(
-                str(folder), torch_dtype=dtype, variant=variant, use_safetensors=True, output_loading_info=True
-            )
-    except Exception as error:  # whatever diffusers makes of another's config and files
-        raise CheckpointError(
-            f"{name}: expected an {kind} with the weights that its config.json describes, found {one_line(error)[:400]}"
-        ) from error
-    differences = [f"no {key}" for key in sorted(info["missing_keys"])]
-    differences += [f"unexpected {key}" for key in sorted(info["unexpected_keys"])]
-    if differences:  # diffusers would fill them with random numbers, or leave them out
-        raise CheckpointError(
-            f"{name}: expected the weights of an {kind} as its config.json has it, found {len(differences)} "
-            f"differences: {first(differences)}"
-        )
-    patch = model.config.get("patch_size") if INTERFACES[kind].frames else None  # Wan folds pixels into channels
-    rgb = 3 * patch**2 if isinstance(patch, int) else 3
-    for key in ("in_channels", "out_channels", "encoder_in_channels", "input_channels", "num_channels"):
-        if model.config.get(key, rgb) != rgb:
-            raise CheckpointError(f"{name}: expected {key} {rgb}, for RGB, found {short(model.config[key])}")
-    return model
-
-
-def _class_name(name: str, folder: Path) -> str:
-    kind = read_config(folder).get("_class_name")
-    if kind not in INTERFACES:
-        raise CheckpointError(
-            f"{name}: expected one of {', '.join(INTERFACES)}, found {short(kind)}; wrap it in a class of yours with "
-            "encode() and decode() and name it MODULE:CLASS"
-        )
-    return kind
 
 
 def _read_file(path: Path) -> Any:
@@ -439,17 +372,6 @@ def _source(name: str, folder: Path) -> str:
         return str(folder)
     parts = folder.parts
     return f"{name}@{parts[parts.index('snapshots') + 1]}" if "snapshots" in parts else name
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence diffusers' lines on missing weights and unknown config entries: the first raise an error here."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 # ---- baselines without a network -------------------------------------------------------------------------------------

@@ -14,16 +14,14 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import Tensor
 
 from ..autoencoder import AutoencoderSSDD
+from ..autoencoder.estimate import LARGE_PIXELS
+from ..checkpoints.config import read_config
 from ..checkpoints.encoders import encoder_digest
 from ..checkpoints.identity import LatentIdentity, check_decoder, find_decoder, identify, identify_weights
-from ..checkpoints.kl_vae import read_config
 from ..checkpoints.places import download, find_model
 from .autoencoders import Network, OwnCode, PretrainedAutoencoder, load_autoencoder
 
 logger = logging.getLogger(__name__)
-
-_HASHED = ("AutoencoderSSDD", "AutoencoderKL", "AutoencoderKLBaseline")
-"""Classes whose encoder can be identified."""
 
 
 class LatentDecoder:
@@ -67,8 +65,9 @@ class LatentDecoder:
         if isinstance(self.model, AutoencoderSSDD):
             image = self.model.decode(z.to(self.device), num_inference_steps=num_inference_steps).sample
             return DecoderOutput(sample=image.float())
-        self.model.check_steps(num_inference_steps)
-        images = [self.model.decode(one, num_inference_steps) for one in (z.split(1) if self._draws_noise else (z,))]
+        network: Any = self.model  # a Network: mypy does not see that ours, with diffusers' untyped bases, is none
+        network.check_steps(num_inference_steps)
+        images = [network.decode(one, num_inference_steps) for one in (z.split(1) if self._draws_noise else (z,))]
         return DecoderOutput(sample=torch.cat(images))
 
     @property
@@ -81,23 +80,46 @@ class LatentDecoder:
         if warning := check_decoder(latents, self.identity, force):
             logger.warning("%s", warning)
 
-    def tile_if(self, large: bool) -> None:
-        """Switch the tiling of a model that has it on or off."""
-        model: Any = self.model.model if isinstance(self.model, PretrainedAutoencoder) else self.model
+    def describe_decoding(self, name: str, steps: int | None, source: str) -> str:
+        """Return what decides an image, in words, for its file: ``NAME: what two names of one model share``.
+
+        Args:
+            name: of the decoder.
+            steps: of decoding; None for its default.
+            source: what is decoded.
+        """
+        facts = [source, f"decoder {self.sha256[:12]}"]
+        if isinstance(self.model, AutoencoderSSDD):
+            steps = steps or self.model.config["num_inference_steps"]
+            facts.append(f"noise seed {self.model.config['noise_seed']}")
+        return f"{name}: {', '.join(facts)}" + ("" if steps is None else f", steps {steps}")
+
+    def set_noise_seed(self, seed: int) -> None:
+        """Decode from other noise. Raises ValueError for a decoder that is not ours."""
+        if not isinstance(self.model, AutoencoderSSDD):
+            raise ValueError(f"expected a decoder of ours for another seed of the noise, found {self.identity.name}")
+        self.model.register_to_config(noise_seed=seed)
+
+    def optimize(self, dtype: torch.dtype | None = None, compile: bool = True) -> None:
+        """Make a model of ours ready for full speed; see ``AutoencoderSSDD.optimize``. Others stay as they are."""
+        if isinstance(self.model, AutoencoderSSDD):
+            _ = self.sha256  # of the weights as they were saved
+            self.model.optimize(dtype, compile)
+
+    def tile_foreign(self, height: int, width: int) -> None:
+        """Switch the tiling of a model that is not ours on for images over a megapixel; ours decides by itself."""
+        model: Any = self.model.model if isinstance(self.model, PretrainedAutoencoder) else None
         if hasattr(model, "enable_tiling"):
-            model.enable_tiling() if large else model.disable_tiling()
+            model.enable_tiling() if height * width > LARGE_PIXELS else model.disable_tiling()
 
 
-def load_decoder(
-    name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, optimize: bool = False
-) -> LatentDecoder:
+def load_decoder(name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LatentDecoder:
     """Return the decoder of a model, which needs no encoder.
 
     Args:
         name: see ``load_autoencoder``.
         device: where it runs.
         dtype: of its network. A KL-VAE whose config says ``force_upcast`` runs in float32 instead of float16.
-        optimize: make ours ready for full speed (see ``AutoencoderSSDD.optimize``), for many images.
 
     Raises ValueError, CheckpointError, OSError or ImportError with one line.
     """
@@ -106,8 +128,6 @@ def load_decoder(
     kind = config.get("_class_name")
     if kind == "AutoencoderSSDD":
         model = AutoencoderSSDD.from_pretrained(str(folder), torch_dtype=dtype).to(device).eval()
-        if optimize:
-            model.optimize(dtype)
         return LatentDecoder(model, identify(name))
     if dtype == torch.float16 and config.get("force_upcast", True) and kind == "AutoencoderKL":
         logger.info("%s: float32 instead of float16, as its force_upcast asks", name)
@@ -115,7 +135,7 @@ def load_decoder(
     loaded = load_autoencoder(name, device, dtype)
     if not isinstance(loaded, Network):
         raise ValueError(f"{name}: expected a decoder of latents, found {loaded.kind}")
-    return LatentDecoder(loaded, _identify(name, loaded))
+    return LatentDecoder(loaded, identify_network(name, loaded))
 
 
 def load_decoder_of(
@@ -124,19 +144,19 @@ def load_decoder_of(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     force: bool = False,
-    optimize: bool = False,
 ) -> LatentDecoder:
     """Return a decoder of these latents: the one that was asked for, or else the model that made them.
 
     Args:
         latents: whose latents.
         name: of the decoder; None for the model that made them, if it is on this machine and still the same.
-        device, dtype, optimize: see ``load_decoder``.
+        device: See ``load_decoder``.
+        dtype: See ``load_decoder``.
         force: take a decoder of another encoder too, with a warning.
 
     Raises OtherEncoderError, with both names, for a decoder of another encoder, and as ``load_decoder``.
     """
-    decoder = load_decoder(find_decoder(latents) if name is None else name, device, dtype, optimize)
+    decoder = load_decoder(find_decoder(latents) if name is None else name, device, dtype)
     decoder.check(latents, force)
     return decoder
 
@@ -148,12 +168,8 @@ def _find_folder(name: str) -> Path | None:
     return find_model(name, lambda hub: download(hub, read_config), "a single file, code of yours (file.py:NAME), ")
 
 
-def _identify(name: str, loaded: Network) -> LatentIdentity:
-    """Return whose latents a network decodes; of a class that is not ours, the latents are those of its whole files."""
+def identify_network(name: str, loaded: Network) -> LatentIdentity:
+    """Return whose latents a network decodes."""
     if isinstance(loaded, OwnCode):
-        digest = encoder_digest(loaded.foreign)
-    elif loaded.kind in _HASHED:
-        return identify(name)
-    else:
-        digest = hashlib.sha256("".join(sorted(loaded.sha256.values())).encode()).hexdigest()
-    return LatentIdentity(name, digest, loaded.spatial_factor, loaded.latent_channels)
+        return LatentIdentity(name, encoder_digest(loaded.foreign), loaded.spatial_factor, loaded.latent_channels)
+    return identify(name)

@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import atomic_path, share
-from ..processes import Processes, gather
+from ..runtime.files import atomic_path, share
+from ..runtime.processes import Processes, gather
 from .features import CLIP_FEATURES, Extractor
 from .frechet import GaussianStatistics, frechet_distance
 from .weights import first_line

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..checkpoints.kl_vae import read_config
+from ..autoencoder.statistics import LatentStatistics
+from ..checkpoints.config import read_config
 from ..checkpoints.places import find_model
 from ..data.pixels import images_to_tensor
-from ..files import write_json
-from ..statistics import LatentStatistics
+from ..runtime.files import write_json
 from .autoencoders import Autoencoder
 from .protocols import Census, EvaluationSet, Progress, Protocol, crop_batches, draw_images, silent
 

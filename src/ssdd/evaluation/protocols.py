@@ -19,7 +19,7 @@ from ..data.images import COLOUR, MAX_PIXELS, ImageError, printable
 from ..data.loader import Skipped, start_worker
 from ..data.sources import ImageSource
 from ..data.transforms import centre_crop
-from ..processes import usable_cores
+from ..runtime.processes import usable_cores
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 """Shows how far the work is: gets the items and their number, gives the items."""

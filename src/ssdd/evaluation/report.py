@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.images import printable
-from ..files import atomic_path
+from ..runtime.files import atomic_path
 from .figures import check_matplotlib, draw_figures, headline
 from .metrics import ARROWS, COSTS, SET_METRICS, Metric, ordered
 from .results import REPORT, UNKNOWN, Estimate, Evaluation, Picture, ranking_metric, set_metrics, set_notes

@@ -24,8 +24,8 @@ import torchvision
 
 from .. import __version__
 from ..data.images import printable
-from ..files import atomic_path
-from ..text import aligned
+from ..runtime.files import atomic_path
+from ..runtime.text import aligned
 from .features import Extractor
 from .image_metrics import psnr
 from .metrics import COLOURS, COSTS, SET_METRICS, Metric, ordered

@@ -24,10 +24,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.pixels import images_to_tensor
-from ..files import atomic_path
-from ..memory import memory_growth
-from ..peak import finish
-from ..processes import Processes, broadcast, gather
+from ..runtime.files import atomic_path
+from ..runtime.memory import memory_growth
+from ..runtime.peak import finish
+from ..runtime.processes import Processes, broadcast, gather
 from .autoencoders import Autoencoder, image_generators
 from .distances import FeatureSet, set_distances
 from .features import Extractor
@@ -342,14 +342,14 @@ class Run:
         encoder = entry.encoder or autoencoder
         if id(encoder) not in batch.latents:  # it runs once for all entries that share it
             x = images_to_tensor(batch.pixels)
-            batch.latents[id(encoder)] = _timed(lambda: encoder.encode(x), device)
+            batch.latents[id(encoder)] = timed(lambda: encoder.encode(x), device)
         latent, encode_seconds = batch.latents[id(encoder)]
         sizes = [size for size in autoencoder.latent_bytes(latent) if size]  # 0: a file that cannot be made
-        latent = _noisy(latent, entry.latent_noise, seed, batch.numbers)
+        latent = add_latent_noise(latent, entry.latent_noise, seed, batch.numbers)
         noise = autoencoder.noise(latent, seed, batch.numbers)
 
         def decode() -> tuple[Tensor, float]:
-            return _timed(lambda: autoencoder.decode(latent, steps=entry.steps, noise=noise), device)
+            return timed(lambda: autoencoder.decode(latent, steps=entry.steps, noise=noise), device)
 
         # On a CPU the memory of one row is kept for the next, which then seems to need none.
         on_gpu = device.type == "cuda"
@@ -524,8 +524,11 @@ def _save_png(path: Path, image: np.ndarray) -> None:
         Image.fromarray(image).save(temporary)
 
 
-def _noisy(latent: Any, level: float, seed: int, numbers: Sequence[int]) -> Any:
-    """Return a latent (B, c, h, w) with noise of ``level`` standard deviations of each image's latent."""
+def add_latent_noise(latent: Any, level: float, seed: int, numbers: Sequence[int]) -> Any:
+    """Return a latent (B, c, h, w) with noise of ``level`` standard deviations of each image's latent.
+
+    The noise of image i depends on (seed, numbers[i]) and its size alone; a decoder starts from other noise.
+    """
     if not level:
         return latent
     generators = image_generators(seed + _LATENT_NOISE_SEED, numbers)
@@ -533,7 +536,7 @@ def _noisy(latent: Any, level: float, seed: int, numbers: Sequence[int]) -> Any:
     return latent + level * latent.std((1, 2, 3), keepdim=True) * noise.to(latent)
 
 
-def _timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:
+def timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:
     """Return what a call returns, and how many seconds it took."""
     begin = time.perf_counter()
     result = work()

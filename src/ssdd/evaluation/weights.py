@@ -54,7 +54,7 @@ def hub_file(name: str, url: str, download: bool, exact: bool = False) -> Path:
         message = f"{name}: {path} is another file than that of {url} (its sha256 does not begin with {digest})"
         if exact:
             raise MissingWeights(f"{message}; delete it and get it anew from there")
-        logger.warning(message)
+        logger.warning("%s; it is used all the same", message)
     return path
 
 

@@ -32,7 +32,7 @@ class Difference:
 
 
 def check_files(autoencoder: AutoencoderSSDD, folder: Path, dtype: str) -> list[Difference]:
-    """Runs the files of a folder on random images and latents of several sizes.
+    """Run the files of a folder on random images and latents of several sizes.
 
     Args:
         autoencoder: in float32 on the CPU, in eval mode.
@@ -83,7 +83,7 @@ def _check_decoder(autoencoder: AutoencoderSSDD, path: Path) -> list[Difference]
 
 
 def open_session(path: Path) -> Any:
-    """An ``onnxruntime.InferenceSession`` on the CPU with as many threads as PyTorch has."""
+    """Return an ``onnxruntime.InferenceSession`` on the CPU with as many threads as PyTorch has."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

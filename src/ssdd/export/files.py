@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from ..autoencoder import AutoencoderSSDD
-from ..dtypes import DTYPES
-from ..files import OutputExists
+from ..autoencoder.normalization import BATCH_NORM
+from ..runtime.dtypes import Dtype, torch_dtype
+from ..runtime.files import OutputExists
 from .check import Difference, check_files
 from .trace import DECODER, ENCODER, networks, require_packages, write_network
 
@@ -36,12 +37,12 @@ def export_model(
     autoencoder: AutoencoderSSDD,
     folder: Path,
     model: str,
-    dtype: str = "fp32",
+    dtype: Dtype = "fp32",
     opset: int = 20,
     check: bool = True,
     overwrite: bool = False,
 ) -> Export:
-    """Writes ``encoder.onnx`` (if the model has an encoder), ``decoder.onnx`` and ``export.json``: all, or nothing.
+    """Write ``encoder.onnx`` (if the model has an encoder), ``decoder.onnx`` and ``export.json``: all, or nothing.
 
     Args:
         autoencoder: in float32 on the CPU, in eval mode; is left as it is.
@@ -57,7 +58,7 @@ def export_model(
         source = autoencoder
         if dtype != "fp32":
             source = copy.deepcopy(autoencoder)
-            nn.Module.to(source, DTYPES[dtype])  # diffusers' own warns of modules kept in float32: there are none
+            nn.Module.to(source, torch_dtype(dtype))  # diffusers' own warns of modules kept in float32: there are none
         names = []
         for network in networks(source):
             write_network(network, autoencoder.spatial_factor, partial / network.file, opset)
@@ -69,7 +70,7 @@ def export_model(
 
 
 def describe(autoencoder: AutoencoderSSDD, model: str, files: Sequence[str], dtype: str, opset: int) -> dict[str, Any]:
-    """What a user of the files has to know; the content of ``export.json``.
+    """Return what a user of the files has to know; the content of ``export.json``.
 
     model: the name that the model was loaded by.
     """
@@ -89,6 +90,7 @@ def describe(autoencoder: AutoencoderSSDD, model: str, files: Sequence[str], dty
             "exported": "raw, as the encoder gives and the decoder takes them",
             "convention": config.latents_convention,
             **{n: config[n] for n in ("scaling_factor", "shift_factor", "latents_mean", "latents_std")},
+            **{n: config[n] for n in BATCH_NORM if config.batch_norm_mean is not None},
         },
         "decoding": {"steps": 1, "formula": "image = noise + v(noise, t=1, latent)"},
         "noise": {
@@ -104,7 +106,7 @@ def describe(autoencoder: AutoencoderSSDD, model: str, files: Sequence[str], dty
 
 @contextmanager
 def _new_files(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder whose files get their place in ``folder`` when the block ends well, and only then.
+    """Return a temporary folder whose files get their place in ``folder`` when the block ends well, and only then.
 
     Those of ``FILES`` that it does not write are removed there, so that all are of one export.
     Raises OutputExists if one of them exists and may not be replaced, NotADirectoryError for a file.

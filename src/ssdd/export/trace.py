@@ -41,14 +41,14 @@ class Network:
 
 
 def require_packages() -> None:
-    """Raises ImportError with one line if a package is missing that only the export needs."""
+    """Raise ImportError with one line if a package is missing that only the export needs."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"expected {', '.join(PACKAGES)}, found no {', '.join(missing)}: pip install 'ssdd[onnx]'")
 
 
 def networks(autoencoder: AutoencoderSSDD) -> list[Network]:
-    """The encoder, if the model has one, and the decoder."""
+    """Return the encoder, if the model has one, and the decoder."""
     c = autoencoder.config.latent_channels
     image, latent = ("batch", 3, "rows", "columns"), ("batch", c, "h", "w")
     decoder = ExportDecoder(autoencoder.decoder, autoencoder.spatial_factor)
@@ -104,7 +104,7 @@ def _trace(network: Network, factor: int, opset: int) -> Any:
 
 
 def _name_outputs(values: Sequence[Any], shapes: dict[str, tuple[str | int, ...]], factor: int) -> None:
-    """Gives outputs their names, and to their axes those that the inputs have: ``8*h`` for rows."""
+    """Give outputs their names, and to their axes those that the inputs have: ``8*h`` for rows."""
     from onnxscript import ir
 
     names = {"rows": f"{factor}*h", "columns": f"{factor}*w"}

@@ -34,9 +34,11 @@ class GenerationConfig(RunConfig):
     """Processes that read latents, for each training process; 0 does it in the training process."""
     decoder: str | None = None
     """Model that draws the sample grids: embedded name, folder or Hugging Face id. None: no grids."""
+    force: bool = False
+    """Let a decoder of another encoder draw them too."""
 
     def resumable(self) -> tuple[str, ...]:
-        return (*RESUMABLE, "latents", "workers", "decoder")
+        return (*RESUMABLE, "latents", "workers", "decoder", "force")
 
     def without_effect(self) -> dict[str, str]:
         idle = super().without_effect()

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..autoencoder.normalization import check_convention
+from ..checkpoints.config import read_statistics
 from ..checkpoints.identity import LatentIdentity
-from ..checkpoints.kl_vae import read_statistics
 from ..data.loader import BatchPositions, start_worker
 from ..data.permutation import KeyedPermutation
-from ..normalization import check_convention
 
 Shape = tuple[int, int, int]
 """(c, h, w)."""

@@ -5,7 +5,7 @@ Several processes share the photographs and the samples. Shapes: N samples, S si
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,9 +23,9 @@ from ..evaluation.metrics import SET_METRICS
 from ..evaluation.protocols import PROTOCOLS, Census, EvaluationSet, Progress, Protocol, crop_batches, silent
 from ..evaluation.results import describe_extractor, set_notes, software
 from ..evaluation.weights import sha256
-from ..files import atomic_path, write_json
-from ..processes import Processes, gather
-from ..text import aligned
+from ..runtime.files import atomic_path, write_json
+from ..runtime.processes import Processes, gather
+from ..runtime.text import aligned
 from .output import other_settings
 from .result import Generator
 from .sampling import Sampling, generate_images
@@ -123,13 +123,28 @@ def measure_samples(
     guide: Generator | None = None,
 ) -> GuidedResult | None:
     """Return the distances of samples, in the main process; None in the others."""
-    features = [FeatureSet(extractor) for extractor in reference.extractors]
     count, rank = len(labels), processes.rank
     numbers = range(count * rank // processes.count, count * (rank + 1) // processes.count)
     own_labels = [labels[number] for number in numbers]
     batches = generate_images(generator, decoder, own_labels, sampling, numbers, batch_size, guide)
+    distances = measure_images(progress(batches, -(-len(numbers) // batch_size)), numbers, reference, processes)
+    return None if distances is None else GuidedResult(sampling, distances)
+
+
+def measure_images(
+    batches: Iterable[np.ndarray], numbers: Sequence[int], reference: Reference, processes: Processes = _ALONE
+) -> Distances | None:
+    """Return the distances of images from the reference by extractor, in the main process; None in the others.
+
+    Args:
+        batches: of images, uint8 (B, S, S, 3): the share of this process.
+        numbers: of these images among all.
+        reference: what they are compared with.
+        processes: that share the images.
+    """
+    features = [FeatureSet(extractor) for extractor in reference.extractors]
     done = 0
-    for images in progress(batches, -(-len(numbers) // batch_size)):
+    for images in batches:
         own_numbers = numbers[done : done + len(images)]
         for extractor, feature_set in zip(reference.extractors, features, strict=True):
             feature_set.add(extractor(torch.from_numpy(images)), own_numbers)
@@ -137,11 +152,10 @@ def measure_samples(
     features = [feature_set.reduce(processes) for feature_set in features]
     if not processes.main:
         return None
-    distances = {
+    return {
         extractor.name: set_distances(real, fake, NEIGHBORS)
         for extractor, real, fake in zip(reference.extractors, reference.features, features, strict=True)
     }
-    return GuidedResult(sampling, distances)
 
 
 def best(results: Sequence[GuidedResult], extractor: str) -> GuidedResult:
@@ -217,12 +231,15 @@ class SearchFile:
             )
         return results
 
+    def content(self, results: Sequence[GuidedResult]) -> dict[str, Any]:
+        """Return the facts and all rows, JSON types alone."""
+        return {**self.facts, "rows": [{**r.sampling.describe(), "distances": r.distances} for r in results]}
+
     def write(self, results: Sequence[GuidedResult]) -> None:
         """Write all rows, and a plot of them if there are several."""
         if self.path is None:
             return
-        rows = [{**result.sampling.describe(), "distances": result.distances} for result in results]
-        write_json(self.path, {**self.facts, "rows": rows})
+        write_json(self.path, self.content(results))
         if len(results) > 1 and find_spec("matplotlib"):
             with atomic_path(self.path.with_suffix(".png"), overwrite=True) as path:
                 path.write_bytes(draw_search(results))

@@ -12,13 +12,13 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from ..data.images import save_image
-from ..files import OutputExists, atomic_path
+from ..runtime.files import OutputExists, atomic_path
 from ..training.validation import grid
 
 Format = Literal["png", "npz", "tar"]
@@ -138,18 +138,37 @@ class NpzFile(SampleFiles):
     """
 
     def missing(self, part: range) -> Sequence[int]:
-        return () if self._path(part).exists() or (self.out / NPZ).exists() else part
+        if (self.out / NPZ).exists():
+            self._check_whole()
+            return ()
+        return () if self._path(part).exists() else part
 
     def write(self, part: range, samples: Numbered) -> None:
         images = np.stack([image for _, image in samples])
         with atomic_path(self._path(part)) as temporary:
             np.save(temporary, images)
 
+    def _check_whole(self) -> None:
+        """Raise ValueError for a file that was damaged after it was written."""
+        path = self.out / NPZ
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+                whole = self._header(file)[0][0] == len(self.labels)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            whole = False
+        if not whole:
+            raise ValueError(f"{path}: expected {len(self.labels)} samples, found a damaged file: remove it")
+
+    @staticmethod
+    def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        return shape, dtype
+
     def read(self, count: int) -> list[np.ndarray]:
         images: list[np.ndarray] = []
         with zipfile.ZipFile(self.out / NPZ) as archive, archive.open("arr_0.npy") as file:
-            np.lib.format.read_magic(file)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            shape, dtype = self._header(file)
             for _ in range(count):
                 images.append(np.frombuffer(file.read(int(np.prod(shape[1:]))), dtype).reshape(shape[1:]))
         return images

@@ -20,7 +20,7 @@ from ..autoencoder import AutoencoderSSDD
 from ..data.pixels import tensor_to_image
 from ..evaluation.autoencoders import PretrainedAutoencoder
 from ..evaluation.decoders import LatentDecoder
-from ..files import OutputExists, write_json
+from ..runtime.files import OutputExists, write_json
 from ..training.export import write_result
 from .result import Generator, LatentFacts, parse_classes
 from .sampling import Sampler, Sampling, generate
@@ -70,7 +70,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         wanted = [classes] if isinstance(classes, str) else classes
         if not isinstance(wanted, list | tuple | range) or not wanted:
             raise ValueError(f"expected a list of classes, one for each image, found {classes!r}")
-        labels = [parse_classes(c, self.latent_facts)[0] if isinstance(c, str) else c for c in wanted]
+        labels = [parse_classes([c], self.latent_facts)[0] if isinstance(c, str) else c for c in wanted]
         sampling = Sampling(num_inference_steps, guidance_scale, interval, sampler, seed, shift)
         facts = self.latent_facts
         latents = facts.denormalize(generate(Generator(self.transformer, facts), labels, sampling))

@@ -8,6 +8,7 @@ Shapes: B batch, c latent channels, g x g latent grid.
 
 import difflib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +19,14 @@ import torch
 from diffusers.utils import is_accelerate_available
 from torch import Tensor
 
+from ..autoencoder.normalization import latent_map
+from ..checkpoints.config import read_config
 from ..checkpoints.identity import LatentIdentity, OtherEncoderError
-from ..checkpoints.kl_vae import read_config
 from ..evaluation.weights import sha256
-from ..files import share
-from ..normalization import latent_map
+from ..runtime.files import share
 from .data import Latents, normalization_of
 from .model import model_class, null_class, prepare, sample_shape
+from .transformer import LatentTransformer
 
 FACTS = "generation.json"
 _FORMAT = "ssdd-generation-1"
@@ -54,7 +56,7 @@ class LatentFacts:
         return cls((c, height, width), tuple(data.classes), statistics, data.model)
 
     def check_labels(self, labels: "list[int]") -> None:
-        """Raises ValueError for a class that there is not."""
+        """Raise ValueError for a class that there is not."""
         if wrong := [label for label in labels if type(label) is not int or not 0 <= label < len(self.classes)]:
             found = f"expected classes from 0 to {len(self.classes) - 1}, found {wrong[0]}"
             raise ValueError(found if self.classes else f"expected no class, this model knows none; found {wrong[0]}")
@@ -91,6 +93,22 @@ class Generator:
             return None
         return sha256(*sorted(self.folder.glob("*.safetensors")), self.folder / "config.json", self.folder / FACTS)
 
+    def latent_grid(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Return the grid (h, w) of an image of these pixels; None for the side of the training's square images.
+
+        Raises ValueError for sides that are not whole patches, or for a network that takes its own grid alone.
+        """
+        _, *square = self.facts.latent_shape
+        factor, patch = self.facts.tokenizer.spatial_factor, self.model.config.patch_size
+        sides = [own * factor if side is None else side for own, side in zip(square, (height, width), strict=True)]
+        if any(side % (factor * patch) for side in sides):
+            raise ValueError(f"expected sides that are multiples of {factor * patch} px, found {sides[0]} x {sides[1]}")
+        grid = (sides[0] // factor, sides[1] // factor)
+        if grid != tuple(square) and not isinstance(self.model, LatentTransformer):
+            own = " x ".join(str(side * factor) for side in square)
+            raise ValueError(f"expected {own} px, all that diffusers' DiT takes, found {sides[0]} x {sides[1]}")
+        return grid
+
 
 def save_generator(generator: Generator, folder: Path) -> None:
     """Write weights in safetensors, config.json, generation.json."""
@@ -106,33 +124,32 @@ def read_facts(name: str | Path) -> LatentFacts:
     return _read_facts(_find_folder(name) / FACTS)
 
 
-def parse_classes(text: str, facts: LatentFacts) -> list[int]:
-    """Return the numbers of the classes in a list with commas, or of ``all``.
+def parse_classes(names: Sequence[str], facts: LatentFacts) -> list[int]:
+    """Return the numbers of some classes, or of ``all``.
 
-    A part is a whole name, which may have commas itself, a number, the part of one name alone, such as tench of
-    "tench, Tinca tinca", or #10, the number 10 where that is the name of another class.
+    Each is a whole name, a number, the part of one name alone, such as tench of "tench, Tinca tinca", or #10, the
+    number 10 where that is the name of another class.
 
     Raises ValueError for a class that there is not, a part of several, or a number that is another class' name.
     """
-    if text == "all":
+    if tuple(names) == ("all",):
         return list(range(len(facts.classes)))
-    parts, numbers = [part.strip() for part in text.split(",")], dict[str, int]()
-    if not all(part.startswith("#") for part in parts):
+    numbers: dict[str, int] = {}
+    if not all(name.startswith("#") for name in names):
         for number, name in enumerate(facts.classes):
-            if numbers.setdefault(", ".join(part.strip() for part in name.split(",")), number) != number:
+            if numbers.setdefault(name, number) != number:
                 raise ValueError(f"expected classes of different names, found {name!r} twice: name them by #NUMBER")
-    classes: list[int] = []
-    while parts:
-        length = next((n for n in range(len(parts), 0, -1) if ", ".join(parts[:n]) in numbers), 0)
-        if length:
-            classes.append(_unless_ambiguous(", ".join(parts[:length]), numbers, len(facts.classes)))
-        elif parts[0].removeprefix("#").lstrip("-").isdecimal():
-            classes.append(int(parts[0].removeprefix("#")))
-        else:
-            classes.append(_class_with(parts[0], facts.classes))
-        del parts[: length or 1]
+    classes = [_class(name.strip(), numbers, facts.classes) for name in names]
     facts.check_labels(classes)
     return classes
+
+
+def _class(name: str, numbers: dict[str, int], classes: tuple[str, ...]) -> int:
+    if name in numbers:
+        return _unless_ambiguous(name, numbers, len(classes))
+    if name.removeprefix("#").lstrip("-").isdecimal():
+        return int(name.removeprefix("#"))
+    return _class_with(name, classes)
 
 
 def _unless_ambiguous(name: str, numbers: dict[str, int], count: int) -> int:

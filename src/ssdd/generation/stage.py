@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import flow
-from ..normalization import latent_map
+from ..autoencoder.normalization import latent_map
 from ..objectives.adversarial import PatchDiscriminator
 from ..objectives.kl import sample_posterior
 from ..training.random import BatchRandom

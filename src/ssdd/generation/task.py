@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from ..evaluation.decoders import LatentDecoder, load_decoder_of
-from ..processes import Processes
-from ..training.export import write_result
+from ..runtime.processes import Processes
+from ..training.checkpoint import read_checkpoint
+from ..training.config import read_run_config
+from ..training.export import find_checkpoint, write_result
 from ..training.loop import train_task
+from ..training.run_folder import check_trained_on
 from ..training.stages.base import State
 from ..training.task import Task
 from ..training.validation import grid
@@ -30,6 +33,29 @@ from .stage import LatentStage
 PREVIEW_STEPS = 20
 PREVIEW_GUIDANCE = (1.0, 4.0)
 """A row of a sample grid for each."""
+
+
+def export_generator(run: Path, folder: Path, images: int | None = None) -> int:
+    """Write the averaged DiT of a checkpoint as a folder that ``load_generator`` reads, as a guide or to be measured.
+
+    Args:
+        run: folder of a run, finished or not; its latents must be where they were.
+        folder: of the model.
+        images: of the checkpoint; None for the newest.
+
+    Returns:
+        How many images it has seen.
+
+    Raises:
+        ValueError, OSError: there is none, it is damaged, or the latents are others now; one line.
+    """
+    checkpoint = find_checkpoint(run, images)
+    stages = {GenerationConfig.stage: GenerationConfig}
+    task = GenerationTask(read_run_config((run / "config.json").read_text(), stages, "ssdd generate train"))
+    check_trained_on(run, task.provenance())
+    generator = Generator(task.stage.result(read_checkpoint(checkpoint)[0]["average"]), task.facts)
+    write_result(folder, lambda partial: save_generator(generator, partial))
+    return int(checkpoint.name)
 
 
 def train_generator(config: GenerationConfig, run: Path, device: torch.device | None = None) -> Path:
@@ -85,7 +111,8 @@ class GenerationTask(Task):
 
     def prepare(self, run: Path, processes: Processes) -> None:
         if processes.main and self.config.decoder is not None and self.config.log.sample_images:
-            self._decoder = load_decoder_of(self.facts.tokenizer, self.config.decoder, processes.device)
+            config, device = self.config, processes.device
+            self._decoder = load_decoder_of(self.facts.tokenizer, config.decoder, device, force=config.force)
 
     def grid(self, weights: State) -> np.ndarray | None:
         """Return rows of samples of evenly spaced classes, the same noise in each, more guidance from row to row."""

@@ -36,11 +36,17 @@ class AdaptiveGroupNormSilu(nn.Module):
         self.groups = groups
         self.modulation = nn.Conv2d(context_channels, 2 * channels, 1)  # scale, shift
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x: (B, C, H, W); context: (B, E, h, w); returns (B, C, H, W)."""
+    def forward(self, x: Tensor, context: Tensor, overwrite: bool = False) -> Tensor:
+        """Return (B, C, H, W).
+
+        Args:
+            x: (B, C, H, W).
+            context: (B, E, h, w).
+            overwrite: whether the result may take the memory of x.
+        """
         scale, shift = self.modulation(context).chunk(2, dim=1)
         moments = moments_for(self, x, self.groups)
-        return fast.norm_silu(x, self.groups, 1 + scale, shift, 1e-5, moments, compiled=self.fused)
+        return fast.norm_silu(x, self.groups, 1 + scale, shift, 1e-5, moments, self.fused, overwrite)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -59,14 +65,22 @@ class GroupNormSilu(nn.GroupNorm):
     fused = False
     """Whether compiled kernels are used where they can be."""
 
-    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """x: (B, C, H, W); scale, shift: (B or 1, C), for ``norm(x) * (1 + scale) + shift``; returns (B, C, H, W)."""
+    def forward(
+        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, overwrite: bool = False
+    ) -> Tensor:
+        """Return (B, C, H, W).
+
+        Args:
+            x: (B, C, H, W).
+            scale, shift: (B or 1, C), for ``norm(x) * (1 + scale) + shift``.
+            overwrite: whether the result may take the memory of x.
+        """
         weight, bias = self.weight[None], self.bias[None]
         if scale is not None and shift is not None:
             weight, bias = weight * (1 + scale), bias * (1 + scale) + shift
         weight, bias = weight[:, :, None, None], bias[:, :, None, None]
         moments = moments_for(self, x, self.num_groups)
-        return fast.norm_silu(x, self.num_groups, weight, bias, self.eps, moments, compiled=self.fused)
+        return fast.norm_silu(x, self.num_groups, weight, bias, self.eps, moments, self.fused, overwrite)
 
 
 class ResNetBlock(nn.Module):
@@ -83,12 +97,32 @@ class ResNetBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor, context: Tensor, time: Tensor) -> Tensor:
-        """x: (B, C, H, W); context: (B, E, h, w); time: (B, T), or (1, T) for all; returns (B, C', H, W)."""
+    def forward(self, x: Tensor | list[Tensor], context: Tensor, time: Tensor) -> Tensor:
+        """Return (B, C', H, W).
+
+        Args:
+            x: (B, C, H, W); or tensors whose channels lie side by side, which nobody else needs: without gradients the
+                list is emptied, so that their memory is free.
+            context: (B, E, h, w).
+            time: (B, T), or (1, T) for all.
+        """
+        parts: list[Tensor] = []
+        if isinstance(x, list):
+            parts, x = x, torch.cat(x, dim=1)
         scale, shift = self.time(F.silu(time)).chunk(2, dim=1)  # (B or 1, C') each
-        hidden = self.conv1(self.norm1(x, context))
-        hidden = self.conv2(self.norm2(hidden, scale, shift))
-        return hidden.add_(self.shortcut(x))  # a convolution's gradient does not need its result
+        if torch.is_grad_enabled() or not parts:
+            hidden = self.conv1(self.norm1(x, context))
+            hidden = self.conv2(self.norm2(hidden, scale, shift, overwrite=True))
+            return hidden.add_(self.shortcut(x))  # a convolution's gradient does not need its result
+        # The same, but x belongs to the block: each tensor goes as soon as it is no longer needed.
+        parts.clear()
+        shortcut = self.shortcut(x)
+        hidden = self.norm1(x, context, overwrite=shortcut is not x)
+        del x
+        hidden = self.conv1(hidden)
+        hidden = self.norm2(hidden, scale, shift, overwrite=True)
+        hidden = self.conv2(hidden)
+        return hidden.add_(shortcut)
 
 
 class Downsample(nn.Module):
@@ -96,10 +130,18 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.conv = DownsampleConv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
+
+
+class DownsampleConv2d(nn.Conv2d):
+    """A 3x3 convolution of stride 2."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return (B, C, ceil(H/2), ceil(W/2)) of x, (B, C, H, W)."""
+        return fast.downsample_conv(input, self.weight, self.bias)
 
 
 class Upsample(nn.Module):

@@ -5,20 +5,23 @@ context), N = H/8 * W/8 tokens, D channels of the last level. The latent grid an
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import fast
 from .blocks import Downsample, GroupNorm, GroupNormSilu, ResNetBlock, Upsample, run
 from .presets import DecoderSize, Init
 from .transformer import TransformerBlock
 
 DOWN_BLOCKS = 2
 UP_BLOCKS = 3
+
+Stem = Callable[[], Tensor]
+"""Makes the first skip."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class DownLevel(nn.Module):
         self.downsample = None if last else Downsample(cout)
 
     def forward(self, x: Tensor, context: Tensor, time: Tensor, recompute: bool) -> list[Tensor]:
-        """Outputs of each block and of the downsampling: the skips; the last of them goes on."""
+        """Return outputs of each block and of the downsampling: the skips; the last of them goes on."""
         outputs = [x]
         for block in self.blocks:
             outputs.append(run(block, outputs[-1], context, time, recompute=recompute))
@@ -83,22 +86,27 @@ class UpLevel(nn.Module):
         self.upsample = None if last else Upsample(cout)
 
     def forward(
-        self, inputs: list[Tensor], context: Tensor, time: Tensor, size: torch.Size | None, recompute: bool
+        self, inputs: list[Tensor | Stem], context: Tensor, time: Tensor, size: torch.Size | None, recompute: bool
     ) -> Tensor:
         """Return the level's result, upsampled to ``size`` (H, W) but in the last level.
 
         Args:
-            inputs: the skips, then what comes from below, last. The list is emptied on the way, so that nobody else
-                holds them: they are most of the memory of a decoding.
+            inputs: the skips, or functions that make them, then what comes from below, last. The list is emptied on
+                the way, so that nobody else holds them: they are most of the memory of a decoding.
             context, time: see ``ResNetBlock``.
             size: of the level above.
             recompute: see ``run``.
         """
-        x = inputs.pop()
+        x = _made(inputs.pop())
         for block in self.blocks:
-            x = torch.cat([x, inputs.pop()], dim=1)
-            x = run(block, x, context, time, recompute=recompute)
+            beside = [x, _made(inputs.pop()).to(x.device)]
+            del x
+            x = run(block, beside, context, time, recompute=recompute)
         return x if self.upsample is None or size is None else self.upsample(x, size)
+
+
+def _made(skip: Tensor | Stem) -> Tensor:
+    return skip if isinstance(skip, Tensor) else skip()
 
 
 class Middle(nn.Module):
@@ -239,18 +247,26 @@ class Decoder(nn.Module):
         if self.latents_mean is not None and self.latents_std is not None:
             z = ((z - self.latents_mean) / self.latents_std).to(z.dtype)
         time, context, recompute = self.time(t, x_t.dtype), self.context(z), self.gradient_checkpointing
-        x = self.conv_in(torch.cat([x_t, F.interpolate(z, size=x_t.shape[-2:], mode="nearest")], dim=1))
-        skips = [x]
-        for level in self.down:
-            skips += level(skips[-1], context, time, recompute)
 
-        x = skips[-1]
+        def stem() -> Tensor:
+            return self.conv_in(torch.cat([x_t, fast.resize(z, (x_t.shape[2], x_t.shape[3]))], dim=1))
+
+        x = stem()
+        # The first skip is a sixth of the memory and a 300th of the work: where no gradient needs it, it is made again.
+        skips: list[Tensor | Stem] = [x if torch.is_grad_enabled() or torch.compiler.is_compiling() else stem]
+        sizes: list[torch.Size] = []
+        for level in self.down:
+            sizes.append(x.shape[-2:])
+            outputs = level(x, context, time, recompute)
+            skips += outputs
+            x = outputs[-1]
+
         grid = (x.shape[-2], x.shape[-1])
         x, features = self.middle(x, context, feature_block, recompute)
 
-        for level in self.up:
+        for level, size in zip(self.up, [*reversed(sizes[:-1]), None], strict=True):
             inputs = [*skips[-UP_BLOCKS:], x]
             del skips[-UP_BLOCKS:], x
-            x = level(inputs, context, time, skips[-1].shape[-2:] if skips else None, recompute)
+            x = level(inputs, context, time, size, recompute)
         velocity = self.conv_out(self.norm_out(x))
         return velocity if features is None else VelocityFeatures(velocity, features, grid)

@@ -14,6 +14,8 @@ from .presets import EncoderSize
 
 EPS = 1e-6
 BLOCKS = 2
+LOGVAR_RANGE = (-30.0, 20.0)
+"""Where a posterior clamps the log-variance, the same as ``DiagonalGaussianDistribution`` of diffusers."""
 
 
 class EncoderBlock(nn.Module):

@@ -1,6 +1,6 @@
 """What the networks are made of, each operation as the paper would write it.
 
-``nn.fast`` has quick equals of all of them; ``nn.fast.reference()`` runs these.
+``nn.fast`` has quick equals of most of them; ``nn.fast.reference()`` runs these.
 
 Shapes: B batch, C channels, G groups, H x W pixels of a level, h x w cells of the latent grid (or 1 x 1); n heads,
 R x S token grid in row-major order, N = R * S tokens, d width of a head.
@@ -27,7 +27,7 @@ def group_norm(
     """
     y = F.group_norm(x, groups, eps=eps) if moments is None else moments.normalize(x, eps)
     size = (x.shape[2], x.shape[3])
-    return y * F.interpolate(scale, size, mode="nearest") + F.interpolate(shift, size, mode="nearest")
+    return y * resize(scale, size) + resize(shift, size)
 
 
 def norm_silu(
@@ -35,6 +35,29 @@ def norm_silu(
 ) -> Tensor:
     """Return the SiLU of ``group_norm``, (B, C, H, W)."""
     return F.silu(group_norm(x, groups, scale, shift, eps, moments))
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return x at another size, (B, C, H, W), where each pixel takes its nearest cell's values.
+
+    Args:
+        x: (B, C, h, w).
+        size: (H, W).
+    """
+    return F.interpolate(x, size, mode="nearest")
+
+
+def downsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return a 3x3 convolution of stride 2.
+
+    Args:
+        x: (B, C, H, W).
+        weight, bias: (C', C, 3, 3), (C',).
+
+    Returns:
+        (B, C', ceil(H/2), ceil(W/2)).
+    """
+    return F.conv2d(x, weight, bias, stride=2, padding=1)
 
 
 def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None, size: tuple[int, int]) -> Tensor:

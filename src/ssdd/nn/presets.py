@@ -58,14 +58,14 @@ DECODERS: dict[str, DecoderSize] = {
 
 
 def decoder_size(name: str) -> DecoderSize:
-    """The decoder size called ``name``, e.g. ``"S"``. Raises ValueError for an unknown name."""
+    """Return the decoder size called ``name``, e.g. ``"S"``. Raises ValueError for an unknown name."""
     if name not in DECODERS:
         raise ValueError(f"expected a decoder size, one of {', '.join(DECODERS)}; found {name!r}")
     return DECODERS[name]
 
 
 def encoder_size(name: str, width: int = ENCODER_WIDTH, groups: int = GROUPS) -> EncoderSize:
-    """The encoder called ``name``, e.g. ``"f8c4"``: factor 8, 4 latent channels; any factor from 4 to 32.
+    """Return the encoder called ``name``, e.g. ``"f8c4"``: factor 8, 4 latent channels; any factor from 4 to 32.
 
     ``width`` is the channels of the first level; the others have 2 and 4 times as many. Raises ValueError.
     """

@@ -24,9 +24,7 @@ class AdaptiveLayerNorm(nn.Module):
     def forward(self, x: Tensor, context: Tensor, grid: tuple[int, int]) -> Tensor:
         """x: (B, N, D); context: (B, E, h, w); returns (B, N, D)."""
         modulation = self.modulation(F.silu(context).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (B, 2D, h, w)
-        if modulation.shape[-2:] != grid:
-            modulation = F.interpolate(modulation, size=grid, mode="nearest")
-        shift, scale = modulation.flatten(2).transpose(1, 2).chunk(2, dim=-1)  # (B, N, D) each
+        shift, scale = fast.resize(modulation, grid).flatten(2).transpose(1, 2).chunk(2, dim=-1)  # (B, N, D) each
         return torch.addcmul(shift, self.norm(x), 1 + scale)
 
 

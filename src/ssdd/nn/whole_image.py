@@ -29,10 +29,11 @@ class Moments:
     @classmethod
     def of(cls, x: Tensor, groups: int) -> "Moments":
         """Return the moments of all of x (B, C, H, W); in float32, or float64 where x is."""
-        values = x.unflatten(1, (groups, -1)).transpose(0, 1).flatten(1)  # (G, B * C / G * H * W)
-        values = values if values.dtype == torch.float64 else values.float()
-        variance, mean = torch.var_mean(values, 1, correction=0)
-        return cls(values.shape[1], mean, variance)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        # Group by group, for a copy of all in float32 would be most of the memory of a tile.
+        found = [torch.var_mean(group.to(dtype).reshape(1, -1), 1, correction=0) for group in x.chunk(groups, 1)]
+        variance, mean = (torch.cat(values) for values in zip(*found, strict=True))
+        return cls(x.numel() // groups, mean, variance)
 
     @classmethod
     def average(cls, batches: Sequence["Moments"]) -> "Moments":
@@ -64,7 +65,9 @@ _SOURCE: ContextVar[_Source | None] = ContextVar("moments", default=None)
 
 def moments_for(norm: nn.Module, x: Tensor, groups: int) -> Moments | None:
     """Return the moments that a group norm is to use for x (B, C, H, W); None for those of x, image by image."""
-    if torch.compiler.is_compiling():  # tiles run eagerly
+    if (given := getattr(norm, "image_moments", None)) is not None:
+        return given
+    if torch.compiler.is_compiling():  # it cannot see a context variable
         return None
     source = _SOURCE.get()
     return None if source is None else source(norm, x, groups)
@@ -104,8 +107,17 @@ class NormStatistics:
         }
 
     @contextmanager
-    def apply(self) -> Iterator[None]:
-        """While a tile runs, let its norms use the measured statistics."""
+    def apply(self, compiled: bool = False) -> Iterator[None]:
+        """While a tile runs, let its norms use the measured statistics.
+
+        Args:
+            compiled: the network was compiled, and keeps to it where it runs a single step: the statistics are then
+                attributes of the norms, inputs of the compiled graph. Other threads must not run it meanwhile.
+        """
+        if compiled and all(len(steps) == 1 for steps in self._averages.values()):
+            with self._as_attributes():
+                yield
+            return
         steps: Counter[nn.Module] = Counter()
 
         def apply(norm: nn.Module, x: Tensor, groups: int) -> Moments:
@@ -114,6 +126,16 @@ class NormStatistics:
 
         with _moments_from(apply):
             yield
+
+    @contextmanager
+    def _as_attributes(self) -> Iterator[None]:
+        for norm, (moments,) in self._averages.items():
+            object.__setattr__(norm, "image_moments", moments)
+        try:
+            yield
+        finally:
+            for norm in self._averages:
+                object.__delattr__(norm, "image_moments")
 
 
 @contextmanager

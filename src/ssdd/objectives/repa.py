@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoints.kl_vae import read_json
+from ..checkpoints.config import read_json
 
 ARCHITECTURES = ("dinov2", "dinov2_with_registers")
 """``model_type`` of the checkpoints that can be read."""

@@ -6,6 +6,6 @@ one experiment each. A recipe of your own is any such function: ``ssdd train fil
 
 from ..training.config import TrainConfig
 from . import demo, stages
-from .registry import RECIPES, Axes, Recipe, ScaleName, overview
+from .registry import RECIPES, Axes, Recipe, ScaleName
 
-__all__ = ["RECIPES", "Axes", "Recipe", "ScaleName", "TrainConfig", "demo", "overview", "stages"]
+__all__ = ["RECIPES", "Axes", "Recipe", "ScaleName", "TrainConfig", "demo", "stages"]

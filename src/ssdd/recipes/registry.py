@@ -7,6 +7,7 @@ from typing import Any, Literal
 from ..training.config import TrainConfig
 
 ScaleName = Literal["paper", "gpu", "cpu", "tiny"]
+"""The paper's scale; one GPU and some hours; two CPU cores and some hours; minutes."""
 
 RECIPES: dict[str, "Recipe"] = {}
 """Recipes of ``ssdd train``, by name."""
@@ -62,9 +63,3 @@ def recipe(name: str = "", name_run: Callable[[Axes], str] | None = None) -> Cal
         return make
 
     return register
-
-
-def overview() -> str:
-    """Return a line for each recipe: those with axes first."""
-    ordered = sorted(RECIPES.values(), key=lambda recipe: recipe.name_run is None)
-    return "\n".join(f"  {recipe.name:20} {recipe.summary}".replace("``", "") for recipe in ordered)

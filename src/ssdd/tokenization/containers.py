@@ -108,7 +108,7 @@ class ShardWriter(ABC):
     """
 
     def __init__(self, file: BinaryIO, shape: Shape, dtype: torch.dtype) -> None:
-        """Raises ImportError, with the extra that is missing."""
+        """Raise ImportError, with the extra that is missing."""
         self.file, self.shape, self.dtype = file, shape, dtype
         self.offsets: list[int] = []
         self.member_bytes = 0
@@ -148,7 +148,7 @@ class ShardReader(ABC):
 
 
 def open_writer(container: Container, file: BinaryIO, shape: Shape, dtype: torch.dtype) -> ShardWriter:
-    """Raises ImportError, with the extra that is missing, for a container that cannot be written here."""
+    """Raise ImportError, with the extra that is missing, for a container that cannot be written here."""
     from . import lightningdit, mds, parquet, tar
 
     writers: dict[Container, type[ShardWriter]] = {
@@ -161,7 +161,7 @@ def open_writer(container: Container, file: BinaryIO, shape: Shape, dtype: torch
 
 
 def open_reader(container: Container, file: ShardFile) -> ShardReader:
-    """Raises ImportError, with the extra that is missing, or ValueError, for a container that cannot be read here."""
+    """Raise ImportError, with the extra that is missing, or ValueError, for a container that cannot be read here."""
     from . import lightningdit, parquet, tar
 
     readers: dict[Container, type[ShardReader]] = {

@@ -13,9 +13,9 @@ import msgspec
 import torch
 from msgspec import Meta, Struct
 
+from ..autoencoder.statistics import LatentStatistics
 from ..checkpoints.identity import LatentIdentity
-from ..statistics import LatentStatistics
-from ..text import one_safe_line
+from ..runtime.text import one_safe_line
 
 FORMAT: Literal["ssdd-latents-2"] = "ssdd-latents-2"
 PLAN, MANIFEST = "plan.json", "manifest.json"
@@ -141,7 +141,7 @@ class Moments(Struct, frozen=True):
     maximum: list[float]
 
     def statistics(self) -> LatentStatistics:
-        """Raises ValueError where they cannot be."""
+        """Raise ValueError where they cannot be."""
         return LatentStatistics.from_state(plain(self))
 
 
@@ -199,7 +199,7 @@ class ShardIndex(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def decode(cls, content: bytes, label: str) -> "ShardIndex":
-        """Raises TokenizedDataError where the fields are no index or contradict one another."""
+        """Raise TokenizedDataError where the fields are no index or contradict one another."""
         index = decode(content, cls, label)
         if len(index.offsets) not in (0, index.latents) or bool(index.latents) != bool(index.statistics):
             raise TokenizedDataError(f"{label}: expected as many labels as latents, and their statistics")
@@ -310,7 +310,7 @@ def encode_json(content: Struct) -> bytes:
 
 
 def decode(content: bytes, kind: type[T], label: str) -> T:
-    """Raises TokenizedDataError for anything but JSON of this kind."""
+    """Raise TokenizedDataError for anything but JSON of this kind."""
     try:
         return msgspec.json.decode(content, type=kind)
     except (msgspec.DecodeError, RecursionError) as error:

@@ -1,15 +1,14 @@
 """What the user names -> paths: list files, brace patterns, folders of shards, patterns of remote files, streams."""
 
 import glob
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from ..data.find import IMAGE_SUFFIXES, check_left_out
+from ..data.find import IMAGE_SUFFIXES, check_left_out, expand_lists
 from ..data.hugging_face import PREFIX, stream_shards, streaming_path
-from ..data.images import ImageError, printable, reason_of
+from ..data.images import ImageError, printable
 from ..data.remote import file_system, is_remote, retried
 from .format import PLAN
 
@@ -17,15 +16,15 @@ from .format import PLAN
 def expand(paths: Sequence[str]) -> list[str]:
     """Return what these stand for, in order.
 
-    ``@FILE`` lists one a line, ``@-`` standard input; ``{000..123}`` and ``{a,b}`` are expanded; of a folder that has
-    shards (tar or Parquet files) and no images, the shards; of a remote folder or a pattern with ``*``, its files; of a
+    Lists and braces as ``data.find.expand_lists`` has them; of a folder that has shards (tar or Parquet files) and no
+    images, the shards; of a pattern with ``*``, the shards that fit it; of a remote folder or pattern, its files; of a
     data set that is streamed, its shards, as ``hf:OWNER/NAME:SPLIT?streaming#NUMBER``.
 
     Raises:
         ImageError: A list or a folder that is missing or empty.
         ImportError: A package that a remote path needs is missing.
     """
-    return [found for path in paths for named in _listed(path) for each in _braces(named) for found in _inside(each)]
+    return [found for path in expand_lists(paths) for found in _inside(path)]
 
 
 def is_shard(path: str) -> bool:
@@ -43,38 +42,6 @@ def split_columns(path: str) -> tuple[str, dict[str, str]]:
     place, _, query = path.partition("?")
     columns = dict(parse_qsl(query))
     return (place, columns) if columns and set(columns) <= {"image", "label"} else (path, {})
-
-
-def _listed(path: str) -> list[str]:
-    if path == "-":
-        raise ImageError(
-            "-: expected paths, found standard input: @- reads a list of them there, one a line; a tar file has to lie "
-            "in a folder or at an address"
-        )
-    if not path.startswith("@"):
-        return [path]
-    name = path[1:]
-    try:
-        lines = sys.stdin.read() if name == "-" else Path(name).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ImageError(
-            f"{printable(name)}: expected a list of paths, one a line, found {reason_of(error)}"
-        ) from error
-    found = [line.strip() for line in lines.splitlines() if line.strip()]
-    if not found:
-        raise ImageError(f"{printable(name)}: expected a list of paths, one a line, found none")
-    return found
-
-
-def _braces(path: str) -> list[str]:
-    if "{" not in path or Path(path).exists():
-        return [path]
-    from braceexpand import braceexpand
-
-    try:
-        return list(braceexpand(path))
-    except ValueError as error:
-        raise ImageError(f"{printable(path)}: expected balanced braces, found others") from error
 
 
 def _inside(path: str) -> list[str]:

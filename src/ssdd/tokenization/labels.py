@@ -41,7 +41,7 @@ class LabelFile:
     """
 
     def __init__(self, path: str) -> None:
-        """Raises ImageError for a file that cannot be read as one of these."""
+        """Raise ImageError for a file that cannot be read as one of these."""
         self._annotations: dict[str, Annotation] = {}
         for row in _rows(Path(path)):
             name, label, caption = (_first(row, names) for names in (_NAMES, _CLASSES, _CAPTIONS))

@@ -16,13 +16,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..text import one_safe_line
+from ..nn.encoder import LOGVAR_RANGE
+from ..runtime.text import one_safe_line
 from .containers import Latent, ShardFile, ShardReader, ShardWriter, StoredLatent
 from .format import KEY, Shape, TokenizedDataError
 from .labels import NO_LABEL
 
-_LOGVAR = -30.0
-"""Stands for a variance of none: the bound that diffusers has."""
+_LOGVAR = LOGVAR_RANGE[0]
+"""Stands for a variance of none."""
 
 
 class LightningDiTWriter(ShardWriter):
@@ -33,7 +34,7 @@ class LightningDiTWriter(ShardWriter):
         self._latents: list[Latent] = []
 
     def add(self, latent: Latent) -> None:
-        """Raises ValueError for a class without a number."""
+        """Raise ValueError for a class without a number."""
         if latent.label is None and latent.class_name is not None:
             raise ValueError(
                 f"{latent.key}: expected a class with a number, found {latent.class_name!r}: LightningDiT has numbers "

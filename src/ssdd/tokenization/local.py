@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from ..data.loader import end_with_parent
-from ..memory import keep_freed_memory
-from ..processes import usable_cores
-from ..text import one_safe_line
+from ..runtime.memory import keep_freed_memory
+from ..runtime.processes import usable_cores
+from ..runtime.text import one_safe_line
 from .plan import OpenWork, ShardTask, Work
 from .shard import InputShardError, Report, write_shard
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from ..statistics import LatentStatistics
-from ..text import one_safe_line
+from ..autoencoder.statistics import LatentStatistics
+from ..runtime.text import one_safe_line
 from .format import (
     MANIFEST,
     MOST_SKIPPED,

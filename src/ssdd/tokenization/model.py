@@ -11,15 +11,12 @@ from torch import Tensor
 from ..checkpoints.encoders import cast, load_encoder_of
 from ..checkpoints.identity import identify
 from ..checkpoints.own_code import ForeignEncoder
-from ..dtypes import DTYPES, Dtype
-from ..nn.encoder import Encoder
-
-_LOGVAR = (-30.0, 20.0)
-"""Bounds of the log-variance in diffusers' ``DiagonalGaussianDistribution``, which ``AutoencoderSSDD.encode`` gives."""
+from ..nn.encoder import LOGVAR_RANGE, Encoder
+from ..runtime.dtypes import Dtype, torch_dtype
 
 
 class LatentEncoder:
-    """Encoder of an AutoencoderSSDD or AutoencoderKL, or one for an AutoencoderSSDD that only decodes; in eval mode.
+    """Encoder of a saved autoencoder, ours or diffusers', or one for a model that only decodes; in eval mode.
 
     Attributes:
         identity: Identity of the latents that it makes.
@@ -30,7 +27,7 @@ class LatentEncoder:
     ) -> None:
         """
         Args:
-            name: An embedded model, the folder of a model, a training run or a pipeline, a Hugging Face id.
+            name: Of the autoencoder; see ``checkpoints.encoders.find_encoder``.
             device: Where it runs.
             dtype: fp32, bf16 or fp16; a module of the user's that states its own keeps it.
             encoder: That of a model that only decodes; see ``checkpoints.encoders.load_encoder``.
@@ -41,7 +38,7 @@ class LatentEncoder:
         self.identity = identify(name, encoder, self._loaded)
         self.latent_channels, self.spatial_factor = self._loaded.latent_channels, self._loaded.spatial_factor
         self.device = torch.device(device)
-        self._dtype = DTYPES[dtype]
+        self._dtype = torch_dtype(dtype)
 
     @cached_property
     def _module(self) -> Encoder | ForeignEncoder:
@@ -56,4 +53,4 @@ class LatentEncoder:
             x: (B, 3, S, S) in [-1, 1] on the encoder's device.
         """
         mean, logvar = self._module(x.to(self._module.dtype)).chunk(2, dim=1)
-        return mean, logvar.clamp(*_LOGVAR)
+        return mean, logvar.clamp(*LOGVAR_RANGE)

@@ -11,7 +11,7 @@ from typing import BinaryIO, TypeVar
 
 from ..data.images import reason_of
 from ..data.remote import file_system, is_remote, retried
-from ..files import atomic_path
+from ..runtime.files import atomic_path
 from .format import MANIFEST, PLAN, SUFFIXES
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class Output(ABC):
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """Raises FileNotFoundError."""
+        """Raise FileNotFoundError."""
 
     @abstractmethod
     def size(self, name: str) -> int | None:
@@ -158,7 +158,7 @@ class RemoteOutput(Output):
 
 
 def open_output(place: str | Path) -> Output:
-    """Raises NotADirectoryError for a file, ImportError for a missing package."""
+    """Raise NotADirectoryError for a file, ImportError for a missing package."""
     if is_remote(str(place)):
         return RemoteOutput(str(place))
     folder = Path(place)

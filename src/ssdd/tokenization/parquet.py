@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data import packages
-from ..text import one_safe_line
+from ..runtime.text import one_safe_line
 from .containers import Latent, ShardFile, ShardReader, ShardWriter, StoredLatent
 from .format import KEY, STORED, Shape, TokenizedDataError, escaped
 

@@ -15,7 +15,7 @@ import torch
 
 from ..data.hugging_face import stream_shards, write_stream_shard
 from ..data.remote import is_remote, local_copy
-from ..dtypes import Dtype
+from ..runtime.dtypes import Dtype
 from .containers import writer_version
 from .crops import CropProtocol
 from .format import MOST_SHARDS, Container, DataInfo, MadeBy, Plan, Store
@@ -82,7 +82,7 @@ class TokenizeJob:
             )
 
     def selection(self) -> Selection:
-        """Raises ImageError for a file of labels that cannot be read."""
+        """Raise ImageError for a file of labels that cannot be read."""
         return Selection(self.only, self.labels, None if self.label_file is None else LabelFile(self.label_file))
 
     def describe_data(self, images: int | None, shards: int, names_sha256: str) -> DataInfo:
@@ -215,7 +215,7 @@ def made_by(job: TokenizeJob, device: torch.device) -> MadeBy:
 
 
 def check_size(job: TokenizeJob, encoder: LatentEncoder) -> None:
-    """Raises ValueError for crops that do not fit the encoder."""
+    """Raise ValueError for crops that do not fit the encoder."""
     factor = encoder.spatial_factor
     wrong = [side for shape in job.protocol.shapes for side in shape if side % factor]
     if wrong:
@@ -223,7 +223,7 @@ def check_size(job: TokenizeJob, encoder: LatentEncoder) -> None:
 
 
 def make_plan(job: TokenizeJob, data: Data, encoder: LatentEncoder) -> Plan:
-    """Raises ValueError for too many shards."""
+    """Raise ValueError for too many shards."""
     factor, size = encoder.spatial_factor, job.protocol.size
     info, classes = data.describe()
     if info.shards > MOST_SHARDS:
@@ -270,7 +270,7 @@ class Work:
         return ListedData(self.job, images)
 
     def open(self, device: torch.device | str) -> "OpenWork":
-        """Raises ValueError if the encoder is another one than the plan's."""
+        """Raise ValueError if the encoder is another one than the plan's."""
         encoder = LatentEncoder(self.job.model, device, self.job.dtype, self.job.encoder)
         if encoder.identity.encoder_sha256 != self.plan.model.encoder_sha256:
             raise ValueError(

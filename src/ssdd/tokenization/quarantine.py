@@ -56,7 +56,8 @@ def reading_notes(folder: Path | None, plan: str, number: int) -> Iterator[tuple
     if path.is_file():
         suspects = [value - 1 for value in np.fromfile(path, np.int64).tolist() if value]
     with path.open("w+b") as file:
-        file.truncate(8 * _SLOTS)
+        file.write(bytes(8 * _SLOTS))  # not a hole, whose first use on a full disk would be a signal
+        file.flush()
         with mmap.mmap(file.fileno(), 8 * _SLOTS) as mapped, memoryview(mapped) as view, view.cast("q") as notes:
             try:
                 yield ReadingNotes(notes), suspects

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..data.packages import require
-from ..memory import keep_freed_memory
-from ..text import one_safe_line
+from ..runtime.memory import keep_freed_memory
+from ..runtime.text import one_safe_line
 from .local import MOST_RESTARTS, Made, make_shard, portable
 from .plan import OpenWork, ShardTask, Work
 from .shard import Report

@@ -89,7 +89,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Raises IndexError, ValueError for a damaged shard, OSError for one that cannot be read."""
+        """Raise IndexError, ValueError for a damaged shard, OSError for one that cannot be read."""
         shard, row = self._locate(index)
         reader, labels = self._shard(shard)
         return self._item(reader.read(row, bool(self._members)), int(labels[row]))

@@ -15,8 +15,8 @@ import torch
 from tqdm import tqdm
 
 from ..data.images import ImageError
-from ..files import LOCK, only_one
-from ..launcher import follow_launcher
+from ..runtime.files import LOCK, only_one
+from ..runtime.launcher import follow_launcher
 from . import mds
 from .format import MANIFEST, PLAN, Manifest, Plan, ShardIndex, decode, encode_json, index_name, plain, shard_name
 from .image_list import FOLDER, LIST, ImageList, make_list
@@ -71,7 +71,7 @@ class Part:
 
     @classmethod
     def parse(cls, text: str) -> "Part":
-        """Raises ValueError for anything but ``K/N``."""
+        """Raise ValueError for anything but ``K/N``."""
         number, _, count = text.partition("/")
         if not (number.isdigit() and count.isdigit()):
             raise ValueError(f"expected a part K/N, found {text!r}")
@@ -260,7 +260,7 @@ def _make(
 
 
 def _cluster(engine: Engine) -> AbstractContextManager[object]:
-    """Raises ImportError with the extra that is missing."""
+    """Raise ImportError with the extra that is missing."""
     if engine == "ray":
         from .ray_engine import cluster
 

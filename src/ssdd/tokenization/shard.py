@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..autoencoder.statistics import LatentStatistics
 from ..data.images import ImageError, ImageReadError, printable
 from ..data.pixels import images_to_tensor
-from ..statistics import LatentStatistics
 from .containers import Latent, ShardWriter, open_writer
 from .crops import Crop
 from .format import (
@@ -350,7 +350,7 @@ class _Shard:
 
 
 def check_input(task: ShardTask, index: ShardIndex) -> None:
-    """Raises ValueError if a shard was made of another input than this one, as its size on this machine tells."""
+    """Raise ValueError if a shard was made of another input than this one, as its size on this machine tells."""
     path = task.input
     if path is not None and os.path.isfile(path) and index.input_bytes != os.path.getsize(path):
         raise ValueError(

@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..data.tar import opened_file
-from ..text import one_safe_line
+from ..runtime.text import one_safe_line
 from .containers import Latent, ShardReader, ShardWriter, StoredLatent
 from .format import KEY, Shape, TokenizedDataError
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..statistics import LatentStatistics
-from ..text import one_safe_line
+from ..autoencoder.statistics import LatentStatistics
+from ..runtime.text import one_safe_line
 from .format import (
     KEY,
     MANIFEST,

@@ -28,8 +28,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..files import share
-from ..text import one_safe_line
+from ..runtime.files import share
+from ..runtime.text import one_safe_line
 from .distribution import as_parameter, full_tensor
 from .optimizers import Update
 

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
@@ -19,14 +20,13 @@ from msgspec import Meta
 
 from ..nn.presets import Init
 from ..objectives import LPIPSNetwork
+from ..runtime.dtypes import Dtype
 
 if TYPE_CHECKING:
     from .stages.base import Stage
 
 FRESH = "f8c4"
 """The encoder of a stage that names none and starts from no model."""
-
-Precision = Literal["fp32", "bf16", "fp16"]
 
 Count = Annotated[int, Meta(ge=1)]
 Images = Annotated[int, Meta(ge=0)]
@@ -104,7 +104,7 @@ class RunConfig:
     """Images of one update, over all processes."""
     microbatch: Images = 0
     """Images of one forward pass of one process; gradients are accumulated over them. 0: the process' whole part."""
-    precision: Precision = "bf16"
+    precision: Dtype = "bf16"
     """Of autocast; weights and optimiser stay in float32. fp16 scales the loss, for GPUs without bf16."""
     tf32: bool = True
     """Float32 matrix products and convolutions of a GPU round their inputs to TF32."""
@@ -202,8 +202,8 @@ class ModelConfig:
 
     encoder: Annotated[str | None, tyro.conf.arg(aliases=["--encoder"])] = None
     """``f8c4``, ``f16c16``, ...: a fresh one. Or a trained one: a run's or a model's folder, a Hugging Face id (ours,
-    or any diffusers AutoencoderKL), or your own ``package.module:name`` or ``file.py:name``. None: that of
-    ``start_from``."""
+    or an image autoencoder of diffusers), a single .safetensors file, or your own ``package.module:name`` or
+    ``file.py:name``. None: that of ``start_from``."""
     encoder_width: Count = 128
     """Channels of the first level of a fresh encoder; 64 or 32 for a small one."""
     encoder_groups: Count = 32
@@ -504,12 +504,16 @@ def to_json(config: RunConfig) -> str:
 
 def read_config(text: str) -> TrainConfig:
     """Return the config of a tokenizer's run, as ``to_json`` writes it. Raise ValueError for anything else."""
+    return read_run_config(text, STAGES, "ssdd train")
+
+
+def read_run_config(text: str, stages: Mapping[str, type[C]], command: str) -> C:
+    """Return the config of a run of the command, whose stages have these classes. Raise ValueError for another's."""
     try:
         values = json.loads(text)
-        kind = STAGES[values.pop("stage")]
-        return msgspec.convert(values, kind)
+        return msgspec.convert(values, stages[values.pop("stage")])
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"expected the settings of a run of `ssdd train`, found something else ({error})") from error
+        raise ValueError(f"expected the settings of a run of `{command}`, found something else ({error})") from error
 
 
 def differences(config: RunConfig, saved: str) -> list[str]:

@@ -14,9 +14,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..dtypes import DTYPES
-from ..processes import Processes
-from .config import Precision, RunConfig
+from ..runtime.dtypes import Dtype, torch_dtype
+from ..runtime.processes import Processes
+from .config import RunConfig
 
 
 def spread(model: nn.Module, processes: Processes, config: RunConfig, ddp: bool = False) -> nn.Module:
@@ -33,13 +33,13 @@ def spread(model: nn.Module, processes: Processes, config: RunConfig, ddp: bool 
     return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
 
-def shard(model: nn.Module, processes: Processes, precision: Precision) -> None:
+def shard(model: nn.Module, processes: Processes, precision: Dtype) -> None:
     """Shard by FSDP2, in place: each block is gathered when it is its turn, in the precision of the computation.
 
     Gradients are reduced in float32. Parameters must be contiguous.
     """
     mesh = init_device_mesh(processes.device.type, (processes.count,))
-    dtype = None if precision == "fp32" else DTYPES[precision]
+    dtype = None if precision == "fp32" else torch_dtype(precision)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for part in _used_from_outside(model):
         fully_shard(part, mesh=mesh, mp_policy=policy)

@@ -1,4 +1,4 @@
-"""The encoder that ``--model.encoder`` names: ours, a diffusers ``AutoencoderKL``'s, or a module of the user's own.
+"""The encoder that ``--model.encoder`` names: ours, that of an autoencoder of diffusers, or the user's own module.
 
 Shapes: B batch, H x W pixels, f spatial factor, c latent channels.
 """
@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import kl_vae
+from ..checkpoints.adapters import DiffusersEncoder
+from ..checkpoints.config import read_config, short
+from ..checkpoints.encoders import find_encoder
 from ..checkpoints.layout import CheckpointError
 from ..checkpoints.own_code import OWN_CODE, ForeignEncoder, load_own
-from ..checkpoints.places import HUB_ID, download, find_model
+from ..checkpoints.places import HUB_ID, find_model
 from ..nn.encoder import Encoder
 from ..nn.presets import ENCODER_WIDTH, GROUPS, EncoderSize, encoder_size
 from .config import is_encoder_size
@@ -27,10 +29,10 @@ class EncoderChoice:
         module: (B, 3, H, W) in [-1, 1] -> moments (B, 2c, H/f, W/f): mean, then log-variance.
         latent_channels: c.
         spatial_factor: f.
-        size: size of our architecture, which is AutoencoderKL's too; None: a user's module, not saved with the decoder.
+        size: size of our architecture, which is AutoencoderKL's too; None: another one, not saved with the decoder.
         statistics: config entries of the decoder's model: those of scaling_factor, shift_factor, latents_mean and
             latents_std that the source states, and what a KL-VAE's pipelines need besides (latents_convention,
-            force_upcast).
+            force_upcast, FLUX.2's batch norm).
         foreign: whether it is somebody else's: the scale of its latents can be anything.
     """
 
@@ -48,9 +50,10 @@ def choose_encoder(
     """Return the encoder called ``name``.
 
     Args:
-        name: a size such as f8c4 (random weights); the folder of an AutoencoderSSDD or AutoencoderKL, of a training
-            run or of a pipeline; an embedded model; a Hugging Face id OWNER/NAME or OWNER/NAME/SUBFOLDER;
-            package.module:NAME or file.py:NAME, the user's own code (see ``ForeignEncoder``).
+        name: a size such as f8c4 (random weights); a saved encoder, as ``checkpoints.encoders.find_encoder`` takes it
+            (a model's folder, a run's or a pipeline's; an embedded model; a Hugging Face id OWNER/NAME or
+            OWNER/NAME/SUBFOLDER; a single file); package.module:NAME or file.py:NAME, the user's own code (see
+            ``ForeignEncoder``).
         width: channels of the first level of a random one.
         groups: groups of the norms of a random one.
         trainable: whether code of the user's own gets gradients.
@@ -64,17 +67,17 @@ def choose_encoder(
     if not Path(name).exists() and (code := re.fullmatch(OWN_CODE, name)):
         own = ForeignEncoder(load_own(name, code[1], code[2]), name, trainable)
         return EncoderChoice(own, own.latent_channels, own.spatial_factor, None, own.statistics, foreign=True)
-    folder = find_model(name, lambda hub: download(hub, kl_vae.read_layout), _OTHERS)
-    read = kl_vae.read_encoder(folder)
-    module = Encoder(read.size)
-    module.load_state_dict(read.state)
+    read = find_encoder(name, _OTHERS)
+    if isinstance(read, DiffusersEncoder):
+        own = ForeignEncoder(read, name, trainable)
+        stated = own.statistics | ({"latents_convention": "pipeline"} if own.statistics else {})
+        return EncoderChoice(own, own.latent_channels, own.spatial_factor, None, stated, foreign=True)
     stated = dict(read.statistics)
     if read.convention == "pipeline":
         stated["latents_convention"] = "pipeline"
     if read.force_upcast:
         stated["force_upcast"] = True
-    foreign_kind = kl_vae.read_config(folder).get("_class_name") == "AutoencoderKL"
-    return EncoderChoice(module, read.size.latent_channels, read.size.factor, read.size, stated, foreign_kind)
+    return EncoderChoice(read.build(), read.size.latent_channels, read.size.factor, read.size, stated, read.foreign)
 
 
 def resolve_model_folder(name: str, *kinds: str) -> str:
@@ -93,10 +96,10 @@ def resolve_model_folder(name: str, *kinds: str) -> str:
         if folder == Path(name) and not re.fullmatch(HUB_ID, name):
             raise FileNotFoundError(f"{name}: expected a model folder or a Hugging Face id OWNER/NAME, found neither")
         return name
-    found, kinds = kl_vae.read_config(folder).get("_class_name"), kinds or ("AutoencoderSSDD",)
+    found, kinds = read_config(folder).get("_class_name"), kinds or ("AutoencoderSSDD",)
     if found not in kinds:
         raise CheckpointError(
-            f"{folder}: expected an {' or '.join(kinds)} to start from, found {kl_vae.short(found)}; name it as "
+            f"{folder}: expected an {' or '.join(kinds)} to start from, found {short(found)}; name it as "
             "--model.encoder to take its encoder alone"
         )
     return str(folder)

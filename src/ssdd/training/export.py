@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import write_json
+from ..runtime.files import write_json
 from .checkpoint import list_checkpoints, read_checkpoint, save_tensors
 from .config import read_config
 

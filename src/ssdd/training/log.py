@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.images import save_image
-from ..files import atomic_path
-from ..processes import Processes, mean_over_processes, usable_cores
+from ..runtime.files import atomic_path
+from ..runtime.processes import Processes, mean_over_processes, usable_cores
+from ..runtime.text import bars_are_off
 from .config import RunConfig, flatten, to_dict
 from .parts import PartSize, dead_parts, table
 
 logger = logging.getLogger(__name__)
+
+LINE_SECONDS = 60.0
+"""Least seconds between two lines about the progress where there is no bar."""
 
 SLOW = 0.1
 """Share of the machine's peak below which a run says what may hold it up."""
@@ -47,13 +52,16 @@ class RunLog:
         self.sums: dict[str, Tensor] = {}
         self.since, self.started, self.waited = seen, time.monotonic(), 0.0
         self.intervals, self.warned, self.new = 0, set[str](), seen == 0
+        self.told = self.started
         self.tracker: Tracker | None = None
         if processes.main:
             for name in ("stats.jsonl", "validation.jsonl"):
                 forget_after(run / name, seen)
             self.tracker = Tracker(config, run, seen)
         total, hidden = config.total_images, not processes.main
-        self.bar = tqdm(total=total, initial=seen, unit="img", smoothing=0.05, disable=hidden, dynamic_ncols=True)
+        self.bar = tqdm(
+            total=total, initial=seen, unit="img", smoothing=0.05, disable=hidden or bars_are_off(), dynamic_ncols=True
+        )
 
     def ends_interval(self, seen: int) -> bool:
         """Return whether the update that ends at ``seen`` images is the last of its log interval."""
@@ -82,12 +90,23 @@ class RunLog:
         if self.tracker is not None:
             _append(self.run / "stats.jsonl", line)
             shown = {k: v for k, v in line.items() if k in means or k == "utilisation"}
-            self.bar.set_postfix({k: f"{v:.4g}" for k, v in shown.items()})
+            self._show(seen, speed, {k: f"{v:.4g}" for k, v in shown.items()})
             self.tracker.scalars(line, seen)
             self._warn(parts, line, self.waited / elapsed)
         self.sums, self.since, self.started, self.waited = {}, seen, time.monotonic(), 0.0
         self.intervals += 1
         return means
+
+    def _show(self, seen: int, speed: float, means: dict[str, str]) -> None:
+        """Show means beside the progress bar or, where nobody would see it move, in a line a minute."""
+        self.bar.set_postfix(means)
+        if bars_are_off() and time.monotonic() - self.told > LINE_SECONDS:
+            self.told = time.monotonic()
+            left = timedelta(seconds=round((self.total - seen) / speed))
+            words = ", ".join(f"{name} {value}" for name, value in means.items())
+            logger.info(
+                "%s of %s images, %.3g a second, %s left: %s", f"{seen:,}", f"{self.total:,}", speed, left, words
+            )
 
     def validated(self, scores: dict[str, float], seen: int) -> None:
         """Write the metrics of a validation: a call for the main process, as are those below."""

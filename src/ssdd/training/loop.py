@@ -14,10 +14,10 @@ from typing import TypeVar
 
 import torch
 
-from ..dtypes import DTYPES
-from ..files import only_one
-from ..peak import peak_flops
-from ..processes import Processes, join_processes, sum_over_processes
+from ..runtime.dtypes import fastest_dtype, torch_dtype
+from ..runtime.files import only_one
+from ..runtime.peak import peak_flops
+from ..runtime.processes import Processes, join_processes, sum_over_processes
 from .config import RunConfig, TrainConfig, nonfinite_limit
 from .export import report_nonfinite
 from .log import RunLog
@@ -194,7 +194,7 @@ def _announce(task: Task, processes: Processes, autocast: Autocast) -> float:
         flops = training_flops(stage, config, processes.device)
     if not processes.main:
         return 0.0
-    peak = peak_flops(processes.device, DTYPES[config.precision], budget=0.3)
+    peak = peak_flops(processes.device, torch_dtype(config.precision), budget=0.3)
     trained = sum(p.numel() for p in stage.model.parameters())
     frozen = sum(p.numel() for module in stage.frozen.values() for p in module.parameters())
     share = flops / (peak * processes.count)
@@ -205,8 +205,9 @@ def _announce(task: Task, processes: Processes, autocast: Autocast) -> float:
         task.name, f"{trained:,}", f"{frozen:,}", flops / 1e9, config.precision, tf32, processes.count,
         processes.device.type, peak / 1e12, 1 / share,
     )  # fmt: skip
-    if config.precision == "fp16" and processes.device.type == "cpu":
-        logger.warning("fp16 is for GPUs, and very slow on a CPU: --precision bf16 or fp32")
+    quick = (torch.float32, fastest_dtype(processes.device))
+    if processes.device.type == "cpu" and torch_dtype(config.precision) not in quick:
+        logger.warning("%s is slow on this processor: --precision fp32", config.precision)
     for note in schedule_notes(config):
         logger.info(note)
     return share

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from .config import OptimizerConfig, Precision, RunConfig
+from ..runtime.dtypes import Dtype
+from .config import OptimizerConfig, RunConfig
 from .distribution import full_tensor, write_back
 from .parts import PartWatch
 
@@ -160,7 +161,7 @@ class Update:
     optimisers wait for it once an update.
     """
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig, precision: Precision, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, config: OptimizerConfig, precision: Dtype, device: torch.device) -> None:
         self.optimizer = build_optimizer(model, config)
         self.clip = config.clip
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]

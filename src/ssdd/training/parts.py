@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..text import aligned
+from ..runtime.text import aligned
 from .distribution import local_part, sum_of_parts
 
 DEAD = 1e-5

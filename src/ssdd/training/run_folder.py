@@ -23,8 +23,8 @@ import torch
 from .. import __version__
 from ..data.images import ImageError
 from ..data.sources import ImageSource
-from ..files import write_json
-from ..processes import Processes
+from ..runtime.files import write_json
+from ..runtime.processes import Processes
 from .config import RunConfig, differences, to_dict
 
 _TRAINED_ON = "trained_on.json"

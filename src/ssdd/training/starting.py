@@ -8,16 +8,17 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from ..autoencoder import AutoencoderSSDD
+from ..autoencoder.normalization import BATCH_NORM
+from ..checkpoints.config import STATISTICS, read_config
 from ..checkpoints.kl_source import kl_encoder
-from ..checkpoints.kl_vae import read_config
-from ..kl_baseline import AutoencoderKLBaseline, kl_decoder
 from ..nn.decoder import Decoder
 from ..nn.encoder import Encoder
+from ..nn.kl_baseline import AutoencoderKLBaseline, kl_decoder
 from ..nn.presets import EncoderSize, decoder_size
 from .config import FRESH, KLVAEModelConfig, ModelConfig, TeacherConfig, is_encoder_size
 from .encoders import EncoderChoice, choose_encoder, resolve_model_folder
 
-_STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "latents_convention", "force_upcast")
+_STATISTICS = (*STATISTICS, *BATCH_NORM, "latents_convention", "force_upcast")
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _given(model: ModelConfig | TeacherConfig, train_encoder: bool) -> Start:
     if model.encoder not in (None, name):
         raise ValueError(f"{model.start_from}: expected an encoder {model.encoder}, found {name}")
     size = EncoderSize(tuple(c.block_out_channels), c.latent_channels, c.encoder_groups)
-    measured = c.latents_std is not None or c.scaling_factor != 1.0
+    measured = c.latents_std is not None or c.scaling_factor != 1.0 or c.batch_norm_mean is not None
     statistics = {name: c[name] for name in _STATISTICS if measured and c[name] is not None}
     return Start(EncoderChoice(given.encoder, size.latent_channels, size.factor, size, statistics), given.decoder, True)
 
@@ -114,9 +115,7 @@ def start_kl_vae(model: KLVAEModelConfig) -> KLVAEStart:
     name = model.encoder or FRESH
     choice = choose_encoder(name, model.encoder_width, model.encoder_groups)
     if choice.size is None:
-        raise ValueError(
-            f"{name}: expected an encoder of the KL-VAE's architecture for this stage, found code of yours"
-        )
+        raise ValueError(f"{name}: expected an encoder of the KL-VAE's architecture for this stage, found another")
     channels, groups = choice.size.channels, choice.size.groups
     if model.decoder_width and model.decoder_width != channels[0]:
         channels = tuple(c * model.decoder_width // channels[0] for c in channels)

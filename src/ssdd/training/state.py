@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..autoencoder.optimization import can_compile, has_fused_norms, use_fused_norms
 from ..checkpoints.own_code import ForeignEncoder
-from ..optimization import can_compile, has_fused_norms, use_fused_norms
-from ..processes import Processes, broadcast, gather
+from ..runtime.processes import Processes, broadcast, gather
 from . import checkpoint
 from .average import Average
 from .config import OptimizerConfig, RunConfig
@@ -133,12 +133,20 @@ def discriminator_optimizer(config: RunConfig) -> OptimizerConfig:
 
 def to_device(stage: Objective, config: RunConfig, device: torch.device) -> None:
     """Move all networks to the device, channels-last (which FSDP2 does not take); trained ones in training mode."""
-    form = torch.contiguous_format if config.parallel == "fsdp" else torch.channels_last
     for module in stage.frozen.values():
-        module.to(device).to(memory_format=torch.channels_last)
+        _channels_last(module.to(device))
     if stage.adversary is not None:
-        stage.adversary.to(device).to(memory_format=torch.channels_last).train()
-    stage.model.to(device).to(memory_format=form).train()
+        _channels_last(stage.adversary.to(device)).train()
+    model = stage.model.to(device)
+    (model.to(memory_format=torch.contiguous_format) if config.parallel == "fsdp" else _channels_last(model)).train()
+
+
+def _channels_last(module: nn.Module) -> nn.Module:
+    """Lay out tensors of four dimensions channels last, in place; ``Module.to`` refuses a network with some of five."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
+    return module
 
 
 def compile_networks(stage: Objective, config: RunConfig, device: torch.device) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..dtypes import DTYPES
 from ..objectives.adversarial import discriminator_loss
+from ..runtime.dtypes import torch_dtype
 from .config import RunConfig, microbatch_size
 from .distribution import accumulating
 from .optimizers import discriminator_rate, evaluation_point, learning_rate
@@ -78,7 +78,7 @@ def autocast_for(config: RunConfig, device: torch.device) -> Autocast:
     """Return autocast to the config's precision on the device's type, or nothing for fp32."""
     if config.precision == "fp32":
         return nullcontext
-    return lambda: torch.autocast(device.type, DTYPES[config.precision])
+    return lambda: torch.autocast(device.type, torch_dtype(config.precision))
 
 
 def training_flops(stage: Objective, config: RunConfig, device: torch.device) -> int:

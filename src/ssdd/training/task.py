@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..processes import Processes
+from ..runtime.processes import Processes
 from .config import RunConfig
 from .stages.base import Objective, State
 

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..autoencoder.statistics import LatentStatistics
 from ..checkpoints.identity import identify_weights
 from ..data.loader import BrokenImages, CropStream, crop_batches
 from ..data.pixels import levels_to_values
 from ..data.sources import ImageSource, SubsetSource, open_source
 from ..data.streaming import StreamedBatches, StreamedCrops, streaming_path
-from ..files import write_json
-from ..processes import Processes, broadcast
-from ..statistics import LatentStatistics
+from ..runtime.files import write_json
+from ..runtime.processes import Processes, broadcast
 from .config import TrainConfig
 from .export import write_result
 from .run_folder import identify_photographs
@@ -137,6 +137,10 @@ class TokenizerTask(Task):
 
     # ---- before the first update -----------------------------------------------------------------------------------
 
+    def _is_to_validate(self) -> bool:
+        settings = self.config.validation
+        return settings.count > 0 and (settings.share > 0 or bool(settings.paths))
+
     def prepare(self, run: Path, processes: Processes) -> None:
         """Measure a foreign encoder's latents, once a run, and read the crops of the validation."""
         device = processes.device
@@ -156,7 +160,7 @@ class TokenizerTask(Task):
                 steps = settings.steps or self.stage.steps
                 network = self.config.loss.lpips_network if self.config.loss.lpips else None
                 self._validation = Validation(self.stage, crops, steps, network, device)
-        elif processes.main and self.config.validation.count and not isinstance(self.stream, StreamedCrops):
+        elif processes.main and self._is_to_validate() and not isinstance(self.stream, StreamedCrops):
             logger.info("too few photographs to hold any out: no validation (--validation.share, --validation.paths)")
 
     # ---- what it has learnt ----------------------------------------------------------------------------------------
@@ -202,9 +206,11 @@ class TokenizerTask(Task):
     def export(self, weights: State, run: Path, device: torch.device) -> Path:
         """Write ``model/``; the latents' statistics come from the encoder's source, or from crops."""
         stage, result = self.stage, self.stage.result(weights).to(device)
-        statistics = dict(stage.statistics) or self._measure_latents(
-            lambda images: stage.latents(result, images), STATISTICS_IMAGES, self.config.total_images, device
-        )
+        statistics = dict(stage.statistics)
+        if statistics.keys() <= {"force_upcast"}:  # a single file states no scale
+            statistics |= self._measure_latents(
+                lambda images: stage.latents(result, images), STATISTICS_IMAGES, self.config.total_images, device
+            )
         return write_result(run / "model", lambda folder: stage.export(result.to("cpu"), folder, statistics))
 
 

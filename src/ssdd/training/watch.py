@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..processes import Processes
+from ..runtime.processes import Processes
 
 
 class TrainingStopped(Exception):

@@ -64,7 +64,9 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 
 def _attend_biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """The same by matrix products, some blocks at a time: quicker than the fused kernel of CPUs in half precision."""
+    """Return the same by matrix products, some blocks at a time: quicker than the fused kernel of CPUs in
+    half precision.
+    """
     bias = bias.repeat(min(len(q), _BLOCKS_AT_ONCE), 1, 1)  # (blocks * h, Q, K)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

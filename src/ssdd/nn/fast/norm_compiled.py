@@ -23,31 +23,43 @@ def norm_silu(x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: float) 
     return _NormSilu.apply(x, scale, shift, groups, eps)
 
 
-def norm_silu_without_gradient(x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
-    """The same for inference."""
-    return _forward(x, groups, scale, shift, eps)[0]
+def norm_silu_without_gradient(
+    x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: float, overwrite: bool
+) -> Tensor:
+    """Return the same for inference, in the memory of x if it may be overwritten."""
+    return _forward(x, groups, scale, shift, eps, overwrite)[0]
 
 
-def norm_silu_by_moments(x: Tensor, mean: Tensor, variance: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+def norm_silu_by_moments(
+    x: Tensor, mean: Tensor, variance: Tensor, scale: Tensor, shift: Tensor, eps: float, overwrite: bool
+) -> Tensor:
     """Return the same with given moments of each channel, (C,), for inference."""
     mean, deviation = (m.expand(len(x), -1) for m in (mean, torch.rsqrt(variance + eps)))
-    return _normalize_image(x, mean, deviation, scale, shift)
+    with torch.compiler.set_stance("default"):  # tiles force networks that are compiled to run as they are written
+        return _normalize_image(x, mean, deviation, scale, shift, overwrite)
 
 
-def _forward(x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(
+    x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: float, overwrite: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """(B, C, H, W); mean of the group, and one over its deviation, for each channel: (B, C)."""
     pixels = x.permute(0, 2, 3, 1)  # (B, H, W, C)
     mean, deviation = _statistics(pixels, group_origin(pixels, groups), groups, eps)
-    return _normalize_image(x, mean, deviation, scale, shift), mean, deviation
+    return _normalize_image(x, mean, deviation, scale, shift, overwrite), mean, deviation
 
 
-def _normalize_image(x: Tensor, mean: Tensor, deviation: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def _normalize_image(
+    x: Tensor, mean: Tensor, deviation: Tensor, scale: Tensor, shift: Tensor, overwrite: bool
+) -> Tensor:
     """x: (B, C, H, W). mean, deviation: (B, C). scale, shift: (B or 1, C, h, w)."""
     pixels = x.permute(0, 2, 3, 1)  # (B, H, W, C)
     rows, columns = scale.shape[2:]
     blocks = pixels.unflatten(2, (columns, -1)).unflatten(1, (rows, -1))  # (B, h, H/h, w, W/w, C)
-    out = _normalize(blocks, mean, deviation, scale.permute(0, 2, 3, 1), shift.permute(0, 2, 3, 1))
-    return out.view(pixels.shape).permute(0, 3, 1, 2)
+    arguments = (blocks, mean, deviation, scale.permute(0, 2, 3, 1), shift.permute(0, 2, 3, 1))
+    if overwrite:
+        _normalize_in_place(*arguments)
+        return x
+    return _normalize(*arguments).view(pixels.shape).permute(0, 3, 1, 2)
 
 
 class _NormSilu(torch.autograd.Function):
@@ -121,7 +133,12 @@ _statistics = _compiled(channel_statistics)
 
 
 @_compiled
-def _normalize(blocks: Tensor, mean: Tensor, deviation: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def _normalize_in_place(blocks: Tensor, mean: Tensor, deviation: Tensor, scale: Tensor, shift: Tensor) -> None:
+    """Replace the blocks by what ``_normalized`` makes of them."""
+    blocks.copy_(_normalized(blocks, mean, deviation, scale, shift))
+
+
+def _normalized(blocks: Tensor, mean: Tensor, deviation: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """SiLU of the norm's result, scaled and shifted.
 
     blocks: (B, h, H/h, w, W/w, C). mean, deviation: (B, C). scale, shift: (B or 1, h, w, C).
@@ -130,6 +147,9 @@ def _normalize(blocks: Tensor, mean: Tensor, deviation: Tensor, scale: Tensor, s
     scale, shift = (m.float()[:, :, None, :, None] for m in (scale, shift))
     y = (blocks.float() - mean) * deviation * scale + shift
     return (y * torch.sigmoid(y)).to(blocks.dtype)
+
+
+_normalize = _compiled(_normalized)
 
 
 @_compiled

@@ -34,10 +34,8 @@ def channel_statistics(pixels: Tensor, origin: Tensor, groups: int, eps: float) 
 
     origin: ``group_origin(pixels, groups)``.
     """
-    values = pixels.float() - origin[:, None, None]
-    count = values[0].numel() // groups
-    # Rows first, both sums in one pass: the form of which the compiler makes vector code.
-    total, squares = values.sum(2).sum(1), values.square().sum(2).sum(1)  # (B, C)
+    count = pixels[0].numel() // groups
+    total, squares = (rows.sum(1) for rows in _row_sums(pixels, origin))  # (B, C)
     mean = total.unflatten(1, (groups, -1)).sum(2, keepdim=True) / count  # (B, G, 1)
     variance = squares.unflatten(1, (groups, -1)).sum(2, keepdim=True) / count - mean.square()
     deviation = torch.rsqrt(variance.clamp(min=0.0) + eps)
@@ -45,8 +43,25 @@ def channel_statistics(pixels: Tensor, origin: Tensor, groups: int, eps: float) 
     return mean.expand(shape).flatten(1) + origin, deviation.expand(shape).flatten(1)
 
 
+def _row_sums(pixels: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
+    """Return sums of the values and of their squares over each row, less the origin: (B, H, C) float32 each.
+
+    Rows first, both sums in one pass, is the form of which the compiler makes vector code. Otherwise some rows go at a
+    time, so that what lies between stays in the cache.
+    """
+    if torch.compiler.is_compiling():
+        values = pixels.float() - origin[:, None, None]
+        return values.sum(2), values.square().sum(2)
+    sums = []
+    for part in pixels.split(max(1, PIECE // pixels[:, 0].numel()), 1):
+        values = part.float() - origin[:, None, None]
+        sums.append((values.sum(2), values.square_().sum(2)))
+    total, squares = (torch.cat(parts, 1) for parts in zip(*sums, strict=True))
+    return total, squares
+
+
 def group_origin(pixels: Tensor, groups: int) -> Tensor:
-    """A value of each group near its mean, for each channel: (B, C) float32. pixels: (B, H, W, C).
+    """Return a value of each group near its mean, for each channel: (B, C) float32. pixels: (B, H, W, C).
 
     The variance is a difference of sums, of which few digits would be left if the values were far from zero.
     """

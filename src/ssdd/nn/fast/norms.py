@@ -17,30 +17,47 @@ def group_norm(x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: float,
     if moments is not None:
         if uniform:
             return moments.normalize(x, eps, scale.flatten(), shift.flatten())
-        return modulate(moments.normalize(x, eps), scale, shift)
+        return modulate(moments.normalize(x, eps), scale, shift, overwrite=True)
     if uniform:
         return F.group_norm(x, groups, scale.flatten(), shift.flatten(), eps)
-    return modulate(F.group_norm(x, groups, eps=eps), scale, shift)
+    return modulate(F.group_norm(x, groups, eps=eps), scale, shift, overwrite=True)
 
 
-def group_norm_in_one_map(x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+def group_norm_in_one_map(
+    x: Tensor, groups: int, scale: Tensor, shift: Tensor, eps: float, overwrite: bool = False
+) -> Tensor:
     """Return the same with channels last, by statistics of our own and one map ``x * factor + offset``."""
     pixels = x.permute(0, 2, 3, 1)
     statistics = channel_statistics(pixels, group_origin(pixels, groups), groups, eps)
     mean, deviation = (v[:, :, None, None] for v in statistics)
     factor = deviation * scale
-    return modulate(x, factor, shift - mean * factor)
+    return modulate(x, factor, shift - mean * factor, overwrite)
 
 
-def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Return ``x * scale + shift`` in one pass; x: (B, C, H, W); scale, shift: (B or 1, C, h, w), nearest neighbour."""
+def modulate(x: Tensor, scale: Tensor, shift: Tensor, overwrite: bool = False) -> Tensor:
+    """Return ``x * scale + shift`` in one pass, in the memory of x where it may be overwritten.
+
+    Args:
+        x: (B, C, H, W).
+        scale, shift: (B or 1, C, h, w), nearest neighbour.
+        overwrite: nobody else needs x.
+    """
     size, grid = x.shape[-2:], scale.shape[-2:]
+    gradient = wants_gradient(x, scale, shift)
+    in_place = overwrite and not gradient and x.dtype == scale.dtype == shift.dtype and not _is_traced()
     if grid == (1, 1) or grid == size:
-        return torch.addcmul(shift, x, scale)
-    if wants_gradient(x, scale, shift) or not whole_cells(x, scale):
+        return torch.addcmul(shift, x, scale, out=x if in_place else None)
+    if gradient or not whole_cells(x, scale):
         # The gradient of a repeated map is quicker this way.
         return torch.addcmul(F.interpolate(shift, size), x, F.interpolate(scale, size))
-    return torch.addcmul(per_cell(shift), cells(x, grid), per_cell(scale)).flatten(4, 5).flatten(2, 3)
+    blocks = cells(x, grid)
+    out = torch.addcmul(per_cell(shift), blocks, per_cell(scale), out=blocks if in_place else None)
+    return out.flatten(4, 5).flatten(2, 3)
+
+
+def _is_traced() -> bool:
+    """Return whether operations are recorded or transformed, which know no results in given memory."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def silu(x: Tensor) -> Tensor:

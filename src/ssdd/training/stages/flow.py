@@ -184,7 +184,7 @@ class FlowStage(Stage):
             save_own_encoder(own, folder)
 
 
-def _latent_normalization(decoder: Decoder) -> dict[str, tuple[float, ...]]:
+def _latent_normalization(decoder: Decoder) -> dict[str, Any]:
     """Return the config entries of the statistics by which latents enter a decoder, if it has any."""
     if decoder.latents_mean is None or decoder.latents_std is None:
         return {}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...checkpoints.names import DIFFUSERS_ENCODER, rename
-from ...kl_baseline import AutoencoderKLBaseline
+from ...nn.kl_baseline import AutoencoderKLBaseline
 from ...objectives.adversarial import (
     DiscriminatorInputs,
     PatchDiscriminator,
@@ -23,7 +23,7 @@ from ...objectives.adversarial import (
 )
 from ...objectives.image import LossInputs, weighted_sum
 from ...objectives.kl import sample_posterior
-from ...processes import mean_over_processes
+from ...runtime.processes import mean_over_processes
 from ..config import KLVAEConfig
 from ..random import BatchRandom
 from ..starting import KLVAEStart, start_kl_vae

@@ -1,0 +1,75 @@
+"""How much memory does a decoding need beside the weights? Each row in a process of its own.
+
+Checks docs/performance.md: 1024 px with S take 1.3 GiB, 1.6 with ``optimize``, and 4096 px in tiles 3.3 GiB, by
+
+    python benchmarks/memory.py --peers kl eager --sizes 1024
+    python benchmarks/memory.py --peers --sizes 4096 --tiling on
+
+On a GPU it is what PyTorch had allocated at most; on a CPU how far the process grew, after its weights were there and a
+small image had been decoded. All but ``eager`` and ``plain`` keep freed memory, as ``optimize`` does on a CPU.
+"""
+
+import argparse
+import multiprocessing
+import sys
+from concurrent.futures import ProcessPoolExecutor
+
+import common
+import torch
+
+from ssdd.runtime.dtypes import torch_dtype
+from ssdd.runtime.memory import keep_freed_memory, memory_growth
+
+
+def main() -> None:
+    parser = common.new_parser(__doc__, timed=False)
+    common.add_decoders(parser, peers=["kl"])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024], help="sides (default: 512 1024)")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1])
+    parser.add_argument("--tiling", choices=["both", "off", "on"], default="both", help="tiles of 512 px, or not")
+    options = common.parse(parser)
+    tilings = ["off", "on"] if options.tiling == "both" else [options.tiling]
+    rows = []
+    for side in sorted(options.sizes):
+        for batch in options.batch_sizes:
+            for kind, size in common.decoder_kinds(options):
+                for tiling in tilings if kind != "onnx" else ["off"]:
+                    rows += measure_apart(kind, size, side, batch, tiling, options)
+                    common.save(rows, options)
+    common.report(rows, options)
+
+
+def measure_apart(
+    kind: str, size: str, side: int, batch: int, tiling: str, options: argparse.Namespace
+) -> list[common.Row]:
+    """Return a row that a fresh process measures; none if it fails."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            name, peak = pool.submit(peak_bytes, kind, size, side, batch, tiling, options).result()
+        except RuntimeError as error:  # no memory left, or the system has ended the process
+            print(f"skipped: {kind} {size} at {side} px, tiling {tiling}: {error}", file=sys.stderr)
+            return []
+    row = {"model": name, "px": side, "batch": batch, "tiling": tiling, "peak MiB": peak / 2**20}
+    return [{**row, "bytes a pixel": peak / (batch * side**2), "cost": peak}]
+
+
+@torch.inference_mode()
+def peak_bytes(
+    kind: str, size: str, side: int, batch: int, tiling: str, options: argparse.Namespace
+) -> tuple[str, int]:
+    """Return the name of the model and how much its decoding takes."""
+    device = torch.device(options.device)
+    if kind not in ("eager", "plain"):
+        keep_freed_memory()
+    model = common.build_decoder(kind, size, options.latent, options.steps, options.device, torch_dtype(options.dtype))
+    if tiling == "on":
+        model.autoencoder.enable_tiling()
+    call = model.call(side, batch)
+    model.call(64, 1)()
+    if device.type == "cuda":  # code for this size, and the libraries' workspaces
+        call()
+    return model.name, memory_growth(call, device)[1]
+
+
+if __name__ == "__main__":
+    main()

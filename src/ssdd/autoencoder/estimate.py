@@ -1,0 +1,95 @@
+"""How many bytes encoding and decoding take, and how many a device has.
+
+The model is one of the tensors that live at the widest place of each network: the last level of the decoder, where the
+skips meet what comes from below, and the first level of the encoder. It is linear in the pixels; its factors were
+fitted to what `benchmarks/memory.py` measures (docs/performance.md).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..runtime.memory import freed_memory_is_kept
+
+LARGE_PIXELS = 1024 * 1024
+"""Images up to this size are never asked about: they fit wherever the weights do."""
+
+SHARE = 0.8
+"""Of the free memory that is used: others want some too."""
+
+_ROUND = 1.08
+"""What is needed over the tensors themselves: blocks that are free but too small, buffers of the libraries."""
+
+_KEPT = 1.4
+"""The same factor again where freed memory is kept (``memory.keep_freed_memory``)."""
+
+_PIXEL_BYTES = 40
+"""Of noise, image and sum over the steps, in float32."""
+
+
+def decoding_bytes(pixels: int, channels: Sequence[int], itemsize: int, device: torch.device) -> int:
+    """Return the bytes above the weights that decoding takes.
+
+    Args:
+        pixels: of all images of the batch.
+        channels: of each level of the decoder.
+        itemsize: bytes of a number.
+        device: where it runs.
+    """
+    # A skip, a shortcut, and what a block takes before and after its norm: a skip beside what comes from below.
+    return _bytes(pixels, (4 * channels[0] + 2 * channels[1]) * itemsize, device)
+
+
+def encoding_bytes(pixels: int, channels: Sequence[int], itemsize: int, device: torch.device) -> int:
+    """Return the same for encoding; channels are those of the encoder's levels."""
+    # Four and, where the allocator finds no room between them, a fifth and a sixth.
+    return _bytes(pixels, 5 * channels[0] * itemsize, device)
+
+
+def _bytes(pixels: int, of_tensors: int, device: torch.device) -> int:
+    kept = _KEPT if device.type == "cpu" and freed_memory_is_kept() else 1.0
+    return round(pixels * (of_tensors * _ROUND + _PIXEL_BYTES) * kept)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Return how many bytes a device has free, also within the limits of a container; None where it does not say."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    table = Path("/proc/meminfo")
+    if device.type != "cpu" or not table.is_file():
+        return None
+    lines = dict(line.split(":", 1) for line in table.read_text().splitlines())
+    available = int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None
+    return min((n for n in (available, _free_in_group()) if n is not None), default=None)
+
+
+def _free_in_group() -> int | None:
+    """Return what the process' control group (version 2) may still take; None without a limit."""
+    try:
+        own = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+        root = Path("/sys/fs/cgroup")
+        group = root / own.removeprefix("0::/")
+        free = []
+        for folder in (group, *group.parents):
+            if (limit := folder / "memory.max").is_file() and (text := limit.read_text().strip()) != "max":
+                free.append(int(text) - int((folder / "memory.current").read_text()) + _cached(folder))
+            if folder == root:
+                break
+        return min(free, default=None)
+    except (OSError, ValueError, StopIteration):  # another system, or a table that is laid out otherwise
+        return None
+
+
+def _cached(folder: Path) -> int:
+    """Return the bytes of files that the system would give up."""
+    lines = (folder / "memory.stat").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, of a GPU or of the machine."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # PyTorch's on a CPU

@@ -1,1 +1,0 @@
-"""Measurements of speed, each a comparison in one run."""

@@ -1,0 +1,1 @@
+"""What the machine gives: processes, whole files, memory, precision."""

@@ -1,0 +1,33 @@
+"""Tables as plain text, and whether progress is shown."""
+
+import os
+from collections.abc import Sequence
+
+_LONGEST = 1500
+
+
+def bars_are_off() -> bool:
+    """Return whether the command has switched progress bars off, by the variable that tqdm has for its default."""
+    return os.environ.get("TQDM_DISABLE") == "1"
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Return a line for each row of a table: the first ``left`` columns flush left, the others flush right.
+
+    Raises ValueError for rows of different lengths.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(_cells(row, widths, left)) for row in rows]
+
+
+def _cells(row: Sequence[str], widths: Sequence[int], left: int) -> list[str]:
+    pairs = enumerate(zip(row, widths, strict=True))
+    return [cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width) in pairs]
+
+
+def one_safe_line(message: str) -> str:
+    """Return a message with words of somebody else's file: on one line, without what a terminal would obey,
+    not endless.
+    """
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

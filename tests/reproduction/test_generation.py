@@ -1,0 +1,69 @@
+"""The comparison of generators: its commands, what is alike, and the verdict."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from reproduction.generation import BASELINE, CANDIDATE, SCALES, TOKENIZERS, Plan, verdict, write
+from ssdd.cli.generate import Train
+from ssdd.cli.parse import parse
+
+SETS = ("caltech101/*", "hires/*")
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return Plan("cpu", tmp_path, ("photos.tar",), SETS)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_commands_are_understood_and_trainings_alike(scale: str, tmp_path: Path) -> None:
+    """A command is refused after hours, or a tokenizer sees more than its rivals."""
+    jobs = Plan(scale, tmp_path, ("photos.tar",), SETS).jobs()
+    commands = [parse(job.arguments) for job in jobs]
+    assert len({job.result for job in jobs}) == len(jobs)
+    tokenizers = [c.recipe for c, job in zip(commands, jobs, strict=True) if job.run in TOKENIZERS]
+    assert len(tokenizers) == len(TOKENIZERS)
+    for config in tokenizers:
+        config.check()
+        same = (config.total_images, config.batch_size, config.data, config.average, config.loss.lpips)
+        first = tokenizers[0]
+        assert same == (first.total_images, first.batch_size, first.data, first.average, first.loss.lpips)
+    generators = [c.recipe for c in commands if isinstance(c, Train)]
+    assert len(generators) == len(SETS) * len(TOKENIZERS)
+    for config in generators:
+        assert config.total_images == SCALES[scale].latents[-1]
+        assert all(seen % config.log.checkpoint_images == 0 for seen in SCALES[scale].latents), "no checkpoint there"
+        assert all(seen % config.batch_size == 0 for seen in SCALES[scale].latents)
+
+
+def measured(plan: Plan, name: str, distances: dict[int, float], minutes: float) -> None:
+    folder = plan.out / "measured"
+    folder.mkdir(exist_ok=True)
+    for seen, distance in distances.items():
+        row = {"set": SETS[0], "tokenizer": name, "latents seen": seen, "frechet": distance, "kid": 0.1}
+        (folder / f"{name}{seen}.json").write_text(json.dumps(row))
+    line = {"run": plan.generator(name, SETS[0]).name, "command": "ssdd generate train x", "seconds": 60 * minutes}
+    with plan.log.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("distance", "conclusion"),
+    [(100.0, "holds"), (104.0, "undecided"), (130.0, "does not hold")],
+)
+def test_verdict(plan: Plan, distance: float, conclusion: str) -> None:
+    """The claim holds although the coarser latents are worse, or not although they are as good in a quarter of the
+    time."""
+    assert verdict(plan, SETS[0]) == ("not run", [])
+    measured(plan, CANDIDATE, {0: 50.0, 25_600: 200.0, 51_200: 150.0, 102_400: distance}, minutes=2)
+    assert verdict(plan, SETS[0])[0] == "not run"
+    measured(plan, BASELINE, {0: 60.0, 25_600: 180.0, 51_200: 130.0, 102_400: 104.0}, minutes=8)
+    found, tests = verdict(plan, SETS[0])
+    assert found == conclusion, tests
+    assert "of 180.0" in tests[1], "the baseline had seen a quarter of the latents in that time"
+    page = write(plan).read_text()
+    assert f"## {SETS[0]}: {conclusion}" in page
+    assert "| SSDD f16c4 | 2.0 | 50.0 / 100 | 200.0 / 100 |" in page
+    assert (plan.out / "curves.png").stat().st_size > 1000

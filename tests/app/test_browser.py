@@ -15,6 +15,7 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install 'ssdd[app]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="a browser is driven by playwright")
+playwright.expect.set_options(timeout=60_000)  # of what the page is to show when its events have ended
 
 from ssdd.autoencoder.codec import load_encoded  # noqa: E402
 from tests.app.serving import Served, serve_page  # noqa: E402
@@ -109,17 +110,14 @@ def test_from_a_drop_to_a_download(
     page = open_page()
     (tmp_path / "mine.png").write_bytes(as_png(picture(100, 130)))
     changes(page, "#slider", lambda: upload(page, tmp_path / "mine.png"))
-    table = page.locator("#table")
-    assert "mine.png: 128 x 96 pixels" in table.inner_text()
-    assert [tiny_model.name, "JPEG, same bytes"] == [
-        name.lstrip("▸ \xa0") for name in table.locator("tbody th").all_inner_texts()
-    ]
+    playwright.expect(page.locator("#table")).to_contain_text("mine.png: 128 x 96 pixels")
+    playwright.expect(page.locator("#table tbody th")).to_contain_text([tiny_model.name, "JPEG, same bytes"])
 
-    handle = page.locator("#slider .inner")
-    left = handle.bounding_box()["x"]
+    left = page.locator("#slider .inner").bounding_box()["x"]
     press(page, "#divider", "ArrowRight", 10)
-    page.wait_for_timeout(500)
-    assert handle.bounding_box()["x"] > left + 5, "the divider does not follow the keyboard"
+    page.wait_for_function(
+        "left => document.querySelector('#slider .inner').getBoundingClientRect().x > left + 5", arg=left
+    )  # the divider follows the keyboard
 
     changes(page, "#slider", lambda: press(page, "#steps", "ArrowRight", 2))
     page.wait_for_function("document.querySelector('#table tbody tr td:nth-child(6)').innerText == '3'")
@@ -129,15 +127,15 @@ def test_from_a_drop_to_a_download(
     changes(page, "#slider", lambda: page.locator("#shown").get_by_text(tiny_model.name).click())
 
     tab(page, "Zoom")
-    assert page.locator("#crops figure").count() == 3, "the original and two models"
+    playwright.expect(page.locator("#crops figure")).to_have_count(3)  # the original and two models
     changes(page, "#crops", lambda: press(page, "#zoom", "ArrowRight", 4))
     page.locator("#overview img").click(position={"x": 5, "y": 5})
     page.wait_for_function("document.querySelector('#across input[type=number]').value < 5")
     tab(page, "Latent")
-    assert page.locator("#channels figure").count() == 4
+    playwright.expect(page.locator("#channels figure")).to_have_count(4)
 
     tab(page, "Download")
-    assert "STEPS, SEED, LATENT_NOISE = 3, 1, 0.2" in page.locator("#python").inner_text().replace("\xa0", " ")
+    playwright.expect(page.locator("#python")).to_contain_text("STEPS, SEED, LATENT_NOISE = 3, 1, 0.2")
     page.get_by_role("button", name="Make the files").click()
     links = page.locator("#files a[download]")
     links.nth(4).wait_for()
@@ -153,7 +151,7 @@ def test_models_examples_and_a_folder(open_page: "Callable[..., Page]", tmp_path
     page.locator("#models").get_by_text("bicubic:8").click()
     page.wait_for_selector("#table tbody tr:nth-child(3)")
     changes(page, "#slider", lambda: page.locator("#examples button").nth(1).press("Enter"))
-    assert "photo-1.png: 192 x 128 pixels" in page.locator("#table").inner_text()
+    playwright.expect(page.locator("#table")).to_contain_text("photo-1.png: 192 x 128 pixels")
     tab(page, "Folder")
     page.get_by_role("button", name="Compare on the folder").click()
     page.wait_for_selector("#folder-table:has-text('2 crops of 2 images')")
@@ -197,7 +195,7 @@ def test_hostile_uploads_are_named_on_the_page(
         upload(page, tmp_path / name)
         toast = page.get_by_test_id("toast-body").last
         toast.wait_for()
-        assert expected in toast.inner_text(), name
+        playwright.expect(toast).to_contain_text(expected)
         toast.get_by_test_id("toast-close").click()
         page.get_by_test_id("toast-body").wait_for(state="detached")
     assert sources(page, "#slider") == before, "what was there is lost"

@@ -1,4 +1,4 @@
-"""How fast is decoding on a GPU, by torch.compile and as CUDA graphs, against the KL-VAE, eager and compiled?
+"""How fast is decoding on a GPU, by torch.compile, as CUDA graphs, and with FlexAttention, against the KL-VAE?
 
     python benchmarks/gpu.py --out gpu.json
 
@@ -9,10 +9,12 @@ ones are the first.
 
 import sys
 import time
+from dataclasses import replace
 from statistics import median
 
 import common
 import torch
+from peers import flex
 
 from ssdd.runtime.dtypes import torch_dtype
 from ssdd.runtime.peak import peak_flops
@@ -28,8 +30,10 @@ def main() -> None:
     parser.add_argument("--start-before", type=float, default=240, help="seconds (default: 240)")
     options = common.parse(parser)
     begin, dtype = time.monotonic(), torch_dtype(options.dtype)
-    kinds = (("kl", ""), ("kl-compiled", ""), ("graphs", options.decoder), ("SSDD", options.decoder))
-    models = [common.build_decoder(kind, size, "f8c4", 1, options.device, dtype) for kind, size in kinds]
+    how = ("f8c4", 1, options.device, dtype)
+    diffusers = [common.build_decoder(kind, "", *how) for kind in ("kl", "kl-compiled")]
+    graphs, other, ours = (common.build_decoder(kind, options.decoder, *how) for kind in ("graphs", "SSDD", "SSDD"))
+    models = [*diffusers, graphs, with_flex_attention(other), ours]
     peak, rows = peak_flops(torch.device(options.device), dtype), []
     for cell in options.cells:
         if time.monotonic() - begin > options.start_before:
@@ -41,6 +45,16 @@ def main() -> None:
         print(f"\n{common.table(rows[-len(models) :])}", flush=True)
     print(f"\n{targets(rows, models[-1].name)}\n")
     common.report(rows, options)
+
+
+def with_flex_attention(model: common.Model) -> common.Model:
+    """Return a decoder that attends by ``peers/flex.py``; its first call compiles it."""
+
+    def run(*inputs: torch.Tensor) -> object:
+        with flex.used():
+            return model.run(*inputs)
+
+    return replace(model, name=model.name.replace("SSDD", "flex"), run=run)
 
 
 def targets(rows: list[common.Row], ours: str) -> str:

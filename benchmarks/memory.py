@@ -1,6 +1,6 @@
 """How much memory does a decoding need beside the weights? Each row in a process of its own.
 
-Checks docs/performance.md: 1024 px with S take 1.3 GiB, 1.6 with ``optimize``, and 4096 px in tiles 3.3 GiB, by
+Checks what docs/performance.md says of 1024 and 4096 px, by
 
     python benchmarks/memory.py --peers kl eager --sizes 1024
     python benchmarks/memory.py --peers --sizes 4096 --tiling on

@@ -40,7 +40,7 @@ def test_one_failure_is_named_and_the_rest_done(capsys: pytest.CaptureFixture[st
         (2, 2, 1, 3, "turned 2 files into out (2 were there before)"),
         (0, 2, 0, 0, "turned 0 files into out (2 were there before)"),
         (0, 0, 1, 1, ""),
-        (0, 1, 1, 3, "turned 0 files into out (1 were there before)"),
+        (0, 1, 1, 3, "turned 0 files into out (1 was there before)"),
     ],
 )
 def test_summary(done: int, kept: int, failed: int, status: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:

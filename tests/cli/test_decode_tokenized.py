@@ -65,7 +65,7 @@ def test_again_only_and_overwrite(ssdd: Ssdd, latents: Callable[..., Path], tmp_
     written = other.stat().st_mtime_ns
     result = ssdd(*decode)
     assert result.status == 3, "a file of somebody else passes for an image"
-    assert "decoded 1 files into images (1 were there before)" in result.out
+    assert "decoded 1 file into images (1 was there before)" in result.out
     assert kept.read_bytes() == b"precious"
     assert other.stat().st_mtime_ns == written, "it was decoded again"
     assert len(tree(tmp_path / "images")) == 3

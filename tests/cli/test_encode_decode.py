@@ -116,7 +116,7 @@ def test_second_run(run: Ssdd, tmp_path: Path, tree: Tree, picture: Picture, com
     if command == "encode":
         assert len(tree(out)) == 1, "something was written"
     else:
-        assert (result.status, result.out) == (3, f"decoded 1 files into {out}\n")
+        assert (result.status, result.out) == (3, f"decoded 1 file into {out}\n")
         assert len(tree(out)) == 2, "the other input was not done, or something else was left behind"
     assert written.read_bytes() == b"precious", "a result was replaced without --overwrite"
     assert run(command, path, other, "--out", out, "--overwrite").status == 0, "--overwrite fails"
@@ -132,7 +132,7 @@ def test_goes_on_where_it_was_stopped(run: Ssdd, tmp_path: Path, tree: Tree, pic
     before = tree(tmp_path / "out")
     (tmp_path / "out" / "a.safetensors").unlink()
     again = run(*encode)
-    assert (again.status, again.out) == (0, f"encoded 1 files into {tmp_path / 'out'} (1 were there before)\n")
+    assert (again.status, again.out) == (0, f"encoded 1 file into {tmp_path / 'out'} (1 was there before)\n")
     after = tree(tmp_path / "out")
     assert (after.keys(), after["b.safetensors"]) == (before.keys(), before["b.safetensors"])
     (tmp_path / "out" / "a.safetensors").unlink()
@@ -166,7 +166,7 @@ def test_images_that_were_decoded_otherwise_are_not_kept(run: Ssdd, tmp_path: Pa
     before = tree(tmp_path / "out")
     (tmp_path / "out" / "a.png").unlink()
     again = run(*decode, "--seed", 3)
-    assert (again.status, again.out) == (0, f"decoded 1 files into {tmp_path / 'out'} (1 were there before)\n")
+    assert (again.status, again.out) == (0, f"decoded 1 file into {tmp_path / 'out'} (1 was there before)\n")
     assert tree(tmp_path / "out") == before
     for asked in (decode, (*decode[:-1], 1, "--seed", 3)):
         result = run(*asked)

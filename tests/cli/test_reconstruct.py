@@ -167,7 +167,7 @@ def test_goes_on_where_it_was_stopped(
     result = reconstruct(*every)
     assert result.status == 0, result.err
     assert "2 images in" in result.out
-    assert "(1 were there before)" in result.out
+    assert "(1 was there before)" in result.out
     told = json.loads(reconstruct(*every, "--json").out)
     assert [(row["image"], row["seconds"]) for row in told["images"]] == [("a.png", None), ("b.png", None)]
     assert f"PSNR {told['mean']['psnr']:.2f} dB" in result.out
@@ -191,7 +191,7 @@ def test_another_model_of_the_same_name(ssdd: Ssdd, tiny_model: Path, tmp_path: 
     shutil.copytree(tiny_model, tmp_path / "model")
     command = ("reconstruct", tmp_path / "a.png", "--out", tmp_path / "out", "--model")
     assert ssdd(*command, tmp_path / "model").status == 0
-    assert "(1 were there before)" in ssdd(*command, tiny_model).out, "another path of the same model"
+    assert "(1 was there before)" in ssdd(*command, tiny_model).out, "another path of the same model"
     other = AutoencoderSSDD.from_pretrained(tmp_path / "model")
     other.decoder.conv_out.bias.data += 0.1
     other.save_pretrained(tmp_path / "model")

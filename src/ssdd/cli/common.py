@@ -237,8 +237,8 @@ def summarize(verb: str, done: int, kept: int, failed: int, out: Path) -> int:
     if failed:
         print(f"{verb} {done} of {done + failed} files; {failed} failed", file=sys.stderr)
     if done or kept:
-        before = f" ({kept:,} were there before)" if kept else ""
-        print(f"{verb} {done:,} files into {out}{before}")
+        before = f" ({kept:,} {'was' if kept == 1 else 'were'} there before)" if kept else ""
+        print(f"{verb} {done:,} {'file' if done == 1 else 'files'} into {out}{before}")
     if not failed:
         return 0
     return SKIPPED if done or kept else ERROR

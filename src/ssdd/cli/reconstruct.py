@@ -150,7 +150,7 @@ def run(options: Reconstruct) -> int:
         print_json({**found, "mean": _as_dict(mean), "images": rows})
     else:
         kept = sum(result.seconds is None for result in results)
-        before = f" ({kept:,} were there before)" if kept else ""
+        before = f" ({kept:,} {'was' if kept == 1 else 'were'} there before)" if kept else ""
         print(f"{len(results)} images in {options.out}{before}: mean {describe(mean, compare.lpips_network)}")
     return SKIPPED if failed else 0
 

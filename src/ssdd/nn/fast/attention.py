@@ -45,13 +45,10 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: tu
     )
     v = F.pad(v.unflatten(2, grid), (0, 1 + extra, radius, right + radius, radius, below + radius))
 
-    q = _blocks(q, blocks, BLOCK)  # (B * blocks, h, 64, d')
-    k = _blocks(k, blocks, seen)  # (B * blocks, h, 484, d')
-    v = _blocks(v, blocks, seen)  # (B * blocks, h, 484, d')
     query = tuple(p + radius for p in positions(BLOCK, BLOCK, q.device))
     bias = window_bias(table, (query[0], query[1]), positions(seen, seen, q.device))  # (h, 64, 484)
-    attend = _attend_biased if q.device.type == "cpu" else _attend_fused
-    out = attend(q, k, v, bias.to(q.dtype))[..., :width]
+    attend = _attend_some_at_a_time if q.device.type == "cpu" else _attend_fused
+    out = attend(_squares(q, BLOCK), _squares(k, seen), _squares(v, seen), bias.to(q.dtype))[..., :width]
 
     out = out.unflatten(2, (BLOCK, BLOCK)).unflatten(0, (batch, *blocks))  # (B, br, bc, h, 8, 8, d)
     out = out.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)  # (B, h, R + below, C + right, d)
@@ -59,26 +56,41 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: tu
 
 
 def _attend_fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """(blocks, h, Q, d) of queries that are scaled already, by the kernel of the device. bias: (h, Q, K)."""
+    """Return the attention of squares of queries that are scaled already, (B * blocks, h, Q, d).
+
+    Args:
+        q, k, v: (B, h, br, bc, d, side, side), views of overlapping squares.
+        bias: (h, Q, K).
+    """
+    q, k, v = map(_blocks, (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=1.0)
 
 
-def _attend_biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Return the same by matrix products, some blocks at a time: quicker than the fused kernel of CPUs in
-    half precision.
+def _attend_some_at_a_time(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Return the same by matrix products, some blocks at a time: quicker than the fused kernel of CPUs in half precision,
+    and keys and values of all blocks, 7.6 times the tokens', are never there at once.
     """
-    bias = bias.repeat(min(len(q), _BLOCKS_AT_ONCE), 1, 1)  # (blocks * h, Q, K)
+    columns = min(q.shape[3], _BLOCKS_AT_ONCE)
+    rows = min(q.shape[2], _BLOCKS_AT_ONCE // columns)
+    bias = bias.repeat(rows * columns, 1, 1)  # (blocks * h, Q, K)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        heads = q.shape[1]
+        q, k, v = (_blocks(x).flatten(0, 1) for x in (q, k, v))
         scores = torch.baddbmm(bias[: len(q)], q, k.transpose(1, 2))
-        return scores.softmax(dim=-1) @ v
+        return (scores.softmax(dim=-1) @ v).unflatten(0, (-1, heads))
 
-    parts = zip(*(x.flatten(0, 1).split(len(bias)) for x in (q, k, v)), strict=True)
-    return torch.cat([attend(*part) for part in parts]).unflatten(0, q.shape[:2])
+    parts = [(q, k, v)]
+    for size, dim in ((1, 0), (rows, 2), (columns, 3)):  # images, then rows, then columns of blocks
+        parts = [part for whole in parts for part in zip(*(x.split(size, dim) for x in whole), strict=True)]
+    return torch.cat([attend(*part) for part in parts])
 
 
-def _blocks(x: Tensor, blocks: tuple[int, int], size: int) -> Tensor:
-    """(B, h, R', C', d) -> (B * blocks, h, size * size, d): squares of ``size``, one every ``BLOCK`` tokens."""
-    x = x.unfold(2, size, BLOCK).unfold(3, size, BLOCK)  # (B, h, br, bc, d, size, size)
-    x = x.permute(0, 2, 3, 1, 5, 6, 4)
-    return x.reshape(x.shape[0] * blocks[0] * blocks[1], x.shape[3], size * size, x.shape[-1])
+def _squares(x: Tensor, side: int) -> Tensor:
+    """(B, h, R', C', d) -> (B, h, br, bc, d, side, side): a view of squares, one every ``BLOCK`` tokens."""
+    return x.unfold(2, side, BLOCK).unfold(3, side, BLOCK)
+
+
+def _blocks(squares: Tensor) -> Tensor:
+    """(B, h, br, bc, d, side, side) -> (B * br * bc, h, side * side, d)."""
+    return squares.permute(0, 2, 3, 1, 5, 6, 4).flatten(4, 5).flatten(0, 2)

@@ -5,9 +5,9 @@ Checks what docs/performance.md says of 1024 and 4096 px, by
     python benchmarks/memory.py --peers kl eager --sizes 1024
     python benchmarks/memory.py --peers --sizes 4096 --tiling on
 
-*allocated* is what PyTorch had allocated at most, *grew* how far the process of a CPU grew, after its weights were there
-and a small image had been decoded: more, for the C library keeps some of what was freed. All but ``eager`` and ``plain``
-keep all of it, as ``optimize`` does on a CPU. ONNX Runtime allocates by itself.
+*allocated* is what PyTorch had at most, *grew* how far the process of a CPU grew, after its weights were there and a
+small image had been decoded: more, for the C library keeps some of what was freed. All but ``eager`` and ``plain`` keep
+all of it, as ``optimize`` does on a CPU. ONNX Runtime allocates by itself.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Our decoder's windowed attention by FlexAttention, which reads keys where they lie instead of copying them by blocks.
 
-``benchmarks/gpu.py`` measures it. On a CPU the kernel is four times slower than copied blocks. The tokens are put into the order of tiles of 8 x 16, one block
-of the kernel each, so that a tile attends to itself and its eight neighbours; the window, the relative bias and the
-border are functions that are compiled into the kernel.
+``benchmarks/gpu.py`` measures it. On a CPU the kernel is four times slower than copied blocks. The tokens are put into
+the order of tiles of 8 x 16, one block of the kernel each, so that a tile attends to itself and its eight neighbours.
+Window, relative bias and border are functions that are compiled into the kernel.
 
 Shapes: B batch, h heads, R x C token grid, N = R * C, d head width, T tiles.
 """
@@ -89,7 +89,7 @@ def _block_mask(grid: tuple[int, int], tiles: tuple[int, int], radius: int, devi
     row, column = number // tiles[1], number % tiles[1]
     seen = ((row[:, None] - row).abs() <= 1) & ((column[:, None] - column).abs() <= 1)  # (T, T)
     counts = seen.sum(1, dtype=torch.int32)
-    first = seen.to(torch.int8).argsort(dim=1, descending=True, stable=True).to(torch.int32)  # those that are seen first
+    seen_first = seen.to(torch.int8).argsort(dim=1, descending=True, stable=True).to(torch.int32)
     return BlockMask.from_kv_blocks(
-        counts[None, None], first[None, None], BLOCK_SIZE=(TILE, TILE), mask_mod=window, compute_q_blocks=False
+        counts[None, None], seen_first[None, None], BLOCK_SIZE=(TILE, TILE), mask_mod=window, compute_q_blocks=False
     )

@@ -1,6 +1,6 @@
 """How fast is decoding, against diffusers' autoencoders and against our own network as it is defined?
 
-Checks the table of docs/performance.md, "How quick", and with it the README's 2.6 to 3.0 times, by
+Checks the table of docs/performance.md, "How quick", and with it the README's 2.5 to 3.0 times, by
 
     python benchmarks/decode.py --peers kl tiny plain --batch-sizes 1 4
     python benchmarks/decode.py --decoders XS S B M L XL H --peers kl --rounds 4

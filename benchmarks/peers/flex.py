@@ -1,6 +1,6 @@
 """Our decoder's windowed attention by FlexAttention, which reads keys where they lie instead of copying them by blocks.
 
-``benchmarks/gpu.py`` measures it. On a CPU the kernel is four times slower than copied blocks. The tokens are put into
+``benchmarks/gpu.py --flex`` measures it. On a CPU it takes four times as long as copied blocks. The tokens are put into
 the order of tiles of 8 x 16, one block of the kernel each, so that a tile attends to itself and its eight neighbours.
 Window, relative bias and border are functions that are compiled into the kernel.
 
@@ -21,8 +21,6 @@ from ssdd.nn import fast
 ROWS, COLUMNS = 8, 16  # of a tile; both more than the radius, so that the neighbours are all that a query sees
 TILE = ROWS * COLUMNS
 
-_kernel = torch.compile(flex_attention, dynamic=False)  # part of the decoder's graph where that is compiled
-
 
 def windowed_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: tuple[int, int]) -> Tensor:
     """Return what ``ssdd.nn.ops.windowed_attention`` does, (B, h, N, d)."""
@@ -39,7 +37,7 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: tup
 
     q, k, v = (_to_tiles(part, grid, tiles) for part in (q, k, v))
     mask = _block_mask(grid, tiles, radius, q.device)
-    return _from_tiles(_kernel(q, k, v, score_mod=bias, block_mask=mask), grid, tiles)
+    return _from_tiles(flex_attention(q, k, v, score_mod=bias, block_mask=mask), grid, tiles)
 
 
 @contextmanager
@@ -91,5 +89,5 @@ def _block_mask(grid: tuple[int, int], tiles: tuple[int, int], radius: int, devi
     counts = seen.sum(1, dtype=torch.int32)
     seen_first = seen.to(torch.int8).argsort(dim=1, descending=True, stable=True).to(torch.int32)
     return BlockMask.from_kv_blocks(
-        counts[None, None], seen_first[None, None], BLOCK_SIZE=(TILE, TILE), mask_mod=window, compute_q_blocks=False
+        counts[None, None], seen_first[None, None], BLOCK_SIZE=(TILE, TILE), mask_mod=window
     )

@@ -111,7 +111,9 @@ def test_from_a_drop_to_a_download(
     (tmp_path / "mine.png").write_bytes(as_png(picture(100, 130)))
     changes(page, "#slider", lambda: upload(page, tmp_path / "mine.png"))
     playwright.expect(page.locator("#table")).to_contain_text("mine.png: 128 x 96 pixels")
-    playwright.expect(page.locator("#table tbody th")).to_contain_text([tiny_model.name, "JPEG, same bytes"])
+    rows = playwright.expect(page.locator("#table tbody th"))
+    rows.to_have_count(2)
+    rows.to_contain_text([tiny_model.name, "JPEG, same bytes"])
 
     left = page.locator("#slider .inner").bounding_box()["x"]
     press(page, "#divider", "ArrowRight", 10)

@@ -154,10 +154,10 @@ def test_generation(script: Script, tmp_path: Path) -> None:
 
 def test_gpu(script: Script, tmp_path: Path) -> None:
     out = tmp_path / "now.json"
-    printed = script("gpu", *QUICK, "--decoder", "XXS", "--cells", "32x1", "--out", out)
-    eager, compiled, graphs, flex, ours = read(out)
-    names = ["KL-VAE f8c4", "KL-VAE f8c4, compiled", "graphs-XXS f8c4", "flex-XXS f8c4", "SSDD-XXS f8c4"]
-    assert [row["model"] for row in (eager, compiled, graphs, flex, ours)] == names
+    printed = script("gpu", *QUICK, "--decoder", "XXS", "--cells", "32x1", "--flex", "--out", out)
+    eager, compiled, graphs, ours, flex = read(out)
+    names = ["KL-VAE f8c4", "KL-VAE f8c4, compiled", "graphs-XXS f8c4", "SSDD-XXS f8c4", "flex-XXS f8c4"]
+    assert [row["model"] for row in (eager, compiled, graphs, ours, flex)] == names
     assert eager["GFLOP"] == compiled["GFLOP"] > ours["GFLOP"] == flex["GFLOP"] > 0
     assert "met" not in printed, "no target is known at 32 px"
 
@@ -168,9 +168,10 @@ def test_targets_are_judged_by_each_model(script: Script) -> None:
     rows = [
         {"model": "a", "seconds": [3.0, 6.0]},
         {"model": "b", "seconds": [2.0, 2.0]},
+        {"model": "another of ours", "seconds": [2.0, 2.0]},
         {"model": "ours", "seconds": [1.0, 2.0]},
     ]
-    lines = gpu["targets"]([{**row, "px": 256, "batch": 8} for row in rows], "ours").splitlines()
+    lines = gpu["targets"]([{**row, "px": 256, "batch": 8} for row in rows], "ours", ["a", "b"]).splitlines()
     assert lines == [
         "256 px, batch 8, against a: 3.00x, 2.5x is met",
         "256 px, batch 8, against b: 1.50x, 2.5x is NOT met",

@@ -69,8 +69,8 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 def _attend_some_at_a_time(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """Return the same by matrix products, some blocks at a time.
 
-    Quicker than the fused kernel of CPUs in half precision; and keys and values of all blocks, 7.6 times as many as
-    tokens, are never there at once.
+    Quicker than the fused kernel of CPUs in half precision; and without gradients keys and values of all blocks, 7.6
+    times as many as tokens, are never there at once.
     """
     columns = min(q.shape[3], _BLOCKS_AT_ONCE)
     rows = min(q.shape[2], _BLOCKS_AT_ONCE // columns)

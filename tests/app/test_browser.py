@@ -4,6 +4,7 @@ import io
 import re
 import shutil
 import struct
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ pytest.importorskip("gradio", reason="the page needs gradio: pip install 'ssdd[a
 playwright = pytest.importorskip("playwright.sync_api", reason="a browser is driven by playwright")
 playwright.expect.set_options(timeout=60_000)  # of what the page is to show when its events have ended
 
+from ssdd.app.compare import Comparison, compare  # noqa: E402
 from ssdd.autoencoder.codec import load_encoded  # noqa: E402
 from tests.app.serving import Served, serve_page  # noqa: E402
 
@@ -161,6 +163,30 @@ def test_models_examples_and_a_folder(open_page: "Callable[..., Page]", tmp_path
         page.locator("#report a[download]").first.click()
     download.value.save_as(tmp_path / "report.html")
     assert "bicubic:8" in (tmp_path / "report.html").read_text()
+
+
+def test_a_model_that_is_chosen_meanwhile_stays_chosen(
+    open_page: "Callable[..., Page]", tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = open_page()
+    shown = page.locator("#table tr.shown th")
+    playwright.expect(shown).to_contain_text(tiny_model.name)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow_compare(*args: object) -> Comparison:
+        begun.set()
+        assert go_on.wait(60)
+        return compare(*args)
+
+    monkeypatch.setattr("ssdd.app.page.compare", slow_compare)
+    press(page, "#steps", "ArrowRight")
+    assert begun.wait(60)
+    page.locator("#shown").get_by_text("JPEG, same bytes").click()
+    playwright.expect(shown).to_contain_text("JPEG")
+    go_on.set()
+    playwright.expect(page.locator("#table tbody tr td:nth-child(6)").first).to_have_text("2")
+    playwright.expect(shown).to_contain_text("JPEG")
+    playwright.expect(page.locator("#shown input:checked")).to_have_value("JPEG, same bytes")
 
 
 def bomb() -> bytes:

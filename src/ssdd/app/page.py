@@ -205,16 +205,19 @@ class _Page:
         choices: set[Block] = {self.labels, self.steps, self.seed, self.noise, self.shown, self.x, self.y, self.zoom}
         looks: list[Any] = [self.slider, self.difference, self.table, self.channels]
         squares: list[Any] = [self.overview, self.crops]
-        outputs = [self.state, self.shown, *looks, *squares, self.python, self.command]
+        outputs = [self.state, self.shown, *squares, self.python, self.command]
         device = {**_DEVICE, "outputs": outputs, "show_progress_on": [self.slider], "trigger_mode": "always_last"}
-        self.upload.upload(self.on_upload, {self.upload, *choices}, **device)
-        self.upload.upload(lambda: None, None, self.upload, **_LOOK)  # ready for the next one
-        self.gallery.select(self.on_example, choices, **device)
-        if self.options.examples:
-            page.load(self.on_load, choices, **device)
         changes = [self.labels.change, self.steps.change, self.seed.change, self.noise.change]
-        gr.on(changes, self.on_settings, {self.state, *choices}, **device)
-        self.shown.input(self.on_shown, {self.state, self.shown}, looks, **_LOOK)
+        compared = [
+            self.upload.upload(self.on_upload, {self.upload, *choices}, **device),
+            self.gallery.select(self.on_example, choices, **device),
+            gr.on(changes, self.on_settings, {self.state, *choices}, **device),
+        ]
+        if self.options.examples:
+            compared.append(page.load(self.on_load, choices, **device))
+        for look in (self.shown.input, *(event.success for event in compared)):  # another model may be shown by now
+            look(self.on_shown, {self.state, self.shown}, looks, **_LOOK)
+        self.upload.upload(lambda: None, None, self.upload, **_LOOK)  # ready for the next one
         self.divider.change(lambda percent: gr.ImageSlider(slider_position=percent), self.divider, self.slider, **_LOOK)
         moves = [self.x.change, self.y.change, self.zoom.change]
         gr.on(moves, self.on_region, {self.state, self.x, self.y, self.zoom}, squares, **_LOOK)
@@ -330,10 +333,11 @@ class _Page:
 
     def _show(self, comparison: Comparison, values: Values) -> list[Any]:
         names = [result.label for result in comparison.reconstructions]
-        label = values[self.shown] if values[self.shown] in names else next(iter(names), None)
-        radio = gr.Radio(names, value=label, visible=len(names) > 1)
+        # A model that was chosen while this one was at work stays chosen.
+        chosen = {} if values[self.shown] in names else {"value": next(iter(names), None)}
+        radio = gr.Radio(names, visible=len(names) > 1, **chosen)
         snippets = [python_snippet(comparison, self.models), command_snippet(comparison, self.models)]
-        return [comparison, radio, *self._looks(comparison, label), *self._squares(comparison, values), *snippets]
+        return [comparison, radio, *self._squares(comparison, values), *snippets]
 
     def _looks(self, comparison: Comparison, label: str | None) -> list[Any]:
         """Return slider, difference, table and channels."""

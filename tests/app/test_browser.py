@@ -127,19 +127,26 @@ def test_from_a_drop_to_a_download(
     page.wait_for_function("document.querySelector('#table tbody tr td:nth-child(6)').innerText == '3'")
     changes(page, "#slider", lambda: press(page, "#noise", "ArrowRight", 4))
     changes(page, "#difference", lambda: press(page, "#seed", "ArrowRight"))
+    tab(page, "Download")
+    playwright.expect(page.locator("#python")).to_contain_text("STEPS, SEED, LATENT_NOISE = 3, 1, 0.2")
+    tab(page, "Compare")  # all is computed: a control that is drawn anew would lose a click
     changes(page, "#slider", lambda: page.locator("#shown").get_by_text("JPEG, same bytes").click())
     changes(page, "#slider", lambda: page.locator("#shown").get_by_text(tiny_model.name).click())
 
     tab(page, "Zoom")
     playwright.expect(page.locator("#crops figure")).to_have_count(3)  # the original and two models
     changes(page, "#crops", lambda: press(page, "#zoom", "ArrowRight", 4))
-    page.locator("#overview img").click(position={"x": 5, "y": 5})
-    page.wait_for_function("document.querySelector('#across input[type=number]').value < 5")
+    across = page.locator("#across input[type=number]")
+    for _ in range(20):  # the picture is drawn anew for each step of the zoom, and takes no click until it is there
+        page.locator("#overview img").click(position={"x": 5, "y": 5})
+        page.wait_for_timeout(500)
+        if float(across.input_value()) < 5:
+            break
+    assert float(across.input_value()) < 5, "a click on the overview does not choose a square"
     tab(page, "Latent")
     playwright.expect(page.locator("#channels figure")).to_have_count(4)
 
     tab(page, "Download")
-    playwright.expect(page.locator("#python")).to_contain_text("STEPS, SEED, LATENT_NOISE = 3, 1, 0.2")
     page.get_by_role("button", name="Make the files").click()
     links = page.locator("#files a[download]")
     links.nth(4).wait_for()

@@ -334,7 +334,7 @@ class _Page:
     def _show(self, comparison: Comparison, values: Values) -> list[Any]:
         names = [result.label for result in comparison.reconstructions]
         # A model that was chosen while this one was at work stays chosen.
-        chosen = {} if values[self.shown] in names else {"value": next(iter(names), None)}
+        chosen: dict[str, Any] = {} if values[self.shown] in names else {"value": next(iter(names), None)}
         radio = gr.Radio(names, visible=len(names) > 1, **chosen)
         snippets = [python_snippet(comparison, self.models), command_snippet(comparison, self.models)]
         return [comparison, radio, *self._squares(comparison, values), *snippets]

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the models, times in turns, operations, memory on the way, tables and files.
+"""What the benchmarks share: the models, times in turns, operations, tables and files.
 
 Weights are random: speed does not depend on them. The models take turns within one process, so that what slows the
 machine slows all of them. A speed is the median over rounds of the ratio to the first model, its spread the smallest
@@ -8,10 +8,8 @@ Shapes: B batch, S side of an image, c latent channels, g x g latent grid.
 """
 
 import argparse
-import contextlib
 import json
 import math
-import os
 import platform
 import statistics
 import sys
@@ -307,41 +305,6 @@ def speed_rows(
 def ratios(slow: Sequence[float], quick: Sequence[float]) -> list[float]:
     """Return how many times as long the first took, in each round."""
     return [a / b for a, b in zip(slow, quick, strict=True)]
-
-
-# ---- memory ----------------------------------------------------------------------------------------------------------
-
-
-class MemoryMeter:
-    """Read the memory of this process and of all that it has started at some shares of the work."""
-
-    SHARES = (0.01, 0.5, 1.0)
-
-    def __init__(self, total: int) -> None:
-        self.total, self.done = total, 0
-        self.mebibytes: list[float] = []
-
-    def update(self, count: int = 1) -> None:
-        self.done += count
-        while len(self.mebibytes) < 3 and self.done >= self.SHARES[len(self.mebibytes)] * self.total:
-            self.mebibytes.append(sum(map(_proportional_set, _processes_below(os.getpid()))) / 1024)
-
-
-def _processes_below(pid: int) -> list[int]:
-    """Return a process, all that it has started, and those have."""
-    pids = [pid]
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            pids += [below for child in path.read_text().split() for below in _processes_below(int(child))]
-    return pids
-
-
-def _proportional_set(pid: int) -> int:
-    """Return KiB in memory, a page of n processes as 1 / n; 0 for a process that has ended."""
-    with contextlib.suppress(OSError):
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return 0
 
 
 # ---- tables and files ------------------------------------------------------------------------------------------------

@@ -1,27 +1,23 @@
-"""What does an evaluation cost beside the autoencoder's own work, in time and in memory?
+"""What does an evaluation cost beside the autoencoder's own work?
 
     python benchmarks/evaluation.py eval-kodak.tar --images 16 --batch-size 8 --repeats 2
-    python benchmarks/evaluation.py --growth 10000
 
-Checks docs/evaluation.md: 1.044 times as long, and memory that does not grow. The bare loop encodes and decodes crops
+Checks docs/evaluation.md: 1.044 times as long. The bare loop encodes and decodes crops
 that lie in memory already; the evaluation reads and crops them, does the same, and computes PSNR, SSIM, LPIPS-squeeze,
-spectra and colour shifts. Both take turns, at one batch size. ``--growth`` evaluates crops of noise with a trivial
-autoencoder instead and prints the memory on the way.
+spectra and colour shifts. Both take turns, at one batch size.
 """
 
 import argparse
 import statistics
-from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
-from common import MemoryMeter, ratios
+from common import ratios
 
 from ssdd import AutoencoderSSDD
 from ssdd.data.sources import SubsetSource, open_source
-from ssdd.evaluation.autoencoders import Autoencoder, Bicubic, PretrainedAutoencoder, load_autoencoder
+from ssdd.evaluation.autoencoders import Autoencoder, PretrainedAutoencoder, load_autoencoder
 from ssdd.evaluation.metrics import BatchMetrics
 from ssdd.evaluation.protocols import EvaluationSet, get_protocol, read_items
 from ssdd.evaluation.run import Entry, Run
@@ -31,24 +27,15 @@ from ssdd.runtime.peak import seconds
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("paths", nargs="*", help="folders, tar files, hf:OWNER/NAME")
+    parser.add_argument("paths", nargs="+", help="folders, tar files, hf:OWNER/NAME")
     parser.add_argument("--model", default="ssdd-f8c4-demo", help="as for ssdd evaluate, or a decoder's preset")
     parser.add_argument("--protocol", default="paper-256-v1")
     parser.add_argument("--images", type=int, default=32, help="of the set, the first ones (default: 32)")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--growth", type=int, help="crops of noise to evaluate; prints the memory only")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if options.growth:
-        growth(options.growth, device)
-    else:
-        overhead(options, device)
-
-
-def overhead(options: argparse.Namespace, device: torch.device) -> None:
-    """Print both times and their ratio."""
     autoencoder, source = load(options.model, device), open_source(options.paths)
     source = SubsetSource(source, np.arange(min(options.images, len(source))))
     evaluation_set = EvaluationSet(source, get_protocol(options.protocol))
@@ -82,37 +69,6 @@ def loop(autoencoder: Autoencoder, crops: np.ndarray, batch_size: int, device: t
         images = torch.from_numpy(crops[first : first + batch_size]).to(device)
         latent = autoencoder.encode(images.permute(0, 3, 1, 2).float() / 127.5 - 1)
         autoencoder.decode(latent, noise=autoencoder.noise(latent, 0, range(first, first + len(images))))
-
-
-class NoiseSource:
-    """Small pictures of noise, each a function of its number."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def name(self, index: int) -> str:
-        return f"{index}.png"
-
-    def read(self, index: int) -> np.ndarray:
-        return np.random.default_rng(index).integers(0, 256, (128, 128, 3), dtype=np.uint8)
-
-
-def growth(count: int, device: torch.device) -> None:
-    """Print the memory at the first hundredth, the half and the end of a long evaluation."""
-    meter = MemoryMeter(count)
-
-    def watched(items: Iterable[Any], total: int) -> Iterator[Any]:
-        for item in items:
-            yield item
-            meter.update()
-
-    evaluation_set = EvaluationSet(NoiseSource(count), get_protocol("paper-128-v1"))
-    Run(evaluation_set, BatchMetrics(device=device), workers=1, progress=watched).add([Entry(Bicubic(8))])
-    for share, mebibytes in zip(meter.SHARES, meter.mebibytes, strict=True):
-        print(f"{share * count:9,.0f} crops  memory {mebibytes:8,.0f} MiB")
 
 
 if __name__ == "__main__":

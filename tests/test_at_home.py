@@ -147,18 +147,28 @@ def test_integers_are_refused(ae: AutoencoderSSDD) -> None:
         ae.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
 
 
-def test_default_noise_is_drawn_once_a_size_and_never_shared(ae: AutoencoderSSDD) -> None:
+def test_default_noise_is_drawn_once_a_size(ae: AutoencoderSSDD) -> None:
+    """It is drawn and copied at every call, for want of a cache; or noise of any size is kept."""
     from ssdd.nn import noise
 
     noise._cached.cache_clear()
-    first = noise.fixed_noise(0, [3, 16, 24], CPU)
-    expected = torch.randn(3, 16, 24, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(first, expected)
-    first.zero_()
-    assert torch.equal(noise.fixed_noise(0, [3, 16, 24], CPU), expected), "the cached noise was written to"
-    assert noise._cached.cache_info().hits == 1
-    noise.fixed_noise(0, [3, 8, 4096 * 2049 // 8], CPU)
-    assert noise._cached.cache_info().currsize == 1, "noise of any size is kept"
+    with torch.inference_mode():
+        first = noise.fixed_noise(0, (3, 16, 24), CPU)
+    assert torch.equal(first, torch.randn(3, 16, 24, generator=torch.Generator().manual_seed(0)))
+    assert noise.fixed_noise(0, (3, 16, 24), CPU) is first
+    assert not first.is_inference(), "no use where gradients are wanted"
+    noise.fixed_noise(0, (3, 8, 4096 * 2049 // 8), CPU)
+    assert noise._cached.cache_info().currsize == 1
+
+
+def test_what_writes_into_the_input_of_the_decoder_does_not_reach_the_kept_noise(ae: AutoencoderSSDD) -> None:
+    z = torch.randn(1, 4, 4, 4)
+    with torch.no_grad():
+        expected = ae.decode(z).sample
+        hook = ae.decoder.register_forward_pre_hook(lambda _, inputs: (inputs[0].zero_(), *inputs[1:]))
+        assert not torch.equal(ae.decode(z).sample, expected)
+        hook.remove()
+        assert torch.equal(ae.decode(z).sample, expected)
 
 
 def test_tiles_of_the_size_that_users_set(ae: AutoencoderSSDD) -> None:

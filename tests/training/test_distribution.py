@@ -28,7 +28,7 @@ TEN = (
 each gradient by itself, and where it is nearly zero, rounding decides its sign."""
 
 TOLERANCES = {"adamw": 1e-5, "muon": 1e-3, "schedule-free-radam": 1e-5}
-"""Muon makes a matrix orthogonal in bfloat16."""
+"""Muon makes a matrix orthogonal in bfloat16 where the processor has that."""
 
 ADVERSARIAL = ("--data.resolution", "32", "--loss.adversarial", "0.5", "--loss.adversarial-from-images", "4")
 

@@ -10,7 +10,7 @@ from ssdd.generation.config import GenerationConfig
 from ssdd.nn.decoder import Decoder
 from ssdd.nn.presets import decoder_size
 from ssdd.training.config import FlowConfig, KLVAEConfig, KLVAELoss, OptimizerConfig
-from ssdd.training.optimizers import Update, build_optimizer, learning_rate, schedule_notes
+from ssdd.training.optimizers import Update, build_optimizer, learning_rate, orthogonal, schedule_notes
 
 NAMES = ("adamw", "muon", "schedule-free-radam")
 CPU = torch.device("cpu")
@@ -80,8 +80,10 @@ def test_biases_and_norms_are_not_decayed(name: str) -> None:
     assert len(found[0] | found[1]) == len(names) - 2, "a frozen parameter is trained, or one is left out"
 
 
-def test_muon_updates_are_pytorchs() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_muon_updates_are_pytorchs(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Convolutions are cut into other rows, momentum is lost between steps, or the ends are trained by Muon too."""
+    monkeypatch.setattr("ssdd.training.optimizers.fastest_dtype", lambda device: dtype)
     torch.manual_seed(0)
     model = nn.ModuleDict({"conv_in": nn.Conv2d(3, 4, 3), "conv": nn.Conv2d(4, 8, 3), "linear": nn.Linear(8, 4)})
     model.to(memory_format=torch.channels_last)
@@ -99,8 +101,21 @@ def test_muon_updates_are_pytorchs() -> None:
         optimizer.step(), expected.step(), adamw.step()
     for row, name in zip(rows, ("conv", "linear"), strict=True):
         found = model[name].weight.detach().flatten(1)
-        torch.testing.assert_close(found, row.detach(), atol=2e-4, rtol=0)  # it works in bfloat16, in another order
+        torch.testing.assert_close(found, row.detach(), atol=2e-4, rtol=0)  # PyTorch's is in bfloat16, in another order
     torch.testing.assert_close(model["conv_in"].weight.detach(), ends.detach())
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8)])
+def test_orthogonal(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Directions are turned, or weak ones do not count: with equal singular values all do."""
+    monkeypatch.setattr("ssdd.training.optimizers.fastest_dtype", lambda device: torch.float32)
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    found = orthogonal(matrix)
+    assert found.dtype == torch.float32
+    values = (u.T @ found @ v.T).diagonal()
+    assert ((values > 0.6) & (values < 1.3)).all(), values
+    torch.testing.assert_close(u * values @ v, found, atol=1e-4, rtol=0)
 
 
 def test_fp16_scales_the_loss_and_finds_the_scale() -> None:

@@ -1,8 +1,8 @@
 """How many bytes encoding and decoding take, and how many a device has.
 
-The model is one of the tensors that live at the widest place of each network: the last level of the decoder, where the
-skips meet what comes from below, and the first level of the encoder. It is linear in the pixels; its factors were
-fitted to what `benchmarks/memory.py` measures (docs/performance.md).
+The tensors that live at the widest place of each network are counted: the last level of the decoder, where a skip
+meets what comes from below, and the first level of the encoder. A process on a CPU grows by more, for the C library
+keeps freed blocks; how much more was fitted to what `benchmarks/memory.py` measures (docs/using.md).
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,10 @@ LARGE_PIXELS = 1024 * 1024
 SHARE = 0.8
 """Of the free memory that is used: others want some too."""
 
-_ROUND = 1.08
-"""What is needed over the tensors themselves: blocks that are free but too small, buffers of the libraries."""
+_WORKSPACES = 1.08
+"""What the libraries of other devices need beside the tensors."""
 
-_KEPT = 1.4
-"""The same factor again where freed memory is kept (``memory.keep_freed_memory``)."""
-
-_PIXEL_BYTES = 40
-"""Of noise, image and sum over the steps, in float32."""
+_MIB = 1 << 20
 
 
 def decoding_bytes(pixels: int, channels: Sequence[int], itemsize: int, device: torch.device) -> int:
@@ -37,19 +33,21 @@ def decoding_bytes(pixels: int, channels: Sequence[int], itemsize: int, device: 
         itemsize: bytes of a number.
         device: where it runs.
     """
-    # A skip, a shortcut, and what a block takes before and after its norm: a skip beside what comes from below.
-    return _bytes(pixels, (4 * channels[0] + 2 * channels[1]) * itemsize, device)
+    # What comes from below and a skip, apart and side by side, and one more skip; noise, image and sum in float32.
+    tensors = pixels * ((3 * channels[0] + 2 * channels[1]) * itemsize + 36)
+    if device.type != "cpu":
+        return round(_WORKSPACES * tensors)
+    if freed_memory_is_kept():  # what building the model left behind is used first
+        return max(tensors, round(1.65 * tensors) - 32 * _MIB)
+    return min(round(1.15 * tensors) + 64 * _MIB, round(1.5 * tensors))
 
 
 def encoding_bytes(pixels: int, channels: Sequence[int], itemsize: int, device: torch.device) -> int:
     """Return the same for encoding; channels are those of the encoder's levels."""
-    # Four and, where the allocator finds no room between them, a fifth and a sixth.
-    return _bytes(pixels, 5 * channels[0] * itemsize, device)
-
-
-def _bytes(pixels: int, of_tensors: int, device: torch.device) -> int:
-    kept = _KEPT if device.type == "cpu" and freed_memory_is_kept() else 1.0
-    return round(pixels * (of_tensors * _ROUND + _PIXEL_BYTES) * kept)
+    tensors = pixels * 5 * channels[0] * itemsize
+    if device.type != "cpu":
+        return round(_WORKSPACES * tensors)
+    return round((1.5 if freed_memory_is_kept() else 1.1) * tensors)
 
 
 def free_bytes(device: torch.device) -> int | None:

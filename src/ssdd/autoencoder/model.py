@@ -429,7 +429,8 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
 
     def _decode(self, z: Tensor, noise: Tensor, steps: int) -> Tensor:
         def sample(z: Tensor, noise: Tensor) -> Tensor:
-            return flow.euler_sample(lambda x_t, t: self.decoder(x_t.to(z.dtype), t, z), noise, steps)
+            # A copy: the noise is kept for the next image, and a hook may write into the decoder's input.
+            return flow.euler_sample(lambda x_t, t: self.decoder(x_t.to(z.dtype, copy=True), t, z), noise, steps)
 
         return self._whole_or_tiles(
             "decoding",
@@ -444,7 +445,7 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
     ) -> Tensor:
         if generator is not None:
             return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        return fixed_noise(self.config.noise_seed, list(shape[1:]), device).expand(shape)  # one for the whole batch
+        return fixed_noise(self.config.noise_seed, shape[1:], device).expand(shape)  # one for the whole batch
 
     def estimate_memory(self, height: int, width: int, batch: int = 1) -> int:
         """Return about how many bytes above the weights it takes to encode or decode images without tiles.

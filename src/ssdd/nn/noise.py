@@ -9,28 +9,38 @@ _CACHED_PIXELS = 2048 * 2048
 """Of an image whose noise is kept: two of them are at most 100 MB."""
 
 
-@torch.library.custom_op("ssdd::fixed_noise", mutates_args=())
-def fixed_noise(seed: int, shape: list[int], device: torch.device) -> Tensor:
+def fixed_noise(seed: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Return standard normal numbers of a shape (3, H, W), float32, drawn on the CPU by the seed.
 
-    An operator of its own, so that ``torch.compile`` and ``torch.export`` take it as it is: random generators cannot be
-    made inside a graph.
+    They are for reading: the next call returns the same tensor.
     """
-    if shape[1] * shape[2] > _CACHED_PIXELS:
-        return _draw(seed, tuple(shape)).to(device)
-    return _cached(seed, tuple(shape), device).clone()  # an operator's result is its caller's own
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():  # tensors may be fake in here
+        return _fixed_noise(seed, list(shape), device)
+    return _kept(seed, shape, device)
 
 
-@fixed_noise.register_fake
+@torch.library.custom_op("ssdd::fixed_noise", mutates_args=())
+def _fixed_noise(seed: int, shape: list[int], device: torch.device) -> Tensor:
+    """Return the same as an operator, whose result is its caller's own.
+
+    ``torch.compile`` and ``torch.export`` take it as it is: random generators cannot be made inside a graph.
+    """
+    return _kept(seed, tuple(shape), device).clone()
+
+
+@_fixed_noise.register_fake
 def _(seed: int, shape: list[int], device: torch.device) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=device)
 
 
-@functools.lru_cache(maxsize=2)
-def _cached(seed: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    return _draw(seed, shape).to(device)
+def _kept(seed: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    return (_drawn if shape[1] * shape[2] > _CACHED_PIXELS else _cached)(seed, shape, device)
 
 
-def _draw(seed: int, shape: tuple[int, ...]) -> Tensor:
+@torch.inference_mode(False)  # the next call may want gradients
+def _drawn(seed: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
     generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(device)
+
+
+_cached = functools.lru_cache(maxsize=2)(_drawn)

@@ -11,13 +11,13 @@ def bars_are_off() -> bool:
     return os.environ.get("TQDM_DISABLE") == "1"
 
 
-def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]], left: int = 1, between: str = "  ") -> list[str]:
     """Return a line for each row of a table: the first ``left`` columns flush left, the others flush right.
 
     Raises ValueError for rows of different lengths.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(_cells(row, widths, left)) for row in rows]
+    return [between.join(_cells(row, widths, left)) for row in rows]
 
 
 def _cells(row: Sequence[str], widths: Sequence[int], left: int) -> list[str]:

@@ -43,7 +43,7 @@ class OptimizerConfig:
     """The update: a linear warm-up, a plateau, and a linear decay to zero at the end."""
 
     name: Literal["adamw", "muon", "schedule-free-radam"] = "adamw"
-    """``muon``: Muon on the hidden weights and AdamW on the others (PyTorch 2.9 or newer)."""
+    """``muon``: Muon on the hidden weights and AdamW on the others."""
     learning_rate: Weight = 1e-4
     betas: tuple[Beta, Beta] = (0.9, 0.99)
     weight_decay: Weight = 1e-2

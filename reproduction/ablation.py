@@ -1,6 +1,6 @@
 """What does each part of a decoder contribute? Quality of the reconstructions without it.
 
-    python benchmarks/ablation.py ssdd-f8c4-demo --data eval-kodak.tar
+    python reproduction/ablation.py ssdd-f8c4-demo --data eval-kodak.tar
 
 One part at a time is left out: its contribution is replaced by zeros, the rest of the network stays as it is. Parts
 overlap, and the network was not trained to do without them, so the changes do not add up; but where the change is near
@@ -14,11 +14,10 @@ zero, the part does nothing. The table, in Markdown, has for each part
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,6 +35,7 @@ from ssdd.evaluation.metrics import BatchMetrics
 from ssdd.evaluation.protocols import Census, EvaluationSet, Protocol, crop_batches, get_protocol
 from ssdd.nn.decoder import Decoder, Stem, UpLevel
 from ssdd.objectives.perceptual import available_network
+from ssdd.runtime.text import aligned
 
 BATCH_SIZE = 8
 
@@ -52,26 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     crops.add_argument("--side", type=int, help="side of center crops in pixels, instead of a protocol")
     parser.add_argument("--count", type=int, default=24, help="number of images, the first ones (default: 24)")
     parser.add_argument("--steps", type=int, default=1, help="decoding steps (default: 1)")
-    parser.add_argument("--out", type=Path, help="Markdown file to write as well")
     options = parser.parse_args(arguments)
-
-    if options.side:
-        protocol = Protocol(f"centre-{options.side}", "centre", options.side)
-    else:
-        protocol = get_protocol(options.protocol)
-    model = ModelOptions(options.model).load()
-    ablation = ablate(model, EvaluationSet(open_source(options.data), protocol), options.count, options.steps)
-
-    command = shlex.join(["python", "benchmarks/ablation.py", *(sys.argv[1:] if arguments is None else arguments)])
+    protocol = Protocol(f"centre-{options.side}", "centre", options.side) if options.side else None
+    crops = EvaluationSet(open_source(options.data), protocol or get_protocol(options.protocol))
+    results = ablate(ModelOptions(options.model).load(), crops, options.count, options.steps)
+    command = shlex.join(["python", "reproduction/ablation.py", *(sys.argv[1:] if arguments is None else arguments)])
     steps = f"{options.steps} decoding step{'' if options.steps == 1 else 's'}"
-    text = (
-        f"    {command}\n\n"
-        f"{ablation.crops} crops ({protocol.name}: {protocol.describe()['crop']}), {steps}:\n\n"
-        f"{markdown(ablation)}\n"
-    )
-    print(text, end="")
-    if options.out:
-        options.out.write_text(text)
+    print(f"    {command}\n")
+    print(f"{results[0].crops} crops ({crops.protocol.name}: {crops.protocol.describe()['crop']}), {steps}:\n")
+    print(markdown(results))
 
 
 # ---- the parts ---------------------------------------------------------------------------------------------------
@@ -171,42 +160,29 @@ class Removal:
 
 
 @dataclass(frozen=True)
-class Quality:
-    """Means over the crops: psnr in dB; lpips None if there are no weights for it."""
+class Result:
+    """Quality of a decoder without a part, or of the whole one.
 
+    Attributes:
+        name: of the part.
+        parameters: that have no effect without it.
+        rms: of what it contributes; None for the whole decoder.
+        crops: how many the means are over.
+        psnr: in dB.
+        lpips: with SqueezeNet; None if no weights are in the cache.
+    """
+
+    name: str
+    parameters: int
+    rms: float | None
+    crops: int
     psnr: float
     lpips: float | None
 
 
-@dataclass(frozen=True)
-class PartResult:
-    """Quality without a part, and the root mean square of what it contributes."""
-
-    part: Part
-    rms: float
-    without: Quality
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """Quality of the whole decoder and without each part.
-
-    Attributes:
-        parameters: of the decoder.
-        crops: how many the means are over.
-        lpips_network: None if no weights are in the cache.
-    """
-
-    whole: Quality
-    parts: list[PartResult]
-    parameters: int
-    crops: int
-    lpips_network: str | None
-
-
 @torch.inference_mode()
-def ablate(model: AutoencoderSSDD, evaluation_set: EvaluationSet, count: int = 24, steps: int = 1) -> Ablation:
-    """Decode the same latents, from the same noise, with the whole decoder and without each of its parts.
+def ablate(model: AutoencoderSSDD, evaluation_set: EvaluationSet, count: int = 24, steps: int = 1) -> list[Result]:
+    """Decode the same latents, from the same noise, with the whole decoder, then without each of its parts.
 
     Args:
         model: in eval mode; the same afterwards.
@@ -214,8 +190,7 @@ def ablate(model: AutoencoderSSDD, evaluation_set: EvaluationSet, count: int = 2
         count: number of images, the first of the set.
         steps: decoding steps.
     """
-    network = available_network()
-    metrics = BatchMetrics([network] if network else [], model.device)
+    metrics = BatchMetrics([network] if (network := available_network()) else [], model.device)
     parts = decoder_parts(model.decoder)
     removals = [Removal() for _ in parts]
     measured: list[list[dict[str, np.ndarray]]] = [[] for _ in range(1 + len(parts))]  # the whole decoder first
@@ -232,67 +207,32 @@ def ablate(model: AutoencoderSSDD, evaluation_set: EvaluationSet, count: int = 2
                 decoded = model.decode(z, num_inference_steps=steps, noise=noise).sample
             batches.append(metrics(pixels, rounded(decoded).images))
 
-    whole, *without = [_quality(batches, f"lpips_{network}") for batches in measured]
-    return Ablation(
-        whole,
-        [PartResult(*result) for result in zip(parts, [r.rms() for r in removals], without, strict=True)],
-        _count(model.decoder),
-        sum(len(batch["psnr"]) for batch in measured[0]),
-        network,
-    )
+    about = [(part.name, part.parameters, removal.rms()) for part, removal in zip(parts, removals, strict=True)]
+    whole = ("none: the whole decoder", _count(model.decoder), None)
+    values = [{k: np.concatenate([batch[k] for batch in batches]) for k in batches[0]} for batches in measured]
+    return [
+        Result(*part, len(v["psnr"]), float(v["psnr"].mean()), float(lpips.mean()) if lpips is not None else None)
+        for part, v, lpips in zip([whole, *about], values, [v.get(f"lpips_{network}") for v in values], strict=True)
+    ]
 
 
-def _progress(images: object, total: int) -> tqdm:
+def _progress(images: Iterable[int], total: int) -> tqdm:
     return tqdm(images, total=total, unit="image")
 
 
-def _quality(batches: list[dict[str, np.ndarray]], lpips: str) -> Quality:
-    def mean(name: str) -> float:
-        return float(np.concatenate([batch[name] for batch in batches]).mean())
-
-    return Quality(mean("psnr"), mean(lpips) if lpips in batches[0] else None)
-
-
-# ---- the table ---------------------------------------------------------------------------------------------------
-
-
-def markdown(ablation: Ablation) -> str:
+def markdown(results: Sequence[Result]) -> str:
     """Return a Markdown table with aligned columns, the whole decoder in its first row."""
-    whole, total = ablation.whole, ablation.parameters
-    lpips = f"LPIPS-{ablation.lpips_network}" if ablation.lpips_network else "LPIPS"
-    rows = [
-        ["part", "parameters (share)", "RMS", "PSNR without, dB", "change, dB", f"{lpips} without", "change"],
-        ["none: the whole decoder", f"{total:,} (100.0 %)", "", f"{whole.psnr:.4f}", "", _number(whole.lpips), ""],
-    ]
-    for result in ablation.parts:
-        parameters, without = result.part.parameters, result.without
-        rows.append(
-            [
-                result.part.name,
-                f"{parameters:,} ({parameters / total:5.1%})".replace("%", " %") if parameters else "-",
-                f"{result.rms:.4f}",
-                f"{without.psnr:.4f}",
-                f"{without.psnr - whole.psnr:+.4f}",
-                _number(without.lpips),
-                "-" if without.lpips is None or whole.lpips is None else f"{without.lpips - whole.lpips:+.5f}",
-            ]
-        )
-    return _aligned(rows)
-
-
-def _aligned(rows: list[list[str]]) -> str:
-    """Return the rows as Markdown, the first one as the head: first column flush left, the others flush right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = []
-    for row in [rows[0], rule, *rows[1:]]:
-        cells = [f"{cell:{'>' if i else '<'}{widths[i]}}" for i, cell in enumerate(row)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _number(lpips: float | None) -> str:
-    return "-" if lpips is None else f"{lpips:.5f}"
+    whole = results[0]
+    rows = [["part", "parameters (share)", "RMS", "PSNR without, dB", "change, dB", "LPIPS without", "change"]]
+    for result in results:
+        share = f"{result.parameters:,} ({100 * result.parameters / whole.parameters:4.1f} %)"
+        row = [result.name, share if result.parameters else "-", "" if result.rms is None else f"{result.rms:.4f}"]
+        row += [f"{result.psnr:.4f}", "" if result is whole else f"{result.psnr - whole.psnr:+.4f}"]
+        if result.lpips is not None and whole.lpips is not None:
+            row += [f"{result.lpips:.5f}", "" if result is whole else f"{result.lpips - whole.lpips:+.5f}"]
+        rows.append([*row, *["-"] * (len(rows[0]) - len(row))])
+    rows.insert(1, ["---", *["---:"] * (len(rows[0]) - 1)])
+    return "\n".join(f"| {line} |" for line in aligned(rows, between=" | "))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""benchmarks/ablation.py: a part that works is seen, a dead one costs nothing, and the network is left as it was."""
+"""reproduction/ablation.py: a part that works is seen, a dead one costs nothing, and the network is left as it was."""
 
 import math
 import re
@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.ablation import Ablation, ablate, main
+from reproduction.ablation import Result, ablate, main
 from ssdd import AutoencoderSSDD
 from ssdd.data.sources import open_source
 from ssdd.evaluation.protocols import EvaluationSet, Protocol
@@ -45,19 +45,20 @@ def photographs(tmp_path: Path, picture: Callable[..., np.ndarray]) -> Path:
     return folder
 
 
-def run(model: AutoencoderSSDD, photographs: Path) -> Ablation:
+def run(model: AutoencoderSSDD, photographs: Path) -> list[Result]:
     return ablate(model, EvaluationSet(open_source([photographs]), Protocol("test-v1", "centre", 32)))
 
 
-def changes(ablation: Ablation) -> dict[str, float]:
-    return {result.part.name: result.without.psnr - ablation.whole.psnr for result in ablation.parts}
+def changes(results: list[Result]) -> dict[str, float]:
+    whole, *parts = results
+    return {part.name: part.psnr - whole.psnr for part in parts}
 
 
 def test_every_working_part_is_seen(model: AutoencoderSSDD, photographs: Path) -> None:
     """A part that the reconstruction needs is reported as useless, because its hook takes nothing away."""
-    ablation = run(model, photographs)
-    assert ablation.crops == 3
-    assert list(changes(ablation)) == [
+    results = run(model, photographs)
+    assert results[0].crops == 3
+    assert list(changes(results)) == [
         "middle transformer",
         "middle block 0",
         "middle block 1",
@@ -71,8 +72,8 @@ def test_every_working_part_is_seen(model: AutoencoderSSDD, photographs: Path) -
         "context modulation",
         "latent beside the noise",
     ]
-    assert all(change != 0.0 and math.isfinite(change) for change in changes(ablation).values()), changes(ablation)
-    assert all(result.rms > 0 for result in ablation.parts)
+    assert all(change != 0.0 and math.isfinite(change) for change in changes(results).values()), changes(results)
+    assert all(part.rms for part in results[1:])
 
 
 def test_dead_part_costs_exactly_nothing(model: AutoencoderSSDD, photographs: Path) -> None:
@@ -80,10 +81,10 @@ def test_dead_part_costs_exactly_nothing(model: AutoencoderSSDD, photographs: Pa
     with torch.no_grad():
         model.decoder.middle.proj_out.weight.zero_()
         model.decoder.middle.proj_out.bias.zero_()
-    ablation = run(model, photographs)
-    found = changes(ablation)
+    results = run(model, photographs)
+    found = changes(results)
     assert [found[name] for name in ("middle transformer", "middle block 0", "middle block 1")] == [0.0, 0.0, 0.0]
-    assert ablation.parts[0].rms == 0.0
+    assert results[1].rms == 0.0
     assert found["everything at H/8"] != 0.0
 
 
@@ -96,10 +97,10 @@ def test_parameters_of_a_grid_are_idle_without_it(model: AutoencoderSSDD, photog
         for parameter in torch.nn.ModuleList(coarse).parameters():
             parameter.normal_(std=0.1)
     after = run(model, photographs)
-    a, b = (next(r for r in x.parts if r.part.name == "everything at H/8") for x in (before, after))
-    assert after.whole != before.whole
-    assert b.without == a.without
-    assert b.part.parameters == sum(p.numel() for p in torch.nn.ModuleList(coarse).parameters())
+    a, b = (next(part for part in results if part.name == "everything at H/8") for results in (before, after))
+    assert after[0].psnr != before[0].psnr
+    assert b.psnr == a.psnr
+    assert b.parameters == sum(p.numel() for p in torch.nn.ModuleList(coarse).parameters())
 
 
 def test_network_is_left_as_it_was(model: AutoencoderSSDD, photographs: Path) -> None:
@@ -111,19 +112,17 @@ def test_network_is_left_as_it_was(model: AutoencoderSSDD, photographs: Path) ->
         assert torch.equal(model.decode(z).sample, before)
 
 
-def test_command_writes_what_it_prints(
+def test_command_prints_the_table(
     tmp_path: Path, model: AutoencoderSSDD, photographs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A table without the command, the crops or the number of them that it is about."""
     model.save_pretrained(tmp_path / "run" / "model")
     arguments = [str(tmp_path / "run"), "--data", str(photographs), "--side", "32", "--count", "2"]
-    arguments += ["--out", str(tmp_path / "table.md")]
     main(arguments)
     printed = capsys.readouterr().out
-    assert (tmp_path / "table.md").read_text() == printed
     command, _, about, _, *table = printed.splitlines()
-    assert command == f"    python benchmarks/ablation.py {' '.join(arguments)}"
+    assert command == f"    python reproduction/ablation.py {' '.join(arguments)}"
     assert about.startswith("2 crops (centre-32: ")
     assert len({len(line) for line in table}) == 1, "columns are not aligned"
-    assert re.fullmatch(r"\| -+ \|( -+: \|)+", table[1]), "Markdown would not see a table"
+    assert re.fullmatch(r"\| --- +\|( +---: \|)+", table[1]), "Markdown would not see a table"
     assert len(table) == 2 + 1 + len(changes(run(model, photographs)))

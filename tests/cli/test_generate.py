@@ -84,6 +84,10 @@ def test_from_pictures_to_samples(
     assert (told["sampling"]["steps"], told["sampling"]["guidance"]) == (2, 4.0)
     again = ssdd("generate", "sample", "run", "--count", 4, "--out", "out", *quick)
     assert "made with another labels ([1, 0, 1, 0] instead of [0, 1, 0, 1])" in again.error_line()
+    in_two = ("generate", "sample", "run", "--classes", "dogs", 0, "--count", 4, "--decoding-steps", 2, *quick)
+    assert "made with another decoder_sha256" in ssdd(*in_two, "--out", "out").error_line()
+    assert ssdd(*in_two, "--out", "in-two").status == 0
+    assert not np.array_equal(*(np.asarray(Image.open(tmp_path / out / "000000.png")) for out in ("out", "in-two")))
     npz = ssdd("generate", "sample", "run", "--count", 4, "--out", "npz", "--format", "npz", *quick)
     assert npz.status == 0, npz.err
     with np.load(tmp_path / "npz" / "samples.npz") as found:

@@ -56,6 +56,8 @@ class GeneratorOptions:
     decoder: str | None = None
     """Model that decodes: embedded name, folder, run, Hugging Face id, single file, file.py:NAME. By default the one
     that tokenized the data, if it is on this machine."""
+    decoding_steps: Count | None = None
+    """Steps of the decoder; by default as its model says, mostly one."""
     force: bool = False
     """Take a decoder of another encoder's latents too."""
     device: str = "auto"
@@ -71,6 +73,8 @@ class GeneratorOptions:
         device = self.torch_device() if device is None else device
         generator = load_generator(self.run, device, torch_dtype(self.dtype))
         decoder = load_decoder_of(generator.facts.tokenizer, self.decoder, device, torch_dtype(self.dtype), self.force)
+        if self.decoding_steps is not None:
+            decoder.set_steps(self.decoding_steps)
         if optimize:
             decoder.optimize(torch_dtype(self.dtype))
         return generator, decoder
@@ -414,7 +418,7 @@ def _local_device(options: SampleOptions) -> "torch.device":
 def _models(
     options: SampleOptions, generator: "Generator", decoder: "LatentDecoder", guide: "Generator | None"
 ) -> dict[str, Any]:
-    """Return what generator, guide and decoder are, by content."""
+    """Return what generator, guide and decoder are, by content; the decoder's digest has its steps in it."""
     return {
         "generator_sha256": generator.digest,
         "guide_sha256": None if guide is None else guide.digest,

@@ -96,9 +96,16 @@ class LatentDecoder:
 
     def set_noise_seed(self, seed: int) -> None:
         """Decode from other noise. Raises ValueError for a decoder that is not ours."""
+        self._set("another seed of the noise", noise_seed=seed)
+
+    def set_steps(self, steps: int) -> None:
+        """Decode in so many steps by default. Raises ValueError for a decoder that is not ours."""
+        self._set("a number of decoding steps", num_inference_steps=steps)
+
+    def _set(self, what: str, **settings: int) -> None:
         if not isinstance(self.model, AutoencoderSSDD):
-            raise ValueError(f"expected a decoder of ours for another seed of the noise, found {self.identity.name}")
-        self.model.register_to_config(noise_seed=seed)
+            raise ValueError(f"expected a decoder of ours for {what}, found {self.identity.name}")
+        self.model.register_to_config(**settings)
 
     def optimize(self, dtype: torch.dtype | None = None, compile: bool = True) -> None:
         """Make a model of ours ready for full speed; see ``AutoencoderSSDD.optimize``. Others stay as they are."""

@@ -146,7 +146,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
     """Return about the nearest orthogonal matrix, by five Newton-Schulz steps (Jordan et al. 2024).
 
     In bfloat16, as ``torch.optim.Muon`` has it everywhere, only where the device has instructions for it: other
-    processors take 10 to 30 times as long as in float32, which was most of the time of a small network's training.
+    processors take 10 to 28 times as long as in float32.
     """
     x = matrix.to(torch.bfloat16 if fastest_dtype(matrix.device) == torch.bfloat16 else torch.float32)
     if tall := x.shape[0] > x.shape[1]:

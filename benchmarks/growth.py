@@ -94,14 +94,13 @@ def main() -> None:
     parser.add_argument("count", type=int, help="updates, crops or images")
     parser.add_argument("--processes", type=int, default=1, help="of the tokenization (default: 1)")
     options = parser.parse_args()
-    if options.count < 100:
-        parser.error(f"expected a count of at least 100, of which one in a hundred is one, found {options.count}")
+    least = 2000 if options.work == "training" else 100
+    if options.count < least:
+        parser.error(f"expected a count of at least {least}, found {options.count}: 1 % of it says too little")
     works["tokenization"] = partial(tokenize_images, processes=options.processes)
     torch.set_num_threads(1)
-    begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         meter = works[options.work](Path(folder), options.count)
-    print(f"{options.work}, {options.count / (time.monotonic() - begin):.1f} a second")
     for share, mebibytes, milliseconds in zip(SHARES, meter.mebibytes, meter.milliseconds, strict=True):
         timed = f"  {milliseconds:7.1f} ms an update" if options.work == "training" else ""
         print(f"{share * options.count:9,.0f}  {mebibytes:8,.1f} MiB{timed}")

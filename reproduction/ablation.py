@@ -169,7 +169,7 @@ class Result:
         rms: of what it contributes; None for the whole decoder.
         crops: how many the means are over.
         psnr: in dB.
-        lpips: with SqueezeNet; None if no weights are in the cache.
+        lpips: None if no weights are in the cache.
     """
 
     name: str
@@ -222,8 +222,8 @@ def _progress(images: Iterable[int], total: int) -> tqdm:
 
 def markdown(results: Sequence[Result]) -> str:
     """Return a Markdown table with aligned columns, the whole decoder in its first row."""
-    whole = results[0]
-    rows = [["part", "parameters (share)", "RMS", "PSNR without, dB", "change, dB", "LPIPS without", "change"]]
+    whole, lpips = results[0], f"LPIPS-{available_network()}"
+    rows = [["part", "parameters (share)", "RMS", "PSNR without, dB", "change, dB", f"{lpips} without", "change"]]
     for result in results:
         share = f"{result.parameters:,} ({100 * result.parameters / whole.parameters:4.1f} %)"
         row = [result.name, share if result.parameters else "-", "" if result.rms is None else f"{result.rms:.4f}"]

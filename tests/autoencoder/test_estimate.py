@@ -1,4 +1,6 @@
-"""The estimate of memory against what benchmarks/memory.py has measured, in MiB, on a CPU in float32."""
+"""The estimate of memory against what a process has grown by, in MiB, on a CPU in float32: decoders as
+benchmarks/memory.py measures them, encoders by ``memory_growth``.
+"""
 
 import pytest
 import torch

@@ -209,11 +209,20 @@ def test_evaluation(script: Script, photographs: Path) -> None:
     assert "ratio" in script("evaluation", photographs, *how)
 
 
-@pytest.mark.parametrize("work", ["training", "evaluation", "tokenization"])
+@pytest.mark.parametrize("work", ["evaluation", "tokenization"])
 def test_growth(script: Script, work: str) -> None:
     with pytest.raises(SystemExit) as ended:  # with the verdict, which means nothing at this count
         script("growth", work, 100)
     assert ended.value.code in (0, 1)
+
+
+def test_growth_of_a_training(script: Script, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        script("growth", "training", 100)
+    assert ended.value.code == 2, "its first hundredth would be one update"
+    meter = runpy.run_path(str(FOLDER / "growth.py"))["train"](tmp_path, 100)
+    assert all(value > 0 for value in (*meter.mebibytes, *meter.milliseconds))
+    assert meter.done == 100
 
 
 def test_memory_at_shares_of_the_work(script: Script) -> None:

@@ -85,8 +85,9 @@ def test_from_pictures_to_samples(
     again = ssdd("generate", "sample", "run", "--count", 4, "--out", "out", *quick)
     assert "made with another labels ([1, 0, 1, 0] instead of [0, 1, 0, 1])" in again.error_line()
     in_two = ("generate", "sample", "run", "--classes", "dogs", 0, "--count", 4, "--decoding-steps", 2, *quick)
-    assert "made with another decoder_sha256" in ssdd(*in_two, "--out", "out").error_line()
+    assert "made with another decoding_steps (null instead of 2)" in ssdd(*in_two, "--out", "out").error_line()
     assert ssdd(*in_two, "--out", "in-two").status == 0
+    assert json.loads((tmp_path / "in-two" / "samples.json").read_text())["decoding_steps"] == 2
     assert not np.array_equal(*(np.asarray(Image.open(tmp_path / out / "000000.png")) for out in ("out", "in-two")))
     npz = ssdd("generate", "sample", "run", "--count", 4, "--out", "npz", "--format", "npz", *quick)
     assert npz.status == 0, npz.err
@@ -124,6 +125,7 @@ def test_from_pictures_to_samples(
         (("sample", "run", "--classes", "2"), "expected classes from 0 to 1, found 2"),
         (("sample", "run", "--classes", "birds"), "numbers or names of classes, found 'birds'"),
         (("export", "run", "--out", "photos"), "photos is not empty"),
+        (("export", "run", "--decoding-steps", 1001), "expected from 1 to 1000 decoding steps, found 1001"),
         (("sample", "run", "--decoder", "nowhere"), "nowhere: expected"),
         (("sample", "photos"), "photos: expected a trained generator"),
         (("sample", "run", "--decoder", other_model), "a decoder of the encoder that made the latents, ssdd-f8c4-demo"),

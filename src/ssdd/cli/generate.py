@@ -419,9 +419,11 @@ def _models(
     options: SampleOptions, generator: "Generator", decoder: "LatentDecoder", guide: "Generator | None"
 ) -> dict[str, Any]:
     """Return what generator, guide and decoder are, by content; the decoder's digest has its steps in it."""
+    steps = {} if options.decoding_steps is None else {"decoding_steps": options.decoding_steps}
     return {
         "generator_sha256": generator.digest,
         "guide_sha256": None if guide is None else guide.digest,
+        **steps,
         "decoder": decoder.identity.name,
         "decoder_sha256": decoder.sha256,
         "dtype": options.dtype,

@@ -18,6 +18,7 @@ from ..autoencoder.estimate import LARGE_PIXELS
 from ..checkpoints.config import read_config
 from ..checkpoints.encoders import encoder_digest
 from ..checkpoints.identity import LatentIdentity, check_decoder, find_decoder, identify, identify_weights
+from ..checkpoints.own_model import MOST_STEPS
 from ..checkpoints.places import download, find_model
 from .autoencoders import Network, OwnCode, PretrainedAutoencoder, load_autoencoder
 
@@ -36,15 +37,20 @@ class LatentDecoder:
     def __init__(self, model: "AutoencoderSSDD | Network", identity: LatentIdentity) -> None:
         self.model, self.identity, self.device = model, identity, model.device
 
-    @cached_property
+    @property
     def sha256(self) -> str:
         """Return the digest of what decides its images: the weights, and the settings of a model of ours."""
+        known = self._weights
         if isinstance(self.model, AutoencoderSSDD):
-            settings = [self.model.config[name] for name in ("num_inference_steps", "noise_seed")]
-            known = [identify_weights(self.model.decoder), *map(str, settings)]
-        else:
-            known = sorted(self.model.sha256.values())
+            known = [*known, *(str(self.model.config[name]) for name in ("num_inference_steps", "noise_seed"))]
         return hashlib.sha256("\n".join(known).encode()).hexdigest()
+
+    @cached_property
+    def _weights(self) -> list[str]:
+        """Digests of the weights as they were saved."""
+        if isinstance(self.model, AutoencoderSSDD):
+            return [identify_weights(self.model.decoder)]
+        return sorted(self.model.sha256.values())
 
     @property
     def latent_channels(self) -> int:
@@ -99,7 +105,9 @@ class LatentDecoder:
         self._set("another seed of the noise", noise_seed=seed)
 
     def set_steps(self, steps: int) -> None:
-        """Decode in so many steps by default. Raises ValueError for a decoder that is not ours."""
+        """Decode in so many steps by default. Raises ValueError for too many, and for a decoder that is not ours."""
+        if not 1 <= steps <= MOST_STEPS:
+            raise ValueError(f"expected from 1 to {MOST_STEPS} decoding steps, found {steps}")
         self._set("a number of decoding steps", num_inference_steps=steps)
 
     def _set(self, what: str, **settings: int) -> None:
@@ -110,7 +118,7 @@ class LatentDecoder:
     def optimize(self, dtype: torch.dtype | None = None, compile: bool = True) -> None:
         """Make a model of ours ready for full speed; see ``AutoencoderSSDD.optimize``. Others stay as they are."""
         if isinstance(self.model, AutoencoderSSDD):
-            _ = self.sha256  # of the weights as they were saved
+            _ = self._weights  # before they are converted
             self.model.optimize(dtype, compile)
 
     def tile_foreign(self, height: int, width: int) -> None:

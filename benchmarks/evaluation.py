@@ -2,9 +2,9 @@
 
     python benchmarks/evaluation.py eval-kodak.tar --images 16 --batch-size 8 --repeats 2
 
-Checks docs/evaluation.md: 1.044 times as long. The bare loop encodes and decodes crops
-that lie in memory already; the evaluation reads and crops them, does the same, and computes PSNR, SSIM, LPIPS-squeeze,
-spectra and colour shifts. Both take turns, at one batch size.
+Checks docs/evaluation.md: 1.044 times as long. The bare loop encodes and decodes crops that lie in memory already; the
+evaluation reads and crops them, does the same, and computes PSNR, SSIM, LPIPS-squeeze, spectra and colour shifts. Both
+take turns, at one batch size.
 """
 
 import argparse

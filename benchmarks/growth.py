@@ -21,7 +21,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import pairwise
@@ -40,7 +40,6 @@ from ssdd.evaluation.metrics import BatchMetrics
 from ssdd.evaluation.protocols import EvaluationSet, get_protocol
 from ssdd.evaluation.run import Entry, Run
 from ssdd.tokenization import CropProtocol, TokenizeJob, tokenize
-from ssdd.training.config import TrainConfig
 from ssdd.training.loop import train_task
 from ssdd.training.tokenizer import TokenizerTask
 
@@ -88,19 +87,19 @@ def _proportional_set(pid: int) -> int:
 
 
 def main() -> None:
-    works = {"training": train, "evaluation": evaluate, "tokenization": tokenize_images}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", choices=works)
+    parser.add_argument("work", choices=["training", "evaluation", "tokenization"])
     parser.add_argument("count", type=int, help="updates, crops or images")
     parser.add_argument("--processes", type=int, default=1, help="of the tokenization (default: 1)")
     options = parser.parse_args()
     least = 2000 if options.work == "training" else 100
     if options.count < least:
         parser.error(f"expected a count of at least {least}, found {options.count}: 1 % of it says too little")
-    works["tokenization"] = partial(tokenize_images, processes=options.processes)
+    tokenization = partial(tokenize_images, processes=options.processes)
+    work = {"training": train, "evaluation": evaluate, "tokenization": tokenization}[options.work]
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        meter = works[options.work](Path(folder), options.count)
+        meter = work(Path(folder), options.count)
     for share, mebibytes, milliseconds in zip(SHARES, meter.mebibytes, meter.milliseconds, strict=True):
         timed = f"  {milliseconds:7.1f} ms an update" if options.work == "training" else ""
         print(f"{share * options.count:9,.0f}  {mebibytes:8,.1f} MiB{timed}")
@@ -129,8 +128,7 @@ def train(folder: Path, updates: int) -> Meter:
             meter.update()
             return super().on_device(piece, device)
 
-    make_task: Callable[[TrainConfig], TokenizerTask] = WatchedTask
-    train_task(config, make_task, folder / "run", torch.device("cpu"))
+    train_task(config, WatchedTask, folder / "run", torch.device("cpu"))
     return meter
 
 

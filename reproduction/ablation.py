@@ -190,7 +190,8 @@ def ablate(model: AutoencoderSSDD, evaluation_set: EvaluationSet, count: int = 2
         count: number of images, the first of the set.
         steps: decoding steps.
     """
-    metrics = BatchMetrics([network] if (network := available_network()) else [], model.device)
+    network = available_network()
+    metrics = BatchMetrics([network] if network else [], model.device)
     parts = decoder_parts(model.decoder)
     removals = [Removal() for _ in parts]
     measured: list[list[dict[str, np.ndarray]]] = [[] for _ in range(1 + len(parts))]  # the whole decoder first
@@ -207,13 +208,14 @@ def ablate(model: AutoencoderSSDD, evaluation_set: EvaluationSet, count: int = 2
                 decoded = model.decode(z, num_inference_steps=steps, noise=noise).sample
             batches.append(metrics(pixels, rounded(decoded).images))
 
-    about = [(part.name, part.parameters, removal.rms()) for part, removal in zip(parts, removals, strict=True)]
     whole = ("none: the whole decoder", _count(model.decoder), None)
-    values = [{k: np.concatenate([batch[k] for batch in batches]) for k in batches[0]} for batches in measured]
-    return [
-        Result(*part, len(v["psnr"]), float(v["psnr"].mean()), float(lpips.mean()) if lpips is not None else None)
-        for part, v, lpips in zip([whole, *about], values, [v.get(f"lpips_{network}") for v in values], strict=True)
-    ]
+    about = [(part.name, part.parameters, removal.rms()) for part, removal in zip(parts, removals, strict=True)]
+    results = []
+    for names, batches in zip([whole, *about], measured, strict=True):
+        values = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+        lpips = float(values[f"lpips_{network}"].mean()) if network else None
+        results.append(Result(*names, len(values["psnr"]), float(values["psnr"].mean()), lpips))
+    return results
 
 
 def _progress(images: Iterable[int], total: int) -> tqdm:
@@ -222,7 +224,8 @@ def _progress(images: Iterable[int], total: int) -> tqdm:
 
 def markdown(results: Sequence[Result]) -> str:
     """Return a Markdown table with aligned columns, the whole decoder in its first row."""
-    whole, lpips = results[0], f"LPIPS-{available_network()}"
+    whole, network = results[0], available_network()
+    lpips = f"LPIPS-{network}" if network else "LPIPS"
     rows = [["part", "parameters (share)", "RMS", "PSNR without, dB", "change, dB", f"{lpips} without", "change"]]
     for result in results:
         share = f"{result.parameters:,} ({100 * result.parameters / whole.parameters:4.1f} %)"

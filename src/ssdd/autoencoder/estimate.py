@@ -33,11 +33,14 @@ def decoding_bytes(pixels: int, channels: Sequence[int], itemsize: int, device: 
         itemsize: bytes of a number.
         device: where it runs.
     """
+    kept = device.type == "cpu" and freed_memory_is_kept()
     # What comes from below and a skip, apart and side by side, and one more skip; noise, image and sum in float32.
-    tensors = pixels * ((3 * channels[0] + 2 * channels[1]) * itemsize + 36)
+    # Norms are in place on a CPU, in float32 and as ``optimize`` makes them; elsewhere a skip's size more is needed.
+    skips = 3 if kept or (device.type == "cpu" and itemsize == 4) else 4
+    tensors = pixels * ((skips * channels[0] + 2 * channels[1]) * itemsize + 36)
     if device.type != "cpu":
         return round(_WORKSPACES * tensors)
-    if freed_memory_is_kept():  # what building the model left behind is used first
+    if kept:  # what building the model left behind is used first
         return max(tensors, round(1.65 * tensors) - 32 * _MIB)
     return min(round(1.15 * tensors) + 64 * _MIB, round(1.5 * tensors))
 

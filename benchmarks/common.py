@@ -40,12 +40,6 @@ PEERS = """diffusers' autoencoders, channels last: kl, AutoencoderKL in Stable D
 -compiled: by torch.compile. In each size of --decoders: eager, ours without optimize; plain, ours as nn.ops defines it,
 in NCHW; onnx, ours in ONNX Runtime."""
 
-FREE = (
-    "out", "against", "earlier", "plot", "rounds", "seconds", "sizes", "batch_sizes", "decoders", "peers", "tiling",
-    "cells", "start_before",
-)  # fmt: skip
-"""Options that rows of two comparable runs may differ in."""
-
 Row = dict[str, Any]
 Key = TypeVar("Key", bound=Hashable)
 
@@ -62,7 +56,6 @@ def new_parser(doc: str | None, timed: bool = True) -> argparse.ArgumentParser:
         parser.add_argument("--rounds", type=int, default=5, help="in which the models take turns (default: 5)")
         parser.add_argument("--seconds", type=float, default=0.3, help="least time of a model's round (default: 0.3)")
     parser.add_argument("--out", type=Path, help="new JSON file of all that is measured")
-    parser.add_argument("--against", type=Path, help="--out file of an earlier run, to print the ratio to")
     return parser
 
 
@@ -74,41 +67,14 @@ def add_decoders(parser: argparse.ArgumentParser, peers: Sequence[str]) -> None:
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Return the options with the earlier rows of ``--against``; end with one line if they cannot be measured."""
+    """Return the options; end with one line if they cannot be measured."""
     options = parser.parse_args()
     if "onnx" in getattr(options, "peers", ()) and (options.device, options.dtype, options.steps) != ("cpu", "fp32", 1):
         parser.error("the peer onnx decodes in float32 on a CPU, in one step: pass --device cpu --dtype fp32 --steps 1")
     if options.out is not None and options.out.exists():
         parser.error(f"{options.out} exists already: choose another --out")
-    options.earlier = {}
-    if options.against is not None:
-        earlier, now = json.loads(options.against.read_text()), setting(options)
-        for name, then in earlier["setting"].items():
-            if then != now.get(name):
-                parser.error(f"{options.against} cannot be compared: its {name} is {then}, here it is {now.get(name)}")
-        options.earlier = {row_key(row): row["cost"] for row in earlier["rows"]}
     torch.backends.cudnn.allow_tf32 = False  # fp32 means that
     return options
-
-
-def setting(options: argparse.Namespace) -> dict[str, Any]:
-    """Return all that two runs must share for a ratio of them to mean something."""
-    return {
-        "script": Path(sys.argv[0]).stem,
-        "machine": device_name(torch.device(options.device)),
-        "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
-        **{name: value for name, value in vars(options).items() if name not in FREE},
-    }
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------
@@ -298,7 +264,7 @@ def speed_rows(
         if gflop and gflop[name]:  # none are counted in ONNX Runtime
             row |= {"GFLOP": gflop[name], "of peak": gflop[name] * 1e9 * rate / peak}
         row |= {"speed": statistics.median(speeds), "spread": [min(speeds), max(speeds)]}
-        rows.append({**row, "seconds": list(rounds), "cost": statistics.median(rounds)})
+        rows.append({**row, "seconds": list(rounds)})
     return rows
 
 
@@ -312,7 +278,7 @@ def ratios(slow: Sequence[float], quick: Sequence[float]) -> list[float]:
 
 def table(rows: Sequence[Row]) -> str:
     """Return the rows as text, but for the times of single rounds."""
-    columns = list(dict.fromkeys(name for row in rows for name in row if name not in ("seconds", "cost")))
+    columns = list(dict.fromkeys(name for row in rows for name in row if name != "seconds"))
     return "\n".join(aligned([columns, *([_cell(row.get(name)) for name in columns] for row in rows)]))
 
 
@@ -324,8 +290,10 @@ def _cell(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def row_key(row: Row) -> tuple[Any, ...]:
-    return tuple(row.get(name) for name in ("model", "px", "batch", "tiling", "steps"))
+def report(rows: Sequence[Row], options: argparse.Namespace) -> None:
+    """Print the table and what it was measured on. Write the file."""
+    print(f"{table(rows)}\n\n{'; '.join(f'{name} {value}' for name, value in setting(options).items())}")
+    save(rows, options)
 
 
 def save(rows: Sequence[Row], options: argparse.Namespace) -> None:
@@ -333,11 +301,20 @@ def save(rows: Sequence[Row], options: argparse.Namespace) -> None:
         options.out.write_text(json.dumps({"setting": setting(options), "rows": list(rows)}, indent=1) + "\n")
 
 
-def report(rows: Sequence[Row], options: argparse.Namespace) -> None:
-    """Print the table, with the ratio to the earlier run: above 1 it is better now. Write the file."""
-    for row in rows:
-        if row_key(row) in options.earlier:
-            row["against"] = options.earlier[row_key(row)] / row["cost"]
-    print(table(rows))
-    print(f"\n{'; '.join(f'{name} {value}' for name, value in setting(options).items())}")
-    save(rows, options)
+def setting(options: argparse.Namespace) -> dict[str, str]:
+    """Return what was measured, and on which machine."""
+    machine = {
+        "script": Path(sys.argv[0]).stem,
+        "machine": device_name(torch.device(options.device)),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    return {name: str(value) for name, value in (machine | vars(options)).items()}
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = info.read_text().splitlines() if (info := Path("/proc/cpuinfo")).is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

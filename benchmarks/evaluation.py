@@ -15,20 +15,18 @@ import numpy as np
 import torch
 from common import ratios
 
-from ssdd import AutoencoderSSDD
 from ssdd.data.sources import SubsetSource, open_source
-from ssdd.evaluation.autoencoders import Autoencoder, PretrainedAutoencoder, load_autoencoder
+from ssdd.evaluation.autoencoders import Autoencoder, load_autoencoder
 from ssdd.evaluation.metrics import BatchMetrics
 from ssdd.evaluation.protocols import EvaluationSet, get_protocol, read_items
 from ssdd.evaluation.run import Entry, Run
-from ssdd.nn.presets import DECODERS
 from ssdd.runtime.peak import seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="+", help="folders, tar files, hf:OWNER/NAME")
-    parser.add_argument("--model", default="ssdd-f8c4-demo", help="as for ssdd evaluate, or a decoder's preset")
+    parser.add_argument("--model", default="ssdd-f8c4-demo", help="as for ssdd evaluate")
     parser.add_argument("--protocol", default="paper-256-v1")
     parser.add_argument("--images", type=int, default=32, help="of the set, the first ones (default: 32)")
     parser.add_argument("--batch-size", type=int, default=16)
@@ -36,7 +34,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    autoencoder, source = load(options.model, device), open_source(options.paths)
+    autoencoder, source = load_autoencoder(options.model, device), open_source(options.paths)
     source = SubsetSource(source, np.arange(min(options.images, len(source))))
     evaluation_set = EvaluationSet(source, get_protocol(options.protocol))
     crops = np.stack([crop.pixels for _, item in read_items(evaluation_set) for crop in item.crops])
@@ -49,17 +47,8 @@ def main() -> None:
         full.append(seconds(partial(run.add, [Entry(autoencoder)]), device))
     slower = ratios(full, bare)
     print(f"{autoencoder.name}, {len(crops)} crops by {options.protocol}, batches of {size}, {device}")
-    print(f"bare encode and decode {statistics.median(bare):7.2f} s")
-    print(f"evaluation             {statistics.median(full):7.2f} s")
-    print(f"ratio                  {statistics.median(slower):7.3f}  ({min(slower):.3f} to {max(slower):.3f})")
-
-
-def load(name: str, device: torch.device) -> Autoencoder:
-    """Return an autoencoder by its name, or f8c4 with random weights by its decoder's preset."""
-    if name not in DECODERS:
-        return load_autoencoder(name, device)
-    model = AutoencoderSSDD.from_preset(decoder=name).to(device).eval()
-    return PretrainedAutoencoder(f"f8c4-{name}", model, "random weights", {})
+    print(f"encode and decode {statistics.median(bare):.2f} s, evaluation {statistics.median(full):.2f} s")
+    print(f"ratio {statistics.median(slower):.3f} ({min(slower):.3f} to {max(slower):.3f})")
 
 
 @torch.inference_mode()

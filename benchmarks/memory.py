@@ -56,7 +56,7 @@ def measure_apart(
     row = {"model": name, "px": side, "batch": batch, "tiling": tiling, "allocated MiB": allocated / 2**20}
     if options.device == "cpu":
         row["grew MiB"] = grew / 2**20
-    return [{**row, "bytes a pixel": grew / (batch * side**2), "cost": grew}]
+    return [{**row, "bytes a pixel": grew / (batch * side**2)}]
 
 
 @torch.inference_mode()

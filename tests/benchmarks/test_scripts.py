@@ -2,8 +2,9 @@
 
 import argparse
 import json
-import mmap
 import runpy
+import statistics
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -71,16 +72,12 @@ def test_decode(script: Script, tmp_path: Path) -> None:
     assert plain["GFLOP"] > eager["GFLOP"] == ours["GFLOP"] > 0
     assert rows[0]["speed"] == 1
     assert len(ours["seconds"]) == 2
-    assert ours["images/s"] == pytest.approx(1 / ours["cost"])
+    assert ours["images/s"] == pytest.approx(1 / statistics.median(ours["seconds"]))
     assert ours["of peak"] == pytest.approx(ours["GFLOP"] * ours["images/s"] / 1e3)
     assert all(part in printed for part in ("images/s", "spread", "dtype fp32", "steps 1"))
     assert Image.open(plot).size[0] > 100
-    printed = script("decode", *SMALL, "--peers", "--against", out)
-    assert "against" in printed.splitlines()[0]
     with pytest.raises(SystemExit):  # the same file again
         script("decode", *SMALL, "--peers", "--out", out)
-    with pytest.raises(SystemExit):  # another setting
-        script("decode", *SMALL, "--peers", "--steps", 2, "--against", out)
 
 
 def test_onnx(script: Script, tmp_path: Path) -> None:
@@ -138,7 +135,7 @@ def test_memory(script: Script, tmp_path: Path) -> None:
     level = 4 * 32 * 256**2  # one tensor of the first level
     # A block of the last level has its input (three times the first level's channels) twice, and a skip.
     assert 7 * level < row["allocated MiB"] * 2**20 < 9 * level
-    assert 3 * level < row["cost"] < 100 * level, "not the memory of a decoding"
+    assert 3 * level < row["bytes a pixel"] * 256**2 < 100 * level, "not the memory of a decoding"
 
 
 def test_generation(script: Script, tmp_path: Path) -> None:
@@ -179,17 +176,15 @@ def test_targets_are_judged_by_each_model(script: Script) -> None:
     ]
 
 
-def test_quality(script: Script, photographs: Path) -> None:
-    lines = script("quality", photographs / "0.png", "--crop", 48).splitlines()
-    assert float(lines[1].split()[1]) > 80, "float32 is not the plain decoding"
-
-
-def test_tiling(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ssdd.autoencoder.tiling.TILE_PIXELS", 128)
-    model = AutoencoderSSDD.from_preset("f8c4", "XXS", encoder_width=32, sample_size=128)
+def test_fidelity(script: Script, tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optimised in float32 is the plain decoding, in bfloat16 nearly so; tiles are in between."""
+    monkeypatch.setattr("ssdd.autoencoder.tiling.TILE_PIXELS", 64)
+    model = AutoencoderSSDD.from_preset("f8c4", "XXS", encoder_width=32, sample_size=64)
     model.save_pretrained(tmp_path / "model")
-    lines = script("tiling", "--model", tmp_path / "model", "--size", 192).splitlines()
-    assert [line.split()[0] for line in lines[1:]] == ["flat", "gradient"]
+    lines = script("fidelity", photographs / "0.png", "--model", tmp_path / "model", "--side", 128).splitlines()
+    found = {line.split()[0]: float(line.split()[1]) for line in lines[1:]}
+    assert found["float32"] > 90 > found["tiles"] > 30
+    assert 30 < found["bfloat16"] < 80
 
 
 def test_loader(script: Script, photographs: Path) -> None:
@@ -198,7 +193,8 @@ def test_loader(script: Script, photographs: Path) -> None:
 
 
 def test_tokenization(script: Script, photographs: Path) -> None:
-    printed = script("tokenization", photographs, "--size", 32, "--images", 8, "--batch-size", 2, "--processes", 1)
+    printed = script("tokenization", photographs, "--size", 32, "--batch-size", 2, "--processes", 1)
+    assert "8 photographs" in printed
     assert "tokenize, 1 process" in printed
 
 
@@ -209,31 +205,27 @@ def test_evaluation(script: Script, photographs: Path) -> None:
     assert "ratio" in script("evaluation", photographs, *how)
 
 
-@pytest.mark.parametrize("work", ["evaluation", "tokenization"])
-def test_growth(script: Script, work: str) -> None:
-    with pytest.raises(SystemExit) as ended:  # with the verdict, which means nothing at this count
-        script("growth", work, 100)
-    assert ended.value.code in (0, 1)
+def growth(code: str) -> tuple[int, str]:
+    """Return status and output of ``growth.py`` about a command of Python, whose loop has 40 rounds of 0.25 s."""
+    command = [sys.executable, FOLDER / "growth.py", sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True)
+    return result.returncode, result.stdout + result.stderr
 
 
-def test_growth_of_a_training(script: Script, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit) as ended:
-        script("growth", "training", 100)
-    assert ended.value.code == 2, "its first hundredth would be one update"
-    meter = runpy.run_path(str(FOLDER / "growth.py"))["train"](tmp_path, 100)
-    assert all(value > 0 for value in (*meter.mebibytes, *meter.milliseconds))
-    assert meter.done == 100
+def test_growth() -> None:
+    """What a process, or one that it started, gets on the way is in the last third; else nothing grows."""
+    wait = "import time\nfor i in range(40): time.sleep(0.25); {}"
+    leak = wait.format("kept.append(bytearray(b'x') * (2 << 20))").replace("import time", "import time; kept = []")
+    in_child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {leak!r}])"
+    for code, grows in ((wait.format(""), False), (leak, True), (in_child, True)):
+        status, printed = growth(code)
+        thirds = [int(n) for n in printed.partition("seconds: ")[2].split(", ")]
+        assert (status, len(thirds)) == (int(grows), 3), printed
+        assert (thirds[2] - thirds[0] > 40) == grows, printed
 
 
-def test_memory_at_shares_of_the_work(script: Script) -> None:
-    assert script
-    meter = runpy.run_path(str(FOLDER / "growth.py"))["Meter"](100)
-    with mmap.mmap(-1, 100 << 20) as fresh:  # what the process has kept of freed memory is not used for it
-        for done in range(100):
-            meter.update()
-            if done == 20:
-                fresh[:: mmap.PAGESIZE] = bytes(len(fresh) // mmap.PAGESIZE)
-    small, large, last = meter.mebibytes
-    assert 95 < large - small < 110
-    assert abs(last - large) < 5
-    assert len(meter.milliseconds) == 3
+def test_growth_needs_a_command_that_works_and_takes_long() -> None:
+    assert growth("raise SystemExit(7)")[0] == 7
+    status, printed = growth("pass")
+    assert status == 1
+    assert "give it more to do" in printed

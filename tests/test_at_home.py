@@ -3,14 +3,17 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model, infer_auto_device_map
 from accelerate.hooks import remove_hook_from_module
+from diffusers.hooks import group_offloading
+from PIL import Image
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ssdd import AutoencoderSSDD
+from ssdd import AutoencoderSSDD, decode_pil, encode_pil
 
 X = torch.rand(2, 3, 40, 56, generator=torch.Generator().manual_seed(0)) * 2 - 1
 CPU = torch.device("cpu")
@@ -53,6 +56,23 @@ def test_offloaded_by_accelerate(
     remove_hook_from_module(ae, recurse=True)
 
 
+def test_photographs_and_attached_encoders_under_offload(tiny_model: Path) -> None:
+    """Where weights wait there are no numbers: an image or an encoder that was sent there was gone."""
+    whole = AutoencoderSSDD.from_pretrained(tiny_model).eval()
+    photograph = Image.fromarray((X[0].permute(1, 2, 0).numpy() * 127.5 + 127.5).astype("uint8"))
+    encoded = encode_pil(whole, photograph)
+    decoded = np.asarray(decode_pil(whole, encoded))
+    decoder = AutoencoderSSDD.from_preset("f8c4", "XXS", has_encoder=False).eval()
+    decoder.decoder = whole.decoder
+    encoder = whole.encoder
+    encoder.spatial_factor, encoder.latent_channels = 8, 4
+    decoder.attach_encoder(encoder)
+    cpu_offload(decoder, CPU)
+    assert torch.equal(encode_pil(decoder, photograph).mean, encoded.mean)
+    assert abs(np.asarray(decode_pil(decoder, encoded)).astype(int) - decoded).max() <= 1
+    remove_hook_from_module(decoder, recurse=True)
+
+
 def test_device_map_of_from_pretrained(tiny_model: Path) -> None:
     plain = AutoencoderSSDD.from_pretrained(tiny_model).eval()
     mapped = AutoencoderSSDD.from_pretrained(tiny_model, device_map={"": "cpu"}).eval()
@@ -60,11 +80,15 @@ def test_device_map_of_from_pretrained(tiny_model: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
-def test_group_offload(ae: AutoencoderSSDD, kind: str) -> None:
+def test_group_offload(ae: AutoencoderSSDD, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = both_ways(ae)
     options = {"num_blocks_per_group": 1} if kind == "block_level" else {}
     ae.enable_group_offload(onload_device=CPU, offload_device=CPU, offload_type=kind, **options)
+    loaded: list[object] = []
+    onload = group_offloading.ModuleGroup.onload_
+    monkeypatch.setattr(group_offloading.ModuleGroup, "onload_", lambda self: loaded.append(self) or onload(self))
     assert torch.equal(both_ways(ae), expected)
+    assert len(set(loaded)) >= 2, "encoder and decoder stay where they wait"
 
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])

@@ -27,8 +27,10 @@ from ssdd.autoencoder.codec import (
     pad_to_multiple,
     save_encoded,
 )
+from ssdd.data.images import read_image
 from ssdd.data.pixels import image_to_tensor
 from ssdd.runtime.files import OutputExists
+from tests.data.test_images_colour import SWAPPED
 
 Picture = Callable[..., np.ndarray]
 
@@ -202,6 +204,16 @@ def test_half_precision_files_are_read(tmp_path: Path) -> None:
     assert load_encoded(tmp_path / "a.safetensors").mean.dtype == torch.float32, "not float32, as documented"
 
 
+def test_identity_that_never_ends(tmp_path: Path) -> None:
+    """It ended the command with a word about recursion; the files after it were not decoded."""
+    save_encoded(tmp_path / "a.safetensors", encoded())
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        metadata, tensors = dict(file.metadata()), {name: file.get_tensor(name) for name in ("mean", "logvar")}
+    save_file(tensors, tmp_path / "b.safetensors", metadata | {"identity": "[" * 100_000})
+    with pytest.raises(LatentFileError, match=r"b\.safetensors: expected a latent file of ssdd encode, found"):
+        load_encoded(tmp_path / "b.safetensors")
+
+
 @pytest.mark.parametrize("content", ["cut", "random", "empty", "missing", "folder", "header"])
 def test_files_that_are_none(tmp_path: Path, content: str) -> None:
     path = tmp_path / "a.safetensors"
@@ -235,6 +247,17 @@ def test_from_pillow_to_pillow(tiny_model: Path, picture: Callable[..., np.ndarr
     turned.getexif()[274] = 6  # to be turned by a quarter
     assert torch.equal(encode_pil(model, turned).mean, encode_pil(model, photo).mean)
     assert encode_pil(model, photo.convert("LA")).mean.shape == (4, 2, 3)
+
+
+def test_colour_profiles_of_pillow_images_count(tiny_model: Path, picture: Picture, tmp_path: Path) -> None:
+    """Photographs of phones had other latents in Python than by ``ssdd encode``."""
+    model = AutoencoderSSDD.from_pretrained(tiny_model).eval()
+    photo = Image.fromarray(picture(16, 24))
+    photo.getexif()[274] = 6
+    photo.save(tmp_path / "photo.png", icc_profile=SWAPPED, exif=photo.getexif())
+    by_command = encode_image(model, read_image(tmp_path / "photo.png"))
+    assert torch.equal(encode_pil(model, Image.open(tmp_path / "photo.png")).mean, by_command.mean)
+    assert not torch.equal(encode_pil(model, photo).mean, by_command.mean), "the profile changes nothing"
 
 
 def test_public_names() -> None:

@@ -250,6 +250,28 @@ def test_tiled_where_it_would_not_fit(
         caplog.clear()
 
 
+def test_tiled_where_nothing_wants_gradients(
+    small: AutoencoderSSDD, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An optimised model that was called without ``no_grad`` kept what gradients need, and was never tiled."""
+    monkeypatch.setattr(tiling, "free_bytes", lambda device: 1)
+    small.optimize(torch.float32, compile=False)
+    z = torch.randn(1, 4, 24, 16)
+    image = small.decode(z).sample
+    assert not image.requires_grad
+    assert "decoding in 2 tiles" in caplog.text
+    small.encode(image)
+    assert "encoding in 2 tiles" in caplog.text
+    caplog.clear()
+    small.decode(z.requires_grad_(True)).sample.sum().backward()
+    assert z.grad is not None
+    assert z.grad.abs().sum() > 0
+    noise = torch.randn(1, 3, 192, 128, requires_grad=True)
+    small.decode(z.detach(), noise=noise).sample.sum().backward()
+    assert noise.grad is not None
+    assert not caplog.text, "gradients take the whole image"
+
+
 @torch.no_grad()
 def test_tiled_after_memory_ran_out(
     small: AutoencoderSSDD, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

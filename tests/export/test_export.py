@@ -173,6 +173,11 @@ def test_errors_leave_nothing(
     monkeypatch.setattr(files, "check_files", lambda *_: (_ for _ in ()).throw(ArithmeticError("decoder.onnx: far")))
     assert "decoder.onnx: far" in ssdd(*command, tiny_model).error_line()
     assert set(tree(tmp_path)) == {"file"}, "something was written"
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with files._new_files(Path("."), overwrite=False) as partial:  # it has no name to make a temporary one of
+        (partial / files.FILES[0]).touch()
+    assert (tmp_path / "here" / files.FILES[0]).exists()
 
 
 def test_missing_package(ssdd: Ssdd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ def encode_image(
     height, width = (n + -n % factor for n in image.shape[:2])
     if height * width > MAX_PIXELS:  # a line of one pixel's height becomes f times as large
         raise ValueError(f"expected at most {MAX_PIXELS} pixels with those that pad it, found {width} x {height}")
-    x = image_to_tensor(image)[None].to(autoencoder.device)
+    x = _to_device_of(autoencoder, image_to_tensor(image)[None])
     posterior = autoencoder.encode(pad_to_multiple(x, factor)).latent_dist
     mean, logvar = posterior.mean[0].float().cpu(), posterior.logvar[0].float().cpu()
     return EncodedImage(mean, logvar, image.shape[0], image.shape[1], factor, model, identity)
@@ -113,13 +113,18 @@ def decode_image(
             f"expected a latent of f{autoencoder.spatial_factor}c{channels}, found "
             f"f{encoded.factor}c{encoded.mean.shape[0]} (encoded by {encoded.model or 'an unnamed model'})"
         )
-    z = encoded.mean[None].to(autoencoder.device)
+    z = _to_device_of(autoencoder, encoded.mean[None])
     sample = autoencoder.decode(z, num_inference_steps=steps).sample[0]
     return tensor_to_image(sample[:, : encoded.height, : encoded.width].float().cpu())
 
 
+def _to_device_of(autoencoder: "AutoencoderSSDD | LatentDecoder", x: Tensor) -> Tensor:
+    """Return a tensor on the model's device; as it is where hooks of accelerate move it with the weights."""
+    return x if autoencoder.device.type == "meta" else x.to(autoencoder.device)
+
+
 def encode_pil(autoencoder: "AutoencoderSSDD", image: Image.Image) -> EncodedImage:
-    """Return the posterior of a Pillow image of any mode and size, turned upright; see ``encode_image``."""
+    """Return the posterior of a Pillow image of any mode, profile and size, turned upright; see ``encode_image``."""
     return encode_image(autoencoder, pil_to_image(ImageOps.exif_transpose(image)))
 
 
@@ -170,7 +175,7 @@ def load_encoded(path: Path) -> EncodedImage:
         mean, logvar = tensors["mean"].float(), tensors["logvar"].float()
         stated = metadata.get("identity")
         identity = None if stated is None else msgspec.json.decode(stated, type=LatentIdentity)
-    except (KeyError, ValueError, msgspec.MsgspecError) as error:
+    except (KeyError, ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise LatentFileError(
             f"{path}: expected a latent file of ssdd encode, found {json.dumps(metadata)[:200]}"
         ) from error

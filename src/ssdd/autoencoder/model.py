@@ -8,6 +8,7 @@ takes; *normalised* latents (about zero mean and unit variance) are what a gener
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
 
@@ -88,6 +89,10 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
     _supports_gradient_checkpointing = True
     _no_split_modules = ("ResNetBlock", "TransformerBlock", "EncoderBlock")
     _repeated_blocks = ("ResNetBlock", "TransformerBlock", "EncoderBlock")
+    _group_offload_block_modules = ("encoder", "decoder")
+
+    for_inference = False
+    """Whether ``optimize`` made it ready: no gradients then, but those of inputs."""
     _skip_layerwise_casting_patterns = ("norm", "modulation", "time")
 
     @_registered
@@ -204,7 +209,9 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
         hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         variant = kwargs.get("variant")
         folder = find_folder(str(name_or_path), cls, kwargs.pop("subfolder", None), variant, hub)
-        check_folder(folder, cls, variant, any_size=kwargs.get("ignore_mismatched_sizes", False))
+        files = check_folder(folder, cls, variant, any_size=kwargs.get("ignore_mismatched_sizes", False))
+        if variant is None and ".fp16" in files[0].name:  # there is nothing else
+            kwargs["variant"] = "fp16"
         kwargs.setdefault("low_cpu_mem_usage", is_accelerate_available())
         loaded = super().from_pretrained(str(folder), use_safetensors=True, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
@@ -317,7 +324,7 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
         found = f"f{encoder.spatial_factor}c{encoder.latent_channels}"
         if found != expected:
             raise ValueError(f"expected an encoder of {expected}, found {found}")
-        self._attached = [encoder.to(self.decoder.conv_in.weight.device).eval()]
+        self._attached = [self._beside_decoder(encoder).eval()]
 
     @property
     def attached_encoder(self) -> nn.Module | None:
@@ -354,10 +361,11 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
         if not x.is_floating_point():
             raise ValueError(f"expected images of floating-point numbers in [-1, 1], found {x.dtype}: x / 127.5 - 1")
         x = x.to(_compute_dtype(encoder) or x.dtype)
-        if len(x) > 1 and (self.use_slicing or not self._fits("encoding", x.numel() // 3, x)):
-            moments = torch.cat([self._encode(image) for image in x.split(1)])
-        else:
-            moments = self._encode(x)
+        with self._graph_if_wanted(x):
+            if len(x) > 1 and (self.use_slicing or not self._fits("encoding", x.numel() // 3, x)):
+                moments = torch.cat([self._encode(image) for image in x.split(1)])
+            else:
+                moments = self._encode(x)
         posterior = DiagonalGaussianDistribution(moments)
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
@@ -377,7 +385,12 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
                 "expected a model with an encoder; this one only decodes (has_encoder is false): pass --encoder, or "
                 "call attach_encoder"
             )
-        return self.attached_encoder.to(self.decoder.conv_in.weight.device)  # ``to`` may have moved the decoder alone
+        return self._beside_decoder(self.attached_encoder)  # ``to`` may have moved the decoder alone
+
+    def _beside_decoder(self, encoder: nn.Module) -> nn.Module:
+        """Move an encoder to the decoder's device; not after it to the meta device, where offloaded weights wait."""
+        device = self.decoder.conv_in.weight.device
+        return encoder if device.type == "meta" else encoder.to(device)
 
     # ---- latent -> image ---------------------------------------------------------------------------------------
 
@@ -419,12 +432,13 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
 
         z = z.to(_compute_dtype(self.decoder) or z.dtype)
         noise = noise.to(z.device)
-        if len(z) > 1 and (self.use_slicing or not self._fits("decoding", noise.numel() // 3, z)):
-            pairs = zip(z.split(1), noise.split(1), strict=True)
-            image = torch.cat([self._decode(z_i, noise_i, steps) for z_i, noise_i in pairs])
-        else:
-            image = self._decode(z, noise, steps)
-        image = image.to(z.dtype)
+        with self._graph_if_wanted(z, noise):
+            if len(z) > 1 and (self.use_slicing or not self._fits("decoding", noise.numel() // 3, z)):
+                pairs = zip(z.split(1), noise.split(1), strict=True)
+                image = torch.cat([self._decode(z_i, noise_i, steps) for z_i, noise_i in pairs])
+            else:
+                image = self._decode(z, noise, steps)
+            image = image.to(z.dtype)
         return DecoderOutput(sample=image) if return_dict else (image,)
 
     def _decode(self, z: Tensor, noise: Tensor, steps: int) -> Tensor:
@@ -439,6 +453,12 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
             lambda: sample(z, noise),
             lambda tiles: decode_tiles(sample, z, noise, tiles, self.spatial_factor, _is_compiled(self.decoder)),
         )
+
+    def _graph_if_wanted(self, *inputs: Tensor) -> AbstractContextManager[None]:
+        """Return a context without gradients where an optimised model has no use for them: they take memory."""
+        if not self.for_inference or torch.compiler.is_compiling() or any(x.requires_grad for x in inputs):
+            return nullcontext()
+        return torch.no_grad()
 
     def _noise(
         self, shape: tuple[int, ...], generator: torch.Generator | list[torch.Generator] | None, device: torch.device
@@ -471,8 +491,8 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
         """Make the model ready for inference at full speed on the device where it is, and return it.
 
         Weights become ``dtype`` (bfloat16 by default where the device computes in it) and constant, the memory layout
-        channels last. On a CPU norms are fused and freed memory is kept (``memory.keep_freed_memory``), on a GPU
-        both networks are compiled; the first call takes its time then. The images are the same but for rounding.
+        channels last. On a CPU norms are fused and freed memory is kept (``runtime.memory.keep_freed_memory``), on a
+        GPU both networks are compiled; the first call takes its time then. The images are the same but for rounding.
 
         Args:
             dtype: Of the weights; torch.float32 keeps the last digits.

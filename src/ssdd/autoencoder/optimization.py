@@ -32,6 +32,7 @@ def optimize(
     if dtype == torch.float16 and autoencoder.config.force_upcast:
         dtype = torch.float32
     autoencoder.eval().requires_grad_(False)
+    autoencoder.for_inference = True
     autoencoder.decoder.to(dtype)
     if autoencoder.encoder is not None:
         autoencoder.encoder.to(encoder_dtype or dtype)
@@ -75,7 +76,7 @@ def has_fused_norms(network: nn.Module) -> bool:
 
 
 def use_fused_norms(network: nn.Module, use: bool = True) -> None:
-    """Switches ``fused_norm_silu`` on or off in all of a network's norms."""
+    """Switches the fused version on or off in all of a network's norms."""
     for norm in _norms(network):
         norm.fused = use
 

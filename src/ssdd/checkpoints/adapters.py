@@ -33,6 +33,11 @@ class Interface:
     noise: Literal["tensor", "generators"] | None = None  # a random decoder takes (B, 3, H, W), or a generator each
     only_steps: int | None = None  # the one number of decoding steps that its scheduler knows
 
+    @property
+    def usual(self) -> bool:
+        """Whether it decodes (B, c, h, w) to (B, 3, H, W) in [-1, 1], the same each time, as a pipeline expects."""
+        return not (self.frames or self.alpha or self.unit_range or self.noise)
+
 
 INTERFACES = {
     "AutoencoderSSDD": Interface(noise="tensor"),

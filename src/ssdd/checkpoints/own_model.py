@@ -81,6 +81,8 @@ def check_config(values: Mapping[str, Any]) -> None:
     check.divides("decoder_groups", decoder)
     check.divides("decoder_heads", decoder[-1:])
     read_statistics("config", values, latent_channels)
+    if missing := [name for name in ("scaling_factor", "shift_factor") if values[name] is None]:
+        raise ValueError(f"expected {missing[0]} as a number, found None")
     if (values["batch_norm_mean"] is None) != (values["batch_norm_var"] is None):
         raise ValueError("expected both batch_norm_mean and batch_norm_var or neither, found one of them")
     read_batch_norm("config", values, latent_channels)
@@ -122,8 +124,8 @@ def find_folder(
 
 def check_folder(
     folder: Path, model: Callable[..., nn.Module], variant: str | None = None, any_size: bool = False
-) -> None:
-    """Raise CheckpointError with one line unless the weights in a folder are those that its config.json describes.
+) -> list[Path]:
+    """Return the weights in a folder. Raise CheckpointError with one line unless its config.json describes them.
 
     Names, shapes and types are compared, by the headers alone, of the files that diffusers loads; no index may name
     anything but safetensors. ``model``: the class; entries of the config that its constructor does not know are passed
@@ -141,11 +143,12 @@ def check_folder(
             raise CheckpointError(f"{index}: expected metadata, an object, which diffusers reads, found none")
     files = find_weights(str(folder), lambda name: path if (path := folder / name).is_file() else None, variant)
     if any_size:
-        return
+        return files
     with ExitStack() as stack:
         opened = [stack.enter_context(open_weights(path)) for path in files]
         headers = {name: weight_header(str(folder), file, name) for file in opened for name in sorted(file.keys())}
     take(str(folder), headers, expected)
+    return files
 
 
 def _expected(folder: Path, model: Callable[..., nn.Module]) -> Expectation:

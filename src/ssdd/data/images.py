@@ -127,10 +127,15 @@ def read_image(
 
 
 def pil_to_image(image: Image.Image, *, name: str = "<image>") -> Pixels:
-    """Convert a Pillow image of any mode to uint8 RGB, shape (height, width, 3), as `read_image` does.
+    """Convert a Pillow image of any mode and profile to uint8 sRGB, shape (height, width, 3), as `read_image` does.
 
     The EXIF orientation is left alone. Raises `ImageError` for gray levels outside their range.
     """
+    pixels, profile = _rgb(image, name), image.info.get("icc_profile")
+    return to_srgb(pixels, image, profile) if profile else pixels
+
+
+def _rgb(image: Image.Image, name: str) -> Pixels:
     if image.mode == "F" or image.mode.startswith("I"):
         gray = _float_levels(image, name) if image.mode == "F" else _integer_levels(image, name)
         return np.repeat(gray[:, :, None], 3, axis=2)
@@ -229,11 +234,8 @@ def _decode(stream: BinaryIO, label: str, max_pixels: int) -> Pixels:
     if kind is None:
         raise ImageError(f"{label}: expected an image ({', '.join(readable_formats())}), found bytes {prefix!r}")
     image = _loaded(stream, kind, label, max_pixels)
-    pixels = pil_to_image(image, name=label)
-    if profile := image.info.get("icc_profile"):
-        pixels = to_srgb(pixels, image, profile)
     upright = _UPRIGHT.get(_orientation(image), _UPRIGHT[1])
-    return np.ascontiguousarray(upright(pixels))
+    return np.ascontiguousarray(upright(pil_to_image(image, name=label)))
 
 
 def _loaded(stream: BinaryIO, kind: str, label: str, max_pixels: int) -> Image.Image:

@@ -116,6 +116,7 @@ def _new_files(folder: Path, overwrite: bool) -> Iterator[Path]:
     for name in FILES:
         if os.path.lexists(folder / name) and not overwrite:
             raise OutputExists(f"{folder / name} exists already; pass --overwrite to replace it")
+    folder = Path(os.path.abspath(folder))  # "." has no name
     partial = folder.with_name(f".{secrets.token_hex(6)}-{folder.name}")
     partial.mkdir(parents=True)
     try:

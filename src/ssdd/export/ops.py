@@ -16,11 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from ..nn.fast.attention import BLOCK
+from ..nn.fast.attention import BLOCK, OUTSIDE
 from ..nn.whole_image import Moments
-
-_OUTSIDE = -1e4
-"""Score offset of keys outside the grid: finite in half precision, and its exponential is exactly zero."""
 
 
 def group_norm(
@@ -107,7 +104,7 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: tup
     q = take(q, queries) * q.shape[-1] ** -0.5  # (B, K, L, n, 64, d)
     k, v = take(k, keys), take(v, keys)  # (B, K, L, n, T*T, d)
     # Every query has a one where a key outside the grid has a large negative number.
-    offset = (outside * _OUTSIDE).to(k.dtype)[None, :, :, None, :, None]
+    offset = (outside * OUTSIDE).to(k.dtype)[None, :, :, None, :, None]
     q = torch.cat([q, torch.ones_like(q[..., :1])], dim=-1)
     k = torch.cat([k, offset.expand_as(k[..., :1])], dim=-1)
 

@@ -18,7 +18,7 @@ BLOCK = 8
 _BLOCKS_AT_ONCE = 32
 """Whose scores a CPU keeps at a time: what fits its caches, or nearly."""
 
-_OUTSIDE = -1e4
+OUTSIDE = -1e4
 """Score offset of keys outside the grid: finite in half precision, and its exponential is exactly zero."""
 
 
@@ -39,7 +39,7 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: tu
     k = torch.cat(
         [
             F.pad(k[..., :-1], (0, 0, radius, right + radius, radius, below + radius)),
-            F.pad(k[..., -1:], (0, extra, radius, right + radius, radius, below + radius), value=_OUTSIDE),
+            F.pad(k[..., -1:], (0, extra, radius, right + radius, radius, below + radius), value=OUTSIDE),
         ],
         dim=-1,
     )

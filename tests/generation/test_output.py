@@ -85,6 +85,22 @@ def test_npz_is_the_adm_evaluators(tmp_path: Path) -> None:
             files.missing(files.parts[0])
 
 
+def test_npz_is_finished_once_more(tmp_path: Path) -> None:
+    """A command that was killed before its grid could not end: "samples.npz exists already"."""
+    files = make("npz", tmp_path)
+    parts = {path: path.read_bytes() for path in tmp_path.glob("*/*.npy")}
+    assert parts
+    files.finish()
+    whole = (tmp_path / NPZ).read_bytes()
+    files.finish()
+    for path, content in parts.items():  # killed before they were removed
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    files.finish()
+    assert [p.name for p in tmp_path.iterdir()] == [NPZ]
+    assert (tmp_path / NPZ).read_bytes() == whole
+
+
 def test_npz_without_classes_has_images_alone(tmp_path: Path) -> None:
     make("npz", tmp_path, [None] * 7).finish()
     with np.load(tmp_path / NPZ) as found:
@@ -178,6 +194,17 @@ def test_classes_of_photographs_are_their_folders(tmp_path: Path, picture: Calla
     assert photograph_classes(open_source([tmp_path]), ("b", "a")) == {1: 2, 0: 1}
     with pytest.raises(ValueError, match="folders named by a class, such as 'x'"):
         photograph_classes(open_source([tmp_path]), ("x",))
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        for name in ("a", "b", "c"):
+            tar.add(tmp_path / name, name)
+    with tarfile.open(tmp_path / "of-tars.tar", "w") as tar:
+        for name in ("a", "b"):
+            with tarfile.open(tmp_path / f"{name}.tar", "w") as inner:
+                for path in (tmp_path / name).iterdir():
+                    inner.add(path, path.name)
+            tar.add(tmp_path / f"{name}.tar", f"{name}.tar")
+    assert photograph_classes(open_source([tmp_path / "set.tar"]), ("b", "a")) == {1: 2, 0: 1}
+    assert photograph_classes(open_source([tmp_path / "of-tars.tar"]), ("b", "a")) == {1: 2, 0: 1}
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from PIL import Image
 
+from ssdd.checkpoints.adapters import Interface
 from ssdd.checkpoints.identity import identify
 from ssdd.evaluation.decoders import load_decoder
 from ssdd.generation.model import build_dit
@@ -123,3 +124,9 @@ def test_pipeline_of_diffusers_gives_our_samples(kind: str, tiny_model: Path, tm
     assert pipeline("cat", num_inference_steps=1).images[0].size == (32, 32)
     with pytest.raises(ValueError, match="expected classes from 0 to 1, found 2"):
         pipeline([2])
+    if kind == "kl":
+        decoder.model.interface = Interface(frames=True)  # Qwen-Image's: the pipeline would give it latents without
+        with pytest.raises(
+            ValueError, match="expected a decoder that is called as an AutoencoderKL, found AutoencoderKL"
+        ):
+            save_pipeline(generator, decoder, tmp_path / "other")

@@ -219,6 +219,7 @@ def test_other_data_are_refused(train: Train, tmp_path: Path) -> None:
     [
         ({"model": LatentIdentity("other", "2" * 64, 8, 4)}, "the encoder of the latents that this run began with"),
         ({"digest": "3" * 64}, "the latents that this run began with"),
+        ({"statistics": STATISTICS | {"scaling_factor": 0.6}}, "the latents that this run began with"),  # encoded anew
         ({"classes": ["class2", "class1", "class0"]}, "the classes in order that this run began with"),
     ],
 )

@@ -1,6 +1,7 @@
 """Output files: complete or absent, and never replaced by accident."""
 
 import errno
+import fcntl
 import os
 import pickle
 import threading
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ssdd.runtime import files
-from ssdd.runtime.files import OutputExists, atomic_path, share
+from ssdd.runtime.files import OutputExists, atomic_path, one_after_another, only_one, share
 
 
 @pytest.fixture(params=["links", "no links"])
@@ -205,3 +206,14 @@ def test_share_follows_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(mask)
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    """On some of Lustre ``generate sample`` and ``tokenize --part`` could not end."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with only_one(tmp_path), one_after_another(tmp_path):
+        assert caplog.text.count("cannot be locked ([Errno 38] Function not implemented)") == 2

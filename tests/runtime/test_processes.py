@@ -21,6 +21,17 @@ from ssdd.runtime.processes import join_processes, sum_over_processes
 with join_processes(torch.device("cpu")) as processes:
     print(processes.rank, processes.count, sum_over_processes(10**processes.rank))
 """
+SAME = """
+import torch
+from ssdd.runtime.processes import check_same, join_processes
+with join_processes(torch.device("cpu")) as processes:
+    check_same({"latents": 1, "classes": [2]})
+    try:
+        check_same({"latents": 1, "classes": [processes.rank]})
+        print("no error")
+    except ValueError as error:
+        print(error)
+"""
 SLEEP = """
 import os, pathlib, sys, time, torch
 from ssdd.runtime.processes import join_processes
@@ -54,6 +65,13 @@ def in_slurm_tasks(*arguments: str) -> list[str]:
 def test_tasks_of_srun_join() -> None:
     """A script under ``srun`` without torchrun would run once for each task, all with the same data."""
     assert in_slurm_tasks("-c", SUM) == ["0 2 11\n", "1 2 11\n"]
+
+
+def test_other_files_on_another_machine_are_told() -> None:
+    """Each process would train on its own latents, and nobody would know."""
+    first, second = in_slurm_tasks("-c", SAME)
+    assert first.startswith("expected the same classes in all processes, found others in process 1 than in process 0")
+    assert second == "no error\n", "the main process ends the others"
 
 
 @pytest.mark.slow

@@ -100,6 +100,8 @@ def test_other_settings_are_refused(job: Job, copy: Path, other_model: Path, tre
         again(job, copy, only="ant/*")
     with pytest.raises(ValueError, match=r"model.encoder_sha256 is \w{24}\.\.\. there, "):
         again(job, copy, model=str(other_model))
+    with pytest.raises(ValueError, match="dtype is fp32 there, bf16 here"):  # 40 dB apart
+        again(job, copy, dtype="bf16")
     assert tree(copy) == before
 
 

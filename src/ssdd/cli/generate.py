@@ -331,7 +331,7 @@ def _evaluate_shared(options: Evaluate, processes: "Processes") -> int:
     from ..evaluation.protocols import EvaluationSet
     from ..generation import evaluation
     from ..generation.result import parse_classes, read_facts
-    from ..runtime.processes import broadcast
+    from ..runtime.processes import broadcast, check_same
     from .evaluate import LeftOut, load_extractors
 
     if bool(options.data) == (options.reference is not None):
@@ -365,6 +365,11 @@ def _evaluate_shared(options: Evaluate, processes: "Processes") -> int:
         raise ValueError("expected at least one feature extractor, found the weights of none")
     models = _models(options, generator, decoder, guide) | {"samples": options.count, "labels": shares}
     models["sampling"] = {name: value for name, value in samplings[0].describe().items() if name != "guidance"}
+    photographs = {
+        "photographs": None if source is None else len(source),
+        "extractors": {e.name: e.sha256 for e in extractors},
+    }
+    check_same(models | photographs)
     search = evaluation.SearchFile(options.out, models)
     if processes.main:
         search.kept()  # before any work

@@ -26,6 +26,7 @@ from ..evaluation.weights import sha256
 from ..runtime.files import atomic_path, write_json
 from ..runtime.processes import Processes, gather
 from ..runtime.text import aligned
+from ..tokenization.labels import folder_of
 from .output import other_settings
 from .result import Generator
 from .sampling import Sampling, generate_images
@@ -172,12 +173,12 @@ def balanced_labels(classes: Sequence[int], count: int) -> list[int | None]:
 
 
 def photograph_classes(source: ImageSource, names: Sequence[str]) -> Counter[int]:
-    """Count the photographs of each class, which is the name of a photograph's folder.
+    """Count the photographs of each class, which is the name of a photograph's folder, as ``ssdd tokenize`` has it.
 
     Raises ValueError where none is of a class that there is.
     """
     numbers = {name: number for number, name in enumerate(names)}
-    folders = (source.name(index).rpartition("/")[0].rpartition("/")[2] for index in range(len(source)))
+    folders = (folder_of(source.key(i)) or folder_of(source.name(i)) for i in range(len(source)))
     counts = Counter(numbers[folder] for folder in folders if folder in numbers)
     if not counts:
         raise ValueError(

@@ -174,6 +174,11 @@ class NpzFile(SampleFiles):
         return images
 
     def finish(self) -> None:
+        if not (self.out / NPZ).exists():
+            self._join()
+        shutil.rmtree(self.out / _PARTS, ignore_errors=True)
+
+    def _join(self) -> None:
         with atomic_path(self.out / NPZ) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
             with archive.open("arr_0.npy", "w", force_zip64=True) as file:
                 shape = (len(self.labels), *np.load(self._path(self.parts[0]), mmap_mode="r").shape[1:])
@@ -184,7 +189,6 @@ class NpzFile(SampleFiles):
             if all(label is not None for label in self.labels):
                 with archive.open("arr_1.npy", "w") as file:
                     np.lib.format.write_array(file, np.array(self.labels, np.int64))
-        shutil.rmtree(self.out / _PARTS)
 
     def _path(self, part: range) -> Path:
         return self.out / _PARTS / f"{part.start:08d}.npy"

@@ -86,11 +86,16 @@ class LatentDiffusionPipeline(DiffusionPipeline):
 def save_pipeline(generator: Generator, decoder: LatentDecoder, folder: Path) -> None:
     """Write a pipeline's folder, with the code that loads it; it needs the package ``ssdd`` where it is loaded.
 
-    Raises ValueError for a decoder that is none of diffusers' models, OutputExists for a folder that holds something.
+    Raises ValueError for a decoder that is none of diffusers' models, or needs more than a latent (frames, noise);
+    OutputExists for a folder that holds something.
     """
-    model = decoder.model.model if isinstance(decoder.model, PretrainedAutoencoder) else decoder.model
-    if not isinstance(model, AutoencoderSSDD) and not isinstance(decoder.model, PretrainedAutoencoder):
-        raise ValueError(f"{decoder.identity.name}: expected a saved model for a pipeline, found code of yours")
+    model, name = decoder.model, decoder.identity.name
+    if not isinstance(model, AutoencoderSSDD):
+        if not isinstance(model, PretrainedAutoencoder):
+            raise ValueError(f"{name}: expected a saved model for a pipeline, found code of yours")
+        if not model.interface.usual:
+            raise ValueError(f"{name}: expected a decoder that is called as an AutoencoderKL, found {model.kind}")
+        model = model.model
     if folder.exists() and any(folder.iterdir()):
         raise OutputExists(f"{folder} is not empty: choose another --out")
     pipeline = LatentDiffusionPipeline(generator.model, model, msgspec.to_builtins(generator.facts))

@@ -92,11 +92,11 @@ class GenerationTask(Task):
 
     def provenance(self) -> dict[str, Any]:
         data = self.stream.data
-        classes = hashlib.sha256(json.dumps(list(data.classes)).encode()).hexdigest()
         return {
             "encoder of the latents": data.model.encoder_sha256,
-            "latents": {"count": len(data), "sha256": data.digest},
-            "classes in order": {"count": len(data.classes), "sha256": classes},
+            # By their statistics: photographs of the same names, encoded anew, have another content but no other plan.
+            "latents": {"count": len(data), "sha256": data.digest, "statistics": _digest(dict(data.statistics))},
+            "classes in order": {"count": len(data.classes), "sha256": _digest(list(data.classes))},
         }
 
     def batches(self, seen: int, processes: Processes, position: Any = None) -> Iterator[LatentBatch]:
@@ -132,3 +132,7 @@ class GenerationTask(Task):
     def export(self, weights: State, run: Path, device: torch.device) -> Path:
         generator = Generator(self.stage.result(weights), self.facts)
         return write_result(run / "model", lambda folder: save_generator(generator, folder))
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

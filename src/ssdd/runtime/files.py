@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 logger = logging.getLogger(__name__)
 
@@ -117,12 +117,10 @@ def only_one(folder: Path, work: str = "trained", part: str | None = None) -> It
         for name, kind in locks:
             file = stack.enter_context((folder / name).open("w"))
             try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
+                lock(file, kind | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 line = f"{folder} is being {work} by another process: wait, or choose another --out"
                 raise ValueError(line) from error
-            except OSError as error:
-                logger.warning("%s cannot be locked (%s): use it with one command only", folder, error)
         try:
             yield
         finally:
@@ -137,5 +135,19 @@ def only_one(folder: Path, work: str = "trained", part: str | None = None) -> It
 def one_after_another(folder: Path) -> Iterator[None]:
     """Wait until no other process holds the lock of an existing folder, and hold it."""
     with (folder / LOCK).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file, fcntl.LOCK_EX)
         yield
+
+
+def lock(file: IO[str], kind: int) -> None:
+    """Lock an open file, until it is closed; say so where the file system has no locks (some of Lustre and NFS).
+
+    Raises BlockingIOError where another process holds it and the kind has ``LOCK_NB``.
+    """
+    try:
+        fcntl.flock(file, kind)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        folder = Path(file.name).parent
+        logger.warning("%s cannot be locked (%s): use it with one command only", folder, error)

@@ -4,7 +4,7 @@ With one process nothing waits, and every value is its own.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +97,16 @@ def broadcast(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     return box[0]
+
+
+def check_same(facts: Mapping[str, Any]) -> None:
+    """Raise ValueError in the main process if another one, on another machine perhaps, has other facts than it."""
+    for rank, found in enumerate(gather(dict(facts))):
+        if different := [name for name in facts if found.get(name) != facts[name]]:
+            raise ValueError(
+                f"expected the same {different[0]} in all processes, found others in process {rank} than in process 0: "
+                "are the files of all machines the same?"
+            )
 
 
 def sum_over_processes(number: int) -> int:

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from ..data.images import ImageError
-from ..runtime.files import LOCK, only_one
+from ..runtime.files import LOCK, lock, only_one
 from ..runtime.launcher import follow_launcher
 from . import mds
 from .format import MANIFEST, PLAN, Manifest, Plan, ShardIndex, decode, encode_json, index_name, plain, shard_name
@@ -283,17 +283,17 @@ def _locked(output: Output, part: Part) -> Iterator[None]:
             return
         own = output.folder / f"{LOCK}-of-{part.count}"
         with own.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)
+            lock(file, fcntl.LOCK_SH)
             for other in output.folder.glob(f"{LOCK}-of-*"):
                 if other != own and not _is_free(other):
                     raise ValueError(f"{output} is being tokenized into in other parts than {part}: wait for them")
             yield
 
 
-def _is_free(lock: Path) -> bool:
-    with lock.open("w") as file:
+def _is_free(path: Path) -> bool:
+    with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         return True
@@ -335,7 +335,8 @@ def _settle(
 
 
 def _compare(output: Output, there: Plan, here: Plan, strict: bool) -> None:
-    if found := differences(there.compared(), here.compared()):
+    dtypes = [{"dtype": plan.made_by.dtype} for plan in (there, here)]  # of which more than the last digits depends
+    if found := differences(there.compared() | dtypes[0], here.compared() | dtypes[1]):
         more = f"; {len(found) - 4} more" if len(found) > 4 else ""
         raise ValueError(
             f"{output} was begun with other settings: {'; '.join(found[:4])}{more}: give it the same ones, or another "
@@ -381,7 +382,7 @@ def _one_at_a_time(output: Output, part: Part) -> Iterator[None]:
         yield
         return
     with (output.folder / ".lock-plan").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file, fcntl.LOCK_EX)
         yield
 
 

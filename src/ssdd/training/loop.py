@@ -17,7 +17,7 @@ import torch
 from ..runtime.dtypes import fastest_dtype, torch_dtype
 from ..runtime.files import only_one
 from ..runtime.peak import peak_flops
-from ..runtime.processes import Processes, join_processes, sum_over_processes
+from ..runtime.processes import Processes, check_same, join_processes, sum_over_processes
 from .config import RunConfig, TrainConfig, nonfinite_limit
 from .export import report_nonfinite
 from .log import RunLog
@@ -76,8 +76,9 @@ def train_task(config: C, make_task: Callable[[C], Task], run: Path, device: tor
 
 def _train(task: Task, run: Path, processes: Processes, stop: StopRequest) -> Path:
     config, device = task.config, processes.device
-    trained_on = task.provenance() if processes.main else {}
-    if has_started(run):
+    trained_on = task.provenance()
+    check_same(trained_on)
+    if has_started(run) and processes.main:
         check_trained_on(run, trained_on)
     elif processes.main:
         write_settings(config, run)  # the first file of a run: others without it would be somebody else's

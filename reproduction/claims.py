@@ -101,6 +101,14 @@ def judge(test: Test, measured: Difference | float | None) -> Outcome:
     return "no" if high < limit else "undecided"
 
 
+def in_words(text: str, outcome: Outcome, measured: Difference | float | None) -> str:
+    """Return a test in a line: the question's text, its outcome, and the difference that it follows from."""
+    d = measured
+    if not isinstance(d, Difference):
+        return f"{text}: **{outcome}**"
+    return f"{text}: **{outcome}** ({d.mean:+.4g} [{d.low:+.4g}, {d.high:+.4g}], of {d.reference:.4g})"
+
+
 def conclude(outcomes: Sequence[Outcome], complete: bool, rehearsal: bool = False) -> Verdict:
     """Return the verdict on a claim.
 

@@ -7,9 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssdd.runtime.dtypes import fastest_dtype
 
 ROOT = Path(__file__).parents[1]
 STOPPED = 75
@@ -28,6 +33,12 @@ class Job:
     def command(self) -> str:
         """Return the command as it is printed."""
         return shlex.join(("ssdd", *self.arguments))
+
+
+def precision_options() -> list[str]:
+    """Return ``--precision fp32`` where the processor has no instructions for bf16, else nothing."""
+    slow = not torch.cuda.is_available() and fastest_dtype(torch.device("cpu")) == torch.float32
+    return ["--precision", "fp32"] if slow else []
 
 
 class Stopped(Exception):
@@ -68,6 +79,15 @@ def run_jobs(jobs: Sequence[Job], log: Path, deadline: float) -> None:
             line = {"run": job.run, "command": job.command, "seconds": time.monotonic() - begin}
             with log.open("a") as file:
                 file.write(json.dumps(line) + "\n")
+
+
+def begin(out: Path, facts: Mapping[str, Any]) -> None:
+    """Make a folder, or raise ValueError if it was begun with other facts, such as photographs."""
+    path, text = out / "begun-with.json", json.dumps(facts, indent=1) + "\n"
+    if path.is_file() and path.read_text() != text:
+        raise ValueError(f"{path}: expected what this folder was begun with: choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
 
 
 def read_log(log: Path) -> "list[dict[str, str | float]]":

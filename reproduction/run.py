@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path[:0] = [str(root := Path(__file__).parents[1]), str(root / "src")]  # of this checkout, installed or not
 
 from reproduction.claims import Model, claims  # noqa: E402
-from reproduction.jobs import Job, read_log, run_jobs, run_until_stopped  # noqa: E402
+from reproduction.jobs import Job, begin, read_log, run_jobs, run_until_stopped  # noqa: E402
 from reproduction.runs import SCALES, runs  # noqa: E402
 from reproduction.table import EVALUATED, EXTRACTOR, build_table, markdown, plot_steps, read_results  # noqa: E402
 from ssdd.training.config import differences, to_json  # noqa: E402
@@ -86,12 +86,8 @@ class Plan:
 
         ``ssdd train`` checks that too, but is not called for a run that is finished.
         """
-        (self.out / "configs").mkdir(parents=True, exist_ok=True)
-        photographs = json.dumps({"data": self.data, "eval": self.held_out}, indent=1) + "\n"
-        path = self.out / "photographs.json"
-        if path.is_file() and path.read_text() != photographs:
-            raise ValueError(f"{path}: expected the photographs that this folder began with: choose another --out")
-        path.write_text(photographs)
+        begin(self.out, {"data": self.data, "eval": self.held_out})
+        (self.out / "configs").mkdir(exist_ok=True)
         for name, run in runs(SCALES[self.scale_name]).items():
             path = self.out / "configs" / f"{name}.json"
             if path.is_file() and (changed := differences(run.config, path.read_text())):

@@ -176,18 +176,18 @@ def markdown(table: dict[str, Any]) -> str:
     if table["settings"]["rehearsal"]:
         lines += ["A rehearsal: its figures say nothing about the method.", ""]
     summary = [[row["claim"], row["paper"], _ours(row), row["verdict"]] for row in table["rows"]]
-    lines += [*_markdown_table([["claim", "paper", "ours", "verdict"], *summary]), "", table["rule"], "", *_NOTES]
+    lines += [*markdown_table([["claim", "paper", "ours", "verdict"], *summary]), "", table["rule"], "", *_NOTES]
     for row in table["rows"]:
         lines += ["", f"## {row['row']}: {row['claim']}", "", f"Paper: {row['paper']}. Here: **{row['verdict']}**."]
         if not any(model["run"] for model in row["models"]):
             continue
-        lines += ["", *_markdown_table([list(_HEADINGS), *map(_cells, row["models"])])]
+        lines += ["", *markdown_table([list(_HEADINGS), *map(_cells, row["models"])])]
         if row["tests"]:
             lines += ["", *(f"- {t['question']}: **{t['outcome']}**{_measured(t['measured'])}" for t in row["tests"])]
     if table["machines"]:
         rows = [[run, f"{table['seconds'][run] / 60:.1f}", machine] for run, machine in table["machines"].items()]
         commands = dict.fromkeys(line for row in table["rows"] for line in row["commands"])
-        lines += ["", "## Runs", "", *_markdown_table([["run", "minutes", "machine"], *rows])]
+        lines += ["", "## Runs", "", *markdown_table([["run", "minutes", "machine"], *rows])]
         lines += ["", "## Commands", "", *(f"    {line}" for line in commands)]
     return "\n".join(lines) + "\n"
 
@@ -237,7 +237,8 @@ def estimate(row: dict[str, Any], metric: str) -> tuple[float, float]:
     return found["mean"], (found["high"] - found["low"]) / 2
 
 
-def _markdown_table(rows: list[list[str]]) -> list[str]:
+def markdown_table(rows: list[list[str]]) -> list[str]:
+    """Return the lines of a table, the first row as its head."""
     head, *body = (f"| {' | '.join(row)} |" for row in rows)
     return [head, "|" + "---|" * len(rows[0]), *body]
 

@@ -241,7 +241,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     plan = Plan("tiny", tmp_path, ("a.tar",), ("held-out.tar",), ("kl-vae",))
     plan.write_configs()
     plan.write_configs()
-    with pytest.raises(ValueError, match="expected the photographs that this folder began with"):
+    with pytest.raises(ValueError, match="expected what this folder was begun with"):
         replace(plan, data=("b.tar",)).write_configs()
     joint = runs(SCALES["tiny"])["joint"].config
     (tmp_path / "configs" / "joint.json").write_text(to_json(replace(joint, seed=1)))

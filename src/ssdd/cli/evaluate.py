@@ -63,7 +63,7 @@ class Evaluate:
     """Folders, uncompressed tar files, .npz files of images, hf:OWNER/NAME[:SPLIT]."""
     protocol: str | None = None
     """paper-128-v1, paper-256-v1 (the default), paper-512-v1, torchvision-256, adm-256, dcae-in512, omnidoc-256,
-    native-v1, crops-128-v1, crops-256-v1; as-is (the default without --data)."""
+    native-v1, crops-64-v1 (-128-, -256-); as-is (the default without --data)."""
     limit: Count | None = None
     """So many images at most, drawn by the protocol's seed."""
     steps: tuple[Count, ...] = ()

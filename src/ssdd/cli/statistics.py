@@ -22,7 +22,7 @@ class Statistics:
     data: tuple[str, ...] = ()
     """Folders, uncompressed tar files, hf:OWNER/NAME[:SPLIT]: images as the generative model will see them."""
     protocol: str = "paper-256-v1"
-    """paper-128-v1, paper-256-v1, paper-512-v1, native-v1, crops-128-v1, crops-256-v1."""
+    """paper-128-v1, paper-256-v1, paper-512-v1, native-v1, crops-64-v1 (-128-, -256-)."""
     limit: Count | None = None
     """So many images at most, drawn at random, the same ones every time."""
     save: bool = False

@@ -162,7 +162,7 @@ PROTOCOLS = {
         Protocol("omnidoc-256", "exact", 256, compares_with=_OMNIDOC),
         # 32: every autoencoder up to f32 gets the same pixels, and pads none.
         Protocol("native-v1", "native", 32),
-        *(Protocol(f"crops-{side}-v1", "random", side, crops=8) for side in (128, 256)),
+        *(Protocol(f"crops-{side}-v1", "random", side, crops=8) for side in (64, 128, 256)),
         Protocol("as-is", "whole", 1),
     )
 }

@@ -21,20 +21,23 @@ from ssdd.data.images import read_image
 from ssdd.data.pixels import image_to_tensor
 from ssdd.runtime.text import aligned
 
+WAYS = ("float32", "bfloat16", "tiles")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs", nargs="+")
     parser.add_argument("--model", default="ssdd-f8c4-demo", help="as for AutoencoderSSDD.from_pretrained")
     parser.add_argument("--side", type=int, help="of the photographs, in pixels, whatever their aspect ratio")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="default: all")
     parser.add_argument("--steps", type=int, default=1, help="decoding steps (default: 1)")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plain = AutoencoderSSDD.from_pretrained(options.model).to(device).eval().requires_grad_(False)
-    others = {"float32": copy.deepcopy(plain).optimize(torch.float32), "tiles": copy.deepcopy(plain)}
-    others |= {"bfloat16": copy.deepcopy(plain).optimize(torch.bfloat16)}
-    others["tiles"].enable_tiling()
     plain.disable_tiling()
+    others = {way: copy.deepcopy(plain) for way in options.ways}
+    for way, autoencoder in others.items():
+        autoencoder.enable_tiling() if way == "tiles" else autoencoder.optimize(getattr(torch, way))
 
     images: dict[str, list[float]] = {name: [] for name in others}
     latents: dict[str, list[float]] = {name: [] for name in others}

@@ -225,8 +225,11 @@ def read_results(plan: Plan) -> Results:
         for seed in plan.seeds(count):
             if (plan.evaluation(seed, count) / EVALUATED).is_file():
                 evaluation = Evaluation.load(plan.evaluation(seed, count))
+                kinds = {plan.model(kind, seed, count).resolve(): kind for kind in plan.kinds(count)}
                 for row in evaluation.rows:
-                    model = _model(plan, plan.kinds(count)[row.group], row.steps, seed, count)
+                    source = Path(row.model["source"])  # names are those of folders, and the same for all exports
+                    kind = kinds[source.parent if source.name == "model" else source]
+                    model = _model(plan, kind, row.steps, seed, count)
                     results[model] = Measured(row, evaluation.crops, evaluation)
     return results
 
@@ -269,7 +272,7 @@ def verdict(plan: Plan, results: Results, series: Series) -> tuple[str, list[str
         test = Test("better", metric, a, b)
         difference = measure(results, test)
         outcomes.append(judge(test, difference))
-        text = f"{METRICS[metric][0]} better than of {best.title} after {last:,} images"
+        text = f"{METRICS[metric][0]} better than that of {best.title} after {last:,} images"
         words.append(in_words(text, outcomes[-1], difference))
     nearest = {n: min(statistics.mean(curve(plan, results, other, FRECHET)[n]) for other in rivals) for n in points}
     words.append(trend({n: statistics.mean(values) / nearest[n] - 1 for n, values in points.items()}))

@@ -256,6 +256,7 @@ def test_tiled_where_nothing_wants_gradients(
     """An optimised model that was called without ``no_grad`` kept what gradients need, and was never tiled."""
     monkeypatch.setattr(tiling, "free_bytes", lambda device: 1)
     small.optimize(torch.float32, compile=False)
+    small.tile = "auto"
     z = torch.randn(1, 4, 24, 16)
     image = small.decode(z).sample
     assert not image.requires_grad

@@ -142,6 +142,20 @@ def test_a_row_is_known_by_its_steps(tiny_model: Path, photographs: Path) -> Non
     assert [entry.same_as(row) for entry in (Entry(model, 1), Entry(model), Entry(model, 2))] == [True, True, False]
 
 
+def test_two_models_of_one_name(tiny_model: Path, photographs: Path, tmp_path: Path) -> None:
+    """A decoder with a choice of steps and one without, exported under one name, were one model in plots."""
+    paths = [tmp_path / run / "exports" / "000000000064" for run in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        shutil.copytree(tiny_model, path)
+    a, b = (load_autoencoder(str(path)) for path in paths)
+    assert (a.name, b.name) == ("a@64", "b@64")
+    b.name, b.steps = a.name, None
+    rows = run([Entry(a, 1), Entry(a, 2)], [Entry(b)], [Entry(b)], photographs=photographs).rows
+    assert [row.name for row in rows] == ["a@64", "a@64", "a@64 (2)", "a@64 (3)"]
+    assert [row.group for row in rows] == [0, 0, 1, 2]
+
+
 def test_what_cannot_be_used_is_counted(photographs: Path) -> None:
     evaluation = run([Entry(Bicubic(8))], photographs=photographs)
     data = evaluation.data

@@ -356,13 +356,15 @@ def _read_file(path: Path) -> Any:
 
 
 def _display_name(name: str) -> str:
-    """Return the name of a folder or file, or of the run or pipeline that it is the model/ or vae/ of."""
+    """Return the name of a folder or file, or of the run or pipeline that it is the model/, vae/ or an export of."""
     path = Path(name)
     if not path.exists():
         return name
     path = path.absolute()
     while path.name in ("model", "vae") and path.parent.name:
         path = path.parent
+    if path.parent.name == "exports" and path.name.isdecimal():
+        return f"{path.parent.parent.name}@{int(path.name)}"
     return path.stem if path.is_file() else path.name
 
 

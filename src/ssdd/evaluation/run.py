@@ -392,12 +392,12 @@ class Run:
         known = {extractor["name"] for extractor in evaluation.extractors}
         new = [extractor for extractor in self.extractors if extractor.name not in known]
         evaluation.extractors += [describe_extractor(extractor, len(evaluation.crops)) for extractor in new]
-        label, number = entry.label, 1
-        while any(row.label == label for row in evaluation.rows):  # two folders may have one name
-            number += 1
-            label = f"{entry.label} ({number})"
-        name = label.replace(entry.label, entry.name, 1)
         autoencoder, encoder = entry.autoencoder, entry.encoder
+        label, name, number = entry.label, entry.name, 1
+        rows = [(row.label, row.name, row.model["source"] == autoencoder.source) for row in evaluation.rows]
+        while any(label == taken or (name == other and not same) for taken, other, same in rows):  # folders of one name
+            number += 1
+            label, name = (f"{words} ({number})" for words in (entry.label, entry.name))
         decodings = [record.decoding for record in records if record.decoding is not None]
         facts = RowFacts(
             parameters=(autoencoder.parameters, autoencoder.decoder_parameters),

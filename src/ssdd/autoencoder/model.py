@@ -90,10 +90,10 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
     _no_split_modules = ("ResNetBlock", "TransformerBlock", "EncoderBlock")
     _repeated_blocks = ("ResNetBlock", "TransformerBlock", "EncoderBlock")
     _group_offload_block_modules = ("encoder", "decoder")
+    _skip_layerwise_casting_patterns = ("norm", "modulation", "time")
 
     for_inference = False
     """Whether ``optimize`` made it ready: no gradients then, but those of inputs."""
-    _skip_layerwise_casting_patterns = ("norm", "modulation", "time")
 
     @_registered
     def __init__(

@@ -70,6 +70,8 @@ def peak_bytes(
     model = common.build_decoder(kind, size, options.latent, options.steps, options.device, torch_dtype(options.dtype))
     if tiling == "on":
         model.autoencoder.enable_tiling()
+    else:  # not by itself either, where the whole image seems not to fit
+        model.autoencoder.disable_tiling()
     call = model.call(side, batch)
     model.call(64, 1)()
     if device.type == "cuda":  # code for this size, and the libraries' workspaces

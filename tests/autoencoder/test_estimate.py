@@ -9,7 +9,7 @@ from ssdd.autoencoder import estimate
 from ssdd.nn.presets import decoder_size
 
 AS_BUILT = [
-    ("XXS", 256, 89), ("XXS", 512, 315), ("XXS", 1024, 1156), ("XXS", 2048, 4024),
+    ("XXS", 256, 89), ("XXS", 512, 315), ("XXS", 1024, 1156), ("XXS", 2048, 4024), ("XXS", 4096, 16705),
     ("S", 256, 154), ("S", 512, 508), ("S", 1024, 1849),
     ("M", 256, 290), ("M", 512, 851),
 ]  # fmt: skip

@@ -31,7 +31,7 @@ from ssdd import AutoencoderSSDD
 from ssdd.nn import fast
 from ssdd.nn.presets import DECODERS
 from ssdd.runtime.dtypes import Dtype, torch_dtype
-from ssdd.runtime.peak import peak_flops, seconds
+from ssdd.runtime.peak import peak_flops, timed
 from ssdd.runtime.text import aligned
 
 DIFFUSERS = ("kl", "kl-compiled", "tiny", "tiny-compiled")
@@ -234,12 +234,12 @@ def take_turns(calls: Mapping[Key, Callable[[], object]], options: argparse.Name
     """Return seconds of a call, a number for each round; quick calls are repeated within it."""
     device, counts = torch.device(options.device), {}
     for key, call in calls.items():
-        seconds(call, device)  # compiles, and lets libraries make their workspaces
-        counts[key] = max(1, math.ceil(options.seconds / seconds(call, device)))
+        timed(call, device)  # compiles, and lets libraries make their workspaces
+        counts[key] = max(1, math.ceil(options.seconds / timed(call, device)[1]))
     times: dict[Key, list[float]] = {key: [] for key in calls}
     for _ in tqdm(range(options.rounds), unit="round", leave=False):
         for key, call in calls.items():
-            times[key].append(seconds(partial(_repeat, call, counts[key]), device) / counts[key])
+            times[key].append(timed(partial(_repeat, call, counts[key]), device)[1] / counts[key])
     return times
 
 

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from common import ratios
 
-from ssdd.data.sources import SubsetSource, open_source
+from ssdd.data.sources import open_source
 from ssdd.evaluation.autoencoders import Autoencoder, load_autoencoder
-from ssdd.evaluation.metrics import BatchMetrics
+from ssdd.evaluation.metrics import BatchMetrics, lpips_metric
 from ssdd.evaluation.protocols import EvaluationSet, get_protocol, read_items
 from ssdd.evaluation.run import Entry, Run
-from ssdd.runtime.peak import seconds
+from ssdd.runtime.peak import timed
 
 
 def main() -> None:
@@ -35,16 +35,16 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     autoencoder, source = load_autoencoder(options.model, device), open_source(options.paths)
-    source = SubsetSource(source, np.arange(min(options.images, len(source))))
+    source = source.subset(np.arange(min(options.images, len(source))))
     evaluation_set = EvaluationSet(source, get_protocol(options.protocol))
     crops = np.stack([crop.pixels for _, item in read_items(evaluation_set) for crop in item.crops])
-    metrics, size = BatchMetrics(["squeeze"], device), options.batch_size
+    metrics, size = BatchMetrics(device, [lpips_metric("squeeze", device)]), options.batch_size
     bare, full = [], []
     loop(autoencoder, crops[:size], size, device)
     for _ in range(options.repeats):
-        bare.append(seconds(partial(loop, autoencoder, crops, size, device), device))
+        bare.append(timed(partial(loop, autoencoder, crops, size, device), device)[1])
         run = Run(evaluation_set, metrics, batch_size=size, workers=options.workers)
-        full.append(seconds(partial(run.add, [Entry(autoencoder)]), device))
+        full.append(timed(partial(run.add, [Entry(autoencoder)]), device)[1])
     slower = ratios(full, bare)
     print(f"{autoencoder.name}, {len(crops)} crops by {options.protocol}, batches of {size}, {device}")
     print(f"encode and decode {statistics.median(bare):.2f} s, evaluation {statistics.median(full):.2f} s")

@@ -31,10 +31,9 @@ from ssdd.data.pixels import images_to_tensor
 from ssdd.data.sources import open_source
 from ssdd.evaluation.autoencoders import image_generators
 from ssdd.evaluation.image_metrics import rounded
-from ssdd.evaluation.metrics import BatchMetrics
+from ssdd.evaluation.metrics import BatchMetrics, cached_lpips
 from ssdd.evaluation.protocols import Census, EvaluationSet, Protocol, crop_batches, get_protocol
 from ssdd.nn.decoder import Decoder, Stem, UpLevel
-from ssdd.objectives.perceptual import available_network
 from ssdd.runtime.text import aligned
 
 BATCH_SIZE = 8
@@ -190,8 +189,8 @@ def ablate(model: AutoencoderSSDD, evaluation_set: EvaluationSet, count: int = 2
         count: number of images, the first of the set.
         steps: decoding steps.
     """
-    network = available_network()
-    metrics = BatchMetrics([network] if network else [], model.device)
+    perceptual = cached_lpips(model.device)
+    metrics = BatchMetrics(model.device, [perceptual] if perceptual else [])
     parts = decoder_parts(model.decoder)
     removals = [Removal() for _ in parts]
     measured: list[list[dict[str, np.ndarray]]] = [[] for _ in range(1 + len(parts))]  # the whole decoder first
@@ -213,7 +212,7 @@ def ablate(model: AutoencoderSSDD, evaluation_set: EvaluationSet, count: int = 2
     results = []
     for names, batches in zip([whole, *about], measured, strict=True):
         values = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-        lpips = float(values[f"lpips_{network}"].mean()) if network else None
+        lpips = float(values[perceptual.name].mean()) if perceptual else None
         results.append(Result(*names, len(values["psnr"]), float(values["psnr"].mean()), lpips))
     return results
 
@@ -224,8 +223,8 @@ def _progress(images: Iterable[int], total: int) -> tqdm:
 
 def markdown(results: Sequence[Result]) -> str:
     """Return a Markdown table with aligned columns, the whole decoder in its first row."""
-    whole, network = results[0], available_network()
-    lpips = f"LPIPS-{network}" if network else "LPIPS"
+    whole, perceptual = results[0], cached_lpips()
+    lpips = perceptual.heading if perceptual else "LPIPS"
     rows = [["part", "parameters (share)", "RMS", "PSNR without, dB", "change, dB", f"{lpips} without", "change"]]
     for result in results:
         share = f"{result.parameters:,} ({100 * result.parameters / whole.parameters:4.1f} %)"

@@ -95,7 +95,6 @@ def test_group_offload(ae: AutoencoderSSDD, kind: str, monkeypatch: pytest.Monke
 def test_weights_stored_in_fp8(ae: AutoencoderSSDD, compute: torch.dtype) -> None:
     """One stored weight told in which type to compute: image, latent and noise became float8."""
     expected = both_ways(ae)
-    ae.to(compute)
     ae.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=compute)
     assert ae.decoder.conv_in.weight.dtype == torch.float8_e4m3fn
     found = both_ways(ae)

@@ -6,6 +6,7 @@ Convention: t in [0, 1], t = 0 the image, t = 1 pure noise; ``x_t = (1 - t) x + 
 
 import itertools
 from collections.abc import Callable
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ def euler_times(steps: int) -> list[float]:
 
     Raises ValueError unless ``steps`` is a positive whole number.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1:
         raise ValueError(f"expected a positive whole number of steps, found {steps!r}")
     return [(1 - i / steps) ** 2 for i in range(steps + 1)]
 

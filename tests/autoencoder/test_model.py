@@ -267,6 +267,45 @@ def test_an_attached_encoder_encodes(tmp_path: Path) -> None:
     assert AutoencoderSSDD.from_pretrained(tmp_path).attached_encoder is None
 
 
+class _Means:
+    """What ``--encoder file.py:NAME`` takes: no module."""
+
+    spatial_factor, latent_channels = 8, 4
+
+    def encode(self, x: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(x, 8)[:, [0, 1, 2, 0]]
+
+
+def test_what_encodes_can_be_attached() -> None:
+    model = AutoencoderSSDD.from_preset("f8c4", "XXS", has_encoder=False).eval()
+    model.attach_encoder(_Means())
+    assert torch.equal(model.encode(X).latent_dist.mode(), _Means().encode(X))
+
+
+def test_normalised_latents_are_not_rounded_before() -> None:
+    """Half precision has few digits left of latents far from zero: 41 dB instead of 55."""
+    z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    known = {"decoder_latents_mean": (9.97,) * 4, "decoder_latents_std": (0.503,) * 4}
+    model = AutoencoderSSDD.from_preset("f8c4", "XXS", has_encoder=False).eval()
+    same = AutoencoderSSDD.from_preset("f8c4", "XXS", has_encoder=False, **known).eval()
+    same.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        expected = model.decode(z).sample
+        found = [
+            ae.to(torch.bfloat16).decode(latent).sample.float() for ae, latent in ((model, z), (same, z * 0.503 + 9.97))
+        ]
+    errors = [float((image - expected).square().mean()) for image in found]
+    assert same.decoder.latents_mean.dtype == torch.float32
+    assert errors[1] < 1.2 * errors[0]
+
+
+def test_a_generator_for_each_latent() -> None:
+    model = AutoencoderSSDD.from_preset("f8c4", "XXS", has_encoder=False).eval()
+    for count in (1, 3):
+        with pytest.raises(ValueError, match=f"expected a generator for each of 2 latents, found {count}"):
+            model.decode(torch.zeros(2, 4, 2, 2), generator=[torch.Generator() for _ in range(count)])
+
+
 def test_an_attached_encoder_has_its_own_dtype_and_the_decoders_device() -> None:
     """A half-precision decoder would round the latents, or a decoder moved to a GPU would leave its encoder behind."""
     model = AutoencoderSSDD.from_preset("f8c4", "XXS", has_encoder=False).to(torch.bfloat16)

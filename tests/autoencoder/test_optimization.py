@@ -9,7 +9,6 @@ from ssdd import AutoencoderSSDD
 from ssdd.autoencoder.optimization import optimize
 from ssdd.nn.blocks import AdaptiveGroupNormSilu, GroupNormSilu
 from ssdd.runtime.dtypes import fastest_dtype
-from ssdd.runtime.memory import keep_freed_memory
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +96,3 @@ def test_graphs_are_of_the_decoder_alone(plain: AutoencoderSSDD, monkeypatch: py
     monkeypatch.setattr(AutoencoderSSDD, "device", torch.device("meta"))  # neither a CPU nor there
     optimize(ae, torch.float32, compile="graphs")
     assert compiled == [("Encoder", {}), ("Decoder", {"mode": "reduce-overhead", "dynamic": False})]
-
-
-def test_advice_to_the_c_library_is_taken_or_refused() -> None:
-    assert keep_freed_memory() in (True, False)
-    image = torch.ones(1, 3, 2048, 2048)  # a block that the setting is about
-    assert float(image.sum()) == image.numel()

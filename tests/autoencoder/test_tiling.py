@@ -66,6 +66,20 @@ def test_weights_sum_to_one() -> None:
             torch.testing.assert_close(total, torch.ones_like(total))
 
 
+def test_tiles_with_gradients(ae: AutoencoderSSDD) -> None:
+    """Where nobody says ``no_grad`` the weights want some."""
+    ae = copy.deepcopy(ae).requires_grad_(True)
+    ae.enable_tiling()
+    ae.tile_sample_min_size = 64
+    z = torch.randn(1, 4, 8, 12, requires_grad=True)
+    image = ae.decode(z).sample
+    image.square().mean().backward()
+    assert z.grad is not None
+    assert 0 < float(z.grad.abs().max()) < torch.inf
+    with torch.no_grad():
+        torch.testing.assert_close(ae.decode(z).sample, image)
+
+
 def test_one_tile_is_bit_identical(ae: AutoencoderSSDD) -> None:
     x = torch.rand(1, 3, 64, 128) * 2 - 1
     z, y = ae.encode(x).latent_dist.mode(), ae(x).sample

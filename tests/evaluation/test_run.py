@@ -108,8 +108,10 @@ def test_broken_images_do_not_move_the_noise(tiny_model: Path, photographs: Path
 def test_lower_precision_decodes_the_same_latents(tiny_model: Path, photographs: Path) -> None:
     """The loss would be the encoder's too, or hidden in the spread over images."""
     full, half = (load_autoencoder(str(tiny_model), dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
-    evaluation = run([Entry(full, 1), Entry(half, 1, full)], photographs=photographs)
-    first, row = evaluation.rows
+    noisy = [Entry(full, 1, latent_noise=0.1), Entry(half, 1, full, 0.1)]
+    evaluation = run([Entry(full, 1), Entry(half, 1, full), *noisy], photographs=photographs)
+    first, row, *others = evaluation.rows
+    assert others[1].precision_of == others[0].label, "the loss is that of the noise too"
     assert row.label == f"{tiny_model.name}, 1 step, bfloat16"
     assert row.precision_of == first.label
     assert (first.model["dtype"], row.model["dtype"]) == ("float32", "bfloat16")

@@ -92,5 +92,7 @@ def test_model_is_left_as_it_was() -> None:
     model = random_model()
     before = [(name, type(module)) for name, module in model.named_modules()]
     network = ExportDecoder(model.decoder, 8)
+    with torch.no_grad():
+        network(torch.zeros(1, 4, 2, 2), torch.zeros(1, 3, 16, 16))
     assert [(name, type(module)) for name, module in model.named_modules()] == before, "its modules were replaced"
     assert {id(p) for p in network.parameters()} == {id(p) for p in model.decoder.parameters()}, "weights were copied"

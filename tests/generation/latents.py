@@ -1,6 +1,7 @@
 """Tokenized data in memory: what ``LatentDataset`` has, made of tensors."""
 
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -48,11 +49,10 @@ class BucketedLatents(MemoryLatents):
 
     def ranges_of_shapes(self) -> list[tuple[tuple[int, int, int], range]]:
         found, start = [], 0
-        for shard in self.shards:
-            if len(shard):
-                c, h, w = shard.shape[1:]
-                found.append(((c, h, w), range(start, start + len(shard))))
-                start += len(shard)
+        for shape, shards in groupby(self.shards, lambda shard: tuple(shard.shape[1:])):
+            end = start + sum(map(len, shards))
+            found.append((shape, range(start, end)))
+            start = end
         return found
 
     def __len__(self) -> int:

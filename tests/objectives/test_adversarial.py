@@ -37,14 +37,6 @@ def test_one_logit_for_each_patch(height: int, width: int, h: int, w: int) -> No
     assert discriminator()(pictures(2, height, width)).shape == (2, 1, h, w)
 
 
-def test_widths_double_up_to_eight_times_the_first() -> None:
-    """The sizes are not PatchGAN's."""
-    convs = [m for m in PatchDiscriminator(layers=4).modules() if isinstance(m, SpectralConv)]
-    assert [c.out_channels for c in convs] == [64, 128, 256, 512, 512, 1]
-    assert [c.stride[0] for c in convs] == [2, 2, 2, 2, 1, 1]
-    assert all(c.kernel_size == (4, 4) for c in convs)
-
-
 def test_receptive_field_is_seventy_pixels() -> None:
     """A logit judges less or more of the image than PatchGAN's 70 x 70 pixels."""
     net, x = discriminator(width=2), pictures(1, 128, 128).requires_grad_()
@@ -117,14 +109,6 @@ def test_restored_state_gives_the_same_bits(tmp_path: Path, time: bool) -> None:
     assert torch.equal(net.eval()(x, t), restored.eval()(x, t))
 
 
-def test_copies_and_channels_last_agree() -> None:
-    """The networks of a run live in channels-last memory."""
-    net = discriminator(time=True)
-    other = copy.deepcopy(net).to(memory_format=torch.channels_last)
-    x, t = pictures(2), torch.rand(2)
-    torch.testing.assert_close(other(x.contiguous(memory_format=torch.channels_last), t), net(x, t))
-
-
 def test_compiled_network_agrees() -> None:
     """``compile`` breaks the discriminator, or loses its power iterations."""
     net = discriminator(width=4, layers=2, time=True)
@@ -146,16 +130,6 @@ def test_hinge_losses_by_hand() -> None:
     assert hinge_generator_loss(fake.bfloat16()).dtype == torch.float32
     assert hinge_generator_loss(fake).item() == pytest.approx(2 / 3)
     assert hinge_discriminator_loss(torch.zeros(4), torch.zeros(4)).item() == 1, "undecided is 1"
-
-
-def test_losses_of_parts_average_to_the_whole() -> None:
-    """The loss would depend on the number of processes."""
-    real, fake = torch.randn(8, 1, 3, 3), torch.randn(8, 1, 3, 3)
-    parts = zip(real.chunk(4), fake.chunk(4), strict=True)
-    mean = torch.stack([hinge_discriminator_loss(a, b) for a, b in parts]).mean()
-    torch.testing.assert_close(mean, hinge_discriminator_loss(real, fake))
-    mean = torch.stack([hinge_generator_loss(b) for b in fake.chunk(4)]).mean()
-    torch.testing.assert_close(mean, hinge_generator_loss(fake))
 
 
 def test_adaptive_weight_is_the_ratio_of_norms() -> None:

@@ -21,8 +21,9 @@ from ssdd.data import find
 from ssdd.data.images import ImageError
 from ssdd.runtime.files import only_one
 from ssdd.tokenization import LatentBatchSampler, LatentDataset, Part, collate_fn, finish, tokenize, verify
-from ssdd.tokenization.inputs import expand, is_shard, split_columns
+from ssdd.tokenization.inputs import expand, is_parquet, is_shard, split_columns
 from ssdd.tokenization.labels import LabelFile
+from ssdd.tokenization.plan import InputShards
 from tests.tokenization.conftest import Job
 
 Picture = Callable[..., np.ndarray]
@@ -92,7 +93,9 @@ def test_paths(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ph
     (tmp_path / "list.txt").write_text("\n".join([expected[0], "", str(shards / "{000001..000002}.tar"), ""]))
     assert expand([str(shards)]) == expected
     assert expand([f"@{tmp_path / 'list.txt'}"]) == expected
-    assert expand([str(shards / "*.tar")]) == expected
+    for pattern in ("*.tar", "00000?.tar", "00000[0-2].tar", "**/*.tar"):
+        assert expand([str(shards / pattern)]) == expected, pattern
+    assert expand([f"{shards}/0*.tar?image=x"]) == [f"{path}?image=x" for path in expected]
     monkeypatch.setattr(find, "_standard_input", lambda: "\n".join(expected))
     assert expand(["@-"]) == expand(["-"]) == expected
     assert expand([str(photographs), "hf:a/b"]) == [str(photographs), "hf:a/b"]
@@ -104,9 +107,22 @@ def test_paths(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ph
         "@nowhere": "a list of paths",
         f"@{tmp_path / 'empty'}": "found none",
         "a{b": "balanced",
+        f"{tmp_path}/no*": "files that fit this pattern, found none",
     }.items():
         with pytest.raises(ImageError, match=message):
             expand([wrong])
+
+
+@pytest.mark.parametrize("pattern", ["a*", "a?", "a[12]"])
+def test_every_folder_that_fits_a_pattern(job: Job, tmp_path: Path, picture: Picture, pattern: str) -> None:
+    """Else the images of all but the first are lost without a word."""
+    for folder, count in (("a1", 2), ("a2", 3)):
+        (tmp_path / folder).mkdir()
+        for i in range(count):
+            (tmp_path / folder / f"{i}.png").write_bytes(png(picture(40, 40, i)))
+    done = tokenize(job(paths=(str(tmp_path / pattern),)), tmp_path / "out", workers=0)
+    assert done.manifest is not None
+    assert done.manifest.images == 5
 
 
 def test_classes_of_a_set_come_from_all_its_parts(job: Job, shards: Path, tmp_path: Path) -> None:
@@ -461,3 +477,15 @@ def test_queries_of_addresses_are_kept() -> None:
     signed = "https://host/a.tar?token=abc&image=x"
     assert split_columns(signed) == (signed, {})
     assert is_shard(signed)
+    for path in ("https://host/x.parquet?token=abc", "X.PARQUET", "x.parquet?image=a"):
+        assert is_parquet(path), path
+    assert not is_parquet("x.tar?name=x.parquet")
+
+
+def test_another_signature_is_the_same_data(job: Job) -> None:
+    """Signed addresses end before a long command does; columns are other data."""
+    a, b = "https://host/a.tar?token=1", "https://host/a.tar?token=2"
+    x, y = "a.parquet?image=x", "a.parquet?image=y"
+    digests = [InputShards(job(), [path]).describe()[0].names_sha256 for path in (a, b, x, y)]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3

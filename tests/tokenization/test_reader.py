@@ -1,6 +1,5 @@
 """Reading back: by number, in order, in worker processes, by webdataset; and what is refused."""
 
-import hashlib
 import json
 import pickle
 import shutil
@@ -14,7 +13,7 @@ import torch
 from safetensors.torch import load
 from torch.utils.data import DataLoader
 
-from ssdd.tokenization import LatentDataset, TokenizedDataError, tokenize, verify
+from ssdd.tokenization import LatentDataset, TokenizedDataError, tokenize
 from tests.tokenization.conftest import Job
 
 
@@ -151,31 +150,3 @@ def test_damaged_members_are_refused_where_they_are_read(copy: Path) -> None:
     with pytest.raises(TokenizedDataError, match="expected safetensors"):
         data[2]
     data[1]
-
-
-def test_sets_of_the_first_format(whole: Path, copy: Path, job: Job) -> None:
-    """They are read and checked as before, and not gone on with."""
-    from ssdd.tokenization.manifest import first_digest
-
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["format"], made_by = "ssdd-latents-1", manifest.pop("made_by")
-    manifest["rounding"] = {name: made_by[name] for name in ("dtype", "batch_size", "device", "threads", "torch")}
-    del manifest["skipped_images"], manifest["left_out"], manifest["data"]["labels"], manifest["data"]["shards"]
-    for number, entry in enumerate(manifest["shards"]):
-        path = copy / f"shard-{number:06d}.json"
-        index = json.loads(path.read_text()) | {"format": "ssdd-latents-1", "plan": first_digest(manifest)}
-        for name in ("left_out", "shape", "info", "input_bytes", "made_by"):
-            del index[name]
-        path.write_text(json.dumps(index))
-        entry["index_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    for a, b in zip(LatentDataset(copy).stream(), LatentDataset(whole).stream(), strict=True):
-        assert a["mean"].equal(b["mean"])
-        assert (a["key"], int(a["label"])) == (b["key"], int(b["label"]))
-    assert verify(copy) == []
-    (copy / "plan.json").write_text(json.dumps({k: v for k, v in manifest.items() if k not in ("shards", "skipped")}))
-    with pytest.raises(TokenizedDataError, match=r"plan\.json: expected Plan as JSON"):
-        tokenize(job(flips=True), copy, workers=0)
-    edit(copy / "manifest.json", lambda m: m.update(rounding=3))
-    with pytest.raises(TokenizedDataError, match="expected a manifest of ssdd-latents-1"):
-        LatentDataset(copy)

@@ -79,21 +79,6 @@ def test_random_start_is_forgotten() -> None:
     assert float(average.module.weight) < 1.0
 
 
-def test_state_is_restored() -> None:
-    """A resumed average would begin anew."""
-    model = Model()
-    first = Average(model, AverageConfig(halflife_images=50), 10)
-    for seen in range(10, 60, 10):
-        model.set(seen)
-        first.update(model, seen)
-    second = Average(Model(), AverageConfig(halflife_images=50), 10)
-    second.module.load_state_dict(first.module.state_dict())
-    model.set(7.0)
-    first.update(model, 60)
-    second.update(model, 60)
-    assert torch.equal(first.module.weight, second.module.weight)
-
-
 def test_update_reads_nothing_on_the_host() -> None:
     """``AveragedModel``'s own update copies its counter to the model's device and back, and the host waits."""
     from torch.utils._python_dispatch import TorchDispatchMode

@@ -1,6 +1,5 @@
 """Distillation: the one-step student takes after the many-step teacher."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,10 +98,3 @@ def test_losses_are_measured_against_the_teacher(student_config: Small) -> None:
     assert float(losses.terms["flow"].detach()) == pytest.approx(float(expected), rel=1e-4)
     losses.total.backward()
     assert all(p.grad is None for p in stage.frozen["teacher"].parameters()), "the teacher learns from the student"
-
-
-def test_distillation_without_a_teacher_is_refused(small: Small, tmp_path: Path) -> None:
-    config = small(recipe="tiny-distillation")
-    nobody = dataclasses.replace(config, model=dataclasses.replace(config.model, start_from=None))
-    with pytest.raises(ValueError, match="distillation needs the teacher"):
-        train(nobody, tmp_path / "run")

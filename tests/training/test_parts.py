@@ -98,7 +98,7 @@ def test_check_writes_nothing_and_shows_the_table(ssdd: Callable[..., Any], phot
 
 
 def test_stats_stay_json(small: Small, start: tuple[str, ...], tmp_path: Path) -> None:
-    """The sizes of the parts of a skipped update are no JSON, and ``stats.jsonl`` cannot be read."""
+    """And have gradient and update by part."""
     train(small(*start, "--total-images", "8"), tmp_path / "run")
     (line,) = (tmp_path / "run" / "stats.jsonl").read_text().splitlines()
     parts = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} in stats.jsonl"))["parts"]

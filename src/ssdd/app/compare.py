@@ -26,8 +26,9 @@ from ..evaluation.autoencoders import JPEG_AUTO, Autoencoder, Network, load_auto
 from ..evaluation.decoders import identify_network
 from ..evaluation.image_metrics import rounded
 from ..evaluation.pairs import ImageComparison, ImageMetrics
-from ..evaluation.run import add_latent_noise, timed
+from ..evaluation.run import add_latent_noise
 from ..runtime.memory import memory_growth
+from ..runtime.peak import timed
 from ..runtime.text import one_safe_line
 
 MULTIPLE = 32

@@ -59,7 +59,7 @@ def evaluate_folder(
     crops = EvaluationSet(open_source([folder]), get_protocol(protocol))
     entries = _entries(models, labels, settings, crops.protocol.size)
     lpips = cached_lpips(models.device)
-    metrics = BatchMetrics([], models.device, [lpips] if lpips else [])
+    metrics = BatchMetrics(models.device, [lpips] if lpips else [])
     run = Run(
         crops,
         metrics,

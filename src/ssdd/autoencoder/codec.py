@@ -184,7 +184,7 @@ def load_encoded(path: Path) -> EncodedImage:
         raise LatentFileError(
             f"{path}: expected the grid of {height} x {width} pixels at factor {factor}, found {tuple(mean.shape)}"
         )
-    if not torch.isfinite(mean).all():
+    if not torch.isfinite(torch.stack([mean, logvar])).all():
         raise LatentFileError(f"{path}: expected finite numbers, found NaN or infinity")
     if identity is not None and (identity.spatial_factor, identity.latent_channels) != (factor, mean.shape[0]):
         raise LatentFileError(

@@ -249,8 +249,22 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
             super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size, **kwargs)
         except SafetensorError as error:  # no OSError, although it is one
             raise OSError(f"could not write the model {save_directory} ({error})") from error
-        for weights in Path(save_directory).glob("*.safetensors"):
+        for weights in Path(save_directory).glob("diffusion_pytorch_model*.safetensors"):
             share(weights)
+
+    def enable_layerwise_casting(
+        self, storage_dtype: torch.dtype = torch.float8_e4m3fn, compute_dtype: torch.dtype | None = None, **kwargs: Any
+    ) -> None:
+        """Store weights in one type and compute in another, as diffusers' models do.
+
+        Args:
+            storage_dtype: Of the weights.
+            compute_dtype: Of the work, and of what is not stored otherwise (norms); that of the model by default.
+            kwargs: Further arguments of diffusers' ``ModelMixin.enable_layerwise_casting``.
+        """
+        if compute_dtype is not None:
+            self.to(compute_dtype)
+        super().enable_layerwise_casting(storage_dtype, compute_dtype, **kwargs)
 
     @classmethod
     def from_original(
@@ -305,7 +319,7 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
         encoder.to(memory_format=torch.contiguous_format)  # that of a KL-VAE: its posterior, to the last bit
         return model.eval()
 
-    def attach_encoder(self, encoder: nn.Module) -> None:
+    def attach_encoder(self, encoder: Any) -> None:
         """Give a model without an encoder one, for ``encode``.
 
         It is on the decoder's device from now on, keeps its own dtype, and is no part of the model's state dict or of
@@ -313,11 +327,15 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
 
         Args:
             encoder: (B, 3, H, W) in [-1, 1] -> moments (B, 2c, H/f, W/f), with the attributes ``spatial_factor`` and
-                ``latent_channels``, such as ``checkpoints.own_code.ForeignEncoder``.
+                ``latent_channels``; or anything with these and ``encode``, as ``checkpoints.own_code.ForeignEncoder``
+                takes it.
 
         Raises:
-            ValueError: if the model has an encoder of its own, or the encoder has another factor or other channels.
+            ValueError: if the model has an encoder of its own, or the encoder has another factor or other channels, or
+                is none.
         """
+        if not isinstance(encoder, ForeignEncoder) and hasattr(encoder, "encode"):
+            encoder = ForeignEncoder(encoder, type(encoder).__name__)
         if self.encoder is not None:
             raise ValueError("expected a model without an encoder to attach one to, found one that has its own")
         expected = f"f{self.spatial_factor}c{self.config.latent_channels}"
@@ -362,7 +380,7 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
             raise ValueError(f"expected images of floating-point numbers in [-1, 1], found {x.dtype}: x / 127.5 - 1")
         x = x.to(_compute_dtype(encoder) or x.dtype)
         with self._graph_if_wanted(x):
-            if len(x) > 1 and (self.use_slicing or not self._fits("encoding", x.numel() // 3, x)):
+            if len(x) > 1 and (self.use_slicing or not self._fits("encoding", x.numel() // 3, x.device, x.dtype)):
                 moments = torch.cat([self._encode(image) for image in x.split(1)])
             else:
                 moments = self._encode(x)
@@ -374,7 +392,12 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
         grid = (x.shape[2] // factor, x.shape[3] // factor)
         compiled = _is_compiled(encoder)
         return self._whole_or_tiles(
-            "encoding", x, grid, lambda: encoder(x), lambda tiles: encode_tiles(encoder, x, tiles, factor, compiled)
+            "encoding",
+            x,
+            x.dtype,
+            grid,
+            lambda: encoder(x),
+            lambda tiles: encode_tiles(encoder, x, tiles, factor, compiled),
         )
 
     def _require_encoder(self) -> nn.Module:
@@ -418,7 +441,7 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
             noise: Standard normal noise (B, 3, h*f, w*f), instead of a generator.
 
         Raises:
-            ValueError: The shape or the number of steps is wrong.
+            ValueError: The shape, the number of steps or that of generators is wrong.
         """
         c, factor = self.config.latent_channels, self.spatial_factor
         if z.dim() != 4 or z.shape[1] != c or 0 in z.shape:
@@ -430,25 +453,25 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
             raise ValueError(f"expected noise {shape}, found {tuple(noise.shape)}")
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
 
-        z = z.to(_compute_dtype(self.decoder) or z.dtype)
-        noise = noise.to(z.device)
+        dtype, noise = _compute_dtype(self.decoder) or z.dtype, noise.to(z.device)
         with self._graph_if_wanted(z, noise):
-            if len(z) > 1 and (self.use_slicing or not self._fits("decoding", noise.numel() // 3, z)):
+            if len(z) > 1 and (self.use_slicing or not self._fits("decoding", noise.numel() // 3, z.device, dtype)):
                 pairs = zip(z.split(1), noise.split(1), strict=True)
-                image = torch.cat([self._decode(z_i, noise_i, steps) for z_i, noise_i in pairs])
+                image = torch.cat([self._decode(z_i, noise_i, steps, dtype) for z_i, noise_i in pairs])
             else:
-                image = self._decode(z, noise, steps)
-            image = image.to(z.dtype)
+                image = self._decode(z, noise, steps, dtype)
+            image = image.to(dtype)
         return DecoderOutput(sample=image) if return_dict else (image,)
 
-    def _decode(self, z: Tensor, noise: Tensor, steps: int) -> Tensor:
+    def _decode(self, z: Tensor, noise: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
         def sample(z: Tensor, noise: Tensor) -> Tensor:
             # A copy: the noise is kept for the next image, and a hook may write into the decoder's input.
-            return flow.euler_sample(lambda x_t, t: self.decoder(x_t.to(z.dtype, copy=True), t, z), noise, steps)
+            return flow.euler_sample(lambda x_t, t: self.decoder(x_t.to(dtype, copy=True), t, z), noise, steps)
 
         return self._whole_or_tiles(
             "decoding",
             z,
+            dtype,
             (z.shape[2], z.shape[3]),
             lambda: sample(z, noise),
             lambda tiles: decode_tiles(sample, z, noise, tiles, self.spatial_factor, _is_compiled(self.decoder)),
@@ -463,6 +486,8 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
     def _noise(
         self, shape: tuple[int, ...], generator: torch.Generator | list[torch.Generator] | None, device: torch.device
     ) -> Tensor:
+        if isinstance(generator, list) and len(generator) != shape[0]:
+            raise ValueError(f"expected a generator for each of {shape[0]} latents, found {len(generator)}")
         if generator is not None:
             return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         return fixed_noise(self.config.noise_seed, shape[1:], device).expand(shape)  # one for the whole batch

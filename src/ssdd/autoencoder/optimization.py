@@ -39,8 +39,7 @@ def optimize(
     nn.Module.to(autoencoder, memory_format=torch.channels_last)
     if device.type == "cpu":
         keep_freed_memory()
-        if compile and can_compile(device):
-            use_fused_norms(autoencoder)
+        use_fused_norms(autoencoder, bool(compile) and can_compile(device))
     elif compile and can_compile(device):
         if autoencoder.encoder is not None:  # what graphs return is overwritten by their next run: latents are kept
             autoencoder.encoder.compile()

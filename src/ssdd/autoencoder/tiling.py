@@ -136,25 +136,26 @@ class TilingMixin:
             return decoding_bytes(pixels, self.config.decoder_channels, dtype.itemsize, self.device)
         return encoding_bytes(pixels, self.config.block_out_channels, dtype.itemsize, self.device)
 
-    def _fits(self, direction: Direction, pixels: int, like: Tensor) -> bool:
-        """Return whether so many pixels can be worked on at once, where and as precisely as ``like``.
+    def _fits(self, direction: Direction, pixels: int, device: torch.device, dtype: torch.dtype) -> bool:
+        """Return whether so many pixels can be worked on at once, there and in that type.
 
         True where nobody knows. With gradients it is not asked: they take far more, and tiles would not help.
         """
         if self.tile != "auto" or pixels <= LARGE_PIXELS or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return True
-        free = free_bytes(like.device)
-        return free is None or self._needed_bytes(direction, pixels, like.dtype) <= SHARE * free
+        free = free_bytes(device)
+        return free is None or self._needed_bytes(direction, pixels, dtype) <= SHARE * free
 
     def _whole_or_tiles(
         self,
         direction: Direction,
         x: Tensor,
+        dtype: torch.dtype,
         grid: tuple[int, int],
         whole: Callable[[], Tensor],
         in_tiles: Callable[[TileGrid], Tensor],
     ) -> Tensor:
-        """Return the result of one way or the other. x: what goes in. grid: of its latent."""
+        """Return the result of one way or the other. x: what goes in. dtype: of the work. grid: of the latent."""
         never = self.tile is False or (self.tile == "auto" and torch.compiler.is_compiling())
         tiles = None if never else self._tiles(grid)
         if tiles is None:
@@ -162,8 +163,8 @@ class TilingMixin:
         if self.tile is True:
             return in_tiles(tiles)
         pixels = len(x) * grid[0] * grid[1] * self.spatial_factor**2
-        reason = f"about {self._needed_bytes(direction, pixels, x.dtype) >> 20:,} MiB would not fit"
-        if self._fits(direction, pixels, x):
+        reason = f"about {self._needed_bytes(direction, pixels, dtype) >> 20:,} MiB would not fit"
+        if self._fits(direction, pixels, x.device, dtype):
             try:
                 return whole()
             except (MemoryError, RuntimeError) as error:
@@ -251,7 +252,7 @@ def _in_tiles(
     factor = max(s for _, s in inputs)
     statistics = NormStatistics()
     for parts in _parts(grid, factor):
-        with statistics.measure():
+        with torch.no_grad(), statistics.measure():
             network(*(torch.cat([_cut(x, *part, s) for part in parts]) for x, s in inputs))
     vertical, horizontal = _weights(tiles.rows, scale), _weights(tiles.columns, scale)
     canvas: Tensor | None = None

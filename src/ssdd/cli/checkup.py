@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import platform
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ..autoencoder.optimization import can_compile
+from ..checkpoints.own_code import one_line
 from ..runtime.dtypes import Dtype, fastest_dtype, torch_dtype
+from ..runtime.peak import timed
 from ..runtime.text import aligned
 from .common import DEFAULT_MODEL
 
@@ -88,55 +89,50 @@ def quick_paths() -> dict[str, str]:
 def round_trips(compile: bool) -> list[RoundTrip]:
     """Return a round trip for each device and precision, and with compiling for each device."""
     photograph = _photograph()
-    expected = _Trip(torch.device("cpu"), "fp32").run(photograph)
+    expected = _reconstruct(_load(torch.device("cpu"), "fp32"), photograph)
     trips = []
     for device in devices():
-        for dtype in get_args(Dtype):
-            if (device.type, dtype) != ("cpu", "fp16"):  # minutes an image on many processors
-                trips.append(_try(_Trip(device, dtype), photograph, expected))
+        ways = [(dtype, False) for dtype in get_args(Dtype)]
+        if device.type == "cpu":
+            ways.remove(("fp16", False))  # minutes an image on many processors
         if compile and device.type != "mps":
-            trips.append(_try(_Trip(device, "fp32", compile=True), photograph, expected))
+            ways.append(("fp32", True))
+        trips += [_try(device, *way, photograph, expected) for way in ways]
     return trips
 
 
-@dataclass(frozen=True)
-class _Trip:
-    device: torch.device
-    dtype: Dtype
-    compile: bool = False
+def _load(device: torch.device, name: Dtype, compile: bool = False) -> "AutoencoderSSDD":
+    from ..autoencoder import AutoencoderSSDD
 
-    def load(self) -> "AutoencoderSSDD":
-        from ..autoencoder import AutoencoderSSDD
-
-        dtype = torch_dtype(self.dtype)
-        model = AutoencoderSSDD.from_pretrained(DEFAULT_MODEL, torch_dtype=dtype).to(self.device).eval()
-        return model.optimize(dtype) if self.compile else model
-
-    @torch.inference_mode()
-    def run(self, photograph: Tensor, model: "AutoencoderSSDD | None" = None) -> Tensor:
-        model = self.load() if model is None else model
-        x = photograph.to(self.device, torch_dtype(self.dtype))
-        return model.decode(model.encode(x).latent_dist.mode(), num_inference_steps=1).sample.float().cpu()
+    dtype = torch_dtype(name)
+    model = AutoencoderSSDD.from_pretrained(DEFAULT_MODEL, torch_dtype=dtype).to(device).eval()
+    return model.optimize(dtype) if compile else model
 
 
-def _try(trip: _Trip, photograph: Tensor, expected: Tensor) -> RoundTrip:
-    how = (str(trip.device), trip.dtype, trip.compile)
+@torch.inference_mode()
+def _reconstruct(model: "AutoencoderSSDD", photograph: Tensor) -> Tensor:
+    x = photograph.to(model.device, model.dtype)
+    return model.decode(model.encode(x).latent_dist.mode(), num_inference_steps=1).sample.float().cpu()
+
+
+def _try(device: torch.device, dtype: Dtype, compile: bool, photograph: Tensor, expected: Tensor) -> RoundTrip:
     try:
-        model = trip.load()
-        trip.run(photograph, model)
-        begin = time.perf_counter()
-        image = trip.run(photograph, model)
-        seconds = time.perf_counter() - begin
+        model = _load(device, dtype, compile)
+        _reconstruct(model, photograph)
+        image, seconds = timed(lambda: _reconstruct(model, photograph), device)
     except Exception as error:  # whatever a device or its driver comes to
-        return RoundTrip(*how, None, None, f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
+        return RoundTrip(str(device), dtype, compile, None, None, one_line(error)[:220])
     squared_error = (image - expected).square().mean()
     db = float(10 * torch.log10(4 / squared_error.clamp(min=4e-12)))  # values span 2; no more than 120
-    return RoundTrip(*how, db if image.isfinite().all() else 0.0, seconds)
+    return RoundTrip(str(device), dtype, compile, db if image.isfinite().all() else 0.0, seconds)
 
 
 def _photograph() -> Tensor:
     """Return a photograph of scikit-image, (1, 3, 256, 256) in [-1, 1]."""
-    from skimage import data
+    try:
+        from skimage import data
+    except ImportError as error:
+        raise ImportError("the photograph comes with scikit-image: pip install 'ssdd[demo]'") from error
 
     from ..data.pixels import image_to_tensor
 

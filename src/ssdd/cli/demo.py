@@ -1,7 +1,7 @@
 """``ssdd demo``: sample photographs through the embedded model, on one sheet and in one table."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,20 +62,16 @@ def run(options: Demo) -> int:
     compare = ImageComparison(autoencoder.device)
     target = options.out / SHEET
 
-    def encode(image: "np.ndarray") -> "EncodedImage":
-        return encode_image(autoencoder, image, options.model.model)
-
     bar = tqdm(total=len(images) * len(STEPS), unit="image")
-    encoded = [encode(image) for _, image in images]
+    encoded = [encode_image(autoencoder, image, options.model.model) for _, image in images]
     columns: list[list[np.ndarray]] = []
     rows: list[Row] = []
     for steps in STEPS:
-        results, seconds = [], 0.0
+        results, begin = [], time.perf_counter()
         for e in encoded:
-            result, taken = _timed(lambda e=e, steps=steps: decode_image(autoencoder, e, steps))  # type: ignore[misc]
-            results.append(result)
-            seconds += taken
+            results.append(decode_image(autoencoder, e, steps))
             bar.update()
+        seconds = time.perf_counter() - begin
         columns.append(results)
         metrics = [compare(i, r) for (_, i), r in zip(images, results, strict=True)]
         rows.append(Row(f"{steps} step{'s' if steps > 1 else ''}", metrics, seconds / len(images)))
@@ -110,12 +106,6 @@ def sample_photographs() -> list[Path]:
     except ImportError:
         return []
     return [Path(skimage.__file__).parent / "data" / name for name in _PHOTOGRAPHS]
-
-
-def _timed(work: "Callable[[], np.ndarray]") -> "tuple[np.ndarray, float]":
-    started = time.perf_counter()
-    result = work()
-    return result, time.perf_counter() - started
 
 
 def _sheet(

@@ -26,12 +26,14 @@ def run(options: Doctor) -> int:
     """Print what was found. Return 1 if a device computes wrongly."""
     from .checkup import quick_paths, round_trips, table, versions
 
-    facts, paths, trips = versions(), quick_paths(), round_trips(options.compile)
+    facts, paths = versions(), quick_paths()
+    if not options.json:
+        print("\n".join([*(f"{name}: {version}" for name, version in facts.items()), ""]))
+        print("\n".join([*(f"{name}: {state}" for name, state in paths.items()), ""]), flush=True)
+    trips = round_trips(options.compile)
     if options.json:
         rows = [{**asdict(trip), "right": trip.right} for trip in trips]
         print_json({"versions": facts, "quick_paths": paths, "round_trips": rows})
     else:
-        print("\n".join([*(f"{name}: {version}" for name, version in facts.items()), ""]))
-        print("\n".join([*(f"{name}: {state}" for name, state in paths.items()), ""]))
         print("\n".join(table(trips)))
     return 0 if all(trip.right for trip in trips) else ERROR

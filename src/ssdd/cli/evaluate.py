@@ -180,7 +180,7 @@ def _evaluate(options: Evaluate, processes: "Processes", out: Path | None) -> in
     left_out = LeftOut(options.allow_missing)
     if out is not None:
         left_out.load(lambda _: check_report(), [REPORT], asked=True)
-    metrics = BatchMetrics([], device, _metrics(options, device, left_out))
+    metrics = BatchMetrics(device, _metrics(options, device, left_out))
     extractors, reference = load_extractors(options.extractors, device, left_out), None
     if options.reference is not None:
         if len(extractors) != 1:
@@ -371,7 +371,7 @@ def _groups(
         choices = (options.steps if first.steps is not None else ()) or (None,)
         for number in choices:
             first.check_steps(number)
-        if pays(options.optimize, len(evaluation_set)):
+        if pays(options.optimize, min(len(evaluation_set), options.limit or len(evaluation_set))):
             for autoencoder in (first, *others):
                 if isinstance(autoencoder, PretrainedAutoencoder):
                     autoencoder.optimize(can_compile_once(device, one_size=protocol.square))

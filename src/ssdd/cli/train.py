@@ -160,7 +160,8 @@ def run(options: Train | Export) -> int:
         from ..training.loop import check_learning
         from ..training.tokenizer import TokenizerTask
 
-        print(check_learning(options.recipe, TokenizerTask))
+        if report := check_learning(options.recipe, TokenizerTask):
+            print(report)
         return 0
     from ..training.loop import train
 

@@ -7,7 +7,6 @@ from array import array
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -51,38 +50,23 @@ def inspect(source: ImageSource, workers: int = 0, thumbnails: Collection[int] =
     """
     loader = DataLoader(
         _Inspector(source, frozenset(thumbnails)),
-        batch_size=None,
-        sampler=_Chunks(len(source)),
+        batch_size=_CHUNK,
         num_workers=workers,
         worker_init_fn=start_worker,
-        collate_fn=_unchanged,
+        collate_fn=list,  # PyTorch's own would make tensors of arrays
     )
     for chunk in loader:
         yield from chunk
 
 
-class _Chunks:
-    """The indices 0 .. length - 1 in ranges of a few."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return -(-self.length // _CHUNK)
-
-    def __iter__(self) -> Iterator[range]:
-        for first in range(0, self.length, _CHUNK):
-            yield range(first, min(first + _CHUNK, self.length))
-
-
-class _Inspector(Dataset[list[Inspection]]):
+class _Inspector(Dataset[Inspection]):
     def __init__(self, source: ImageSource, thumbnails: frozenset[int]) -> None:
         self.source, self.thumbnails = source, thumbnails
 
-    def __getitem__(self, indices: range) -> list[Inspection]:
-        return [self._inspect(i) for i in indices]
+    def __len__(self) -> int:
+        return len(self.source)
 
-    def _inspect(self, index: int) -> Inspection:
+    def __getitem__(self, index: int) -> Inspection:
         name = self.source.name(index)
         try:
             content = self.source.content(index)
@@ -95,11 +79,6 @@ class _Inspector(Dataset[list[Inspection]]):
         height, width = image.shape[:2]
         small = _thumbnail(image) if index in self.thumbnails else None
         return Inspection(index, len(content), digest, height, width, _kind(content), small)
-
-
-def _unchanged(chunk: Any) -> Any:
-    """Return it as it is: PyTorch's own conversion would make tensors of arrays."""
-    return chunk
 
 
 def _kind(content: bytes) -> str:

@@ -42,16 +42,12 @@ class ImageFile:
         path: Where the file is.
         name: Its path in the given folder, with `/`, or the file's name; unique among those found together.
         output_stem: Relative path without suffix for outputs; unique, even where case does not count; no part
-            of it is hidden, `..` or absolute. It may contain dots: append to it, or use `output_path`.
+            of it is hidden, `..` or absolute. It may contain dots: append to it.
     """
 
     path: Path
     name: str
     output_stem: str
-
-    def output_path(self, folder: str | os.PathLike[str], suffix: str) -> Path:
-        """Return the file in `folder` for an output with this `suffix`, for example `.png` or `-error.png`."""
-        return Path(folder) / (self.output_stem + suffix)
 
 
 def expand(paths: Iterable[str | Path]) -> list[str]:
@@ -61,7 +57,7 @@ def expand(paths: Iterable[str | Path]) -> list[str]:
     patterns such as ``photos/**/*.png``, to sorted names. Raises `ImageError` for a list that is missing or empty, and
     for a pattern that nothing fits.
     """
-    return [found for path in expand_lists(paths) for found in _matching(path)]
+    return [found for path in expand_lists(paths) for found in matching(path)]
 
 
 def expand_lists(paths: Iterable[str | Path]) -> list[str]:
@@ -107,7 +103,8 @@ def _braces(path: str) -> list[str]:
     return found
 
 
-def _matching(path: str) -> list[str]:
+def matching(path: str) -> list[str]:
+    """Return the sorted names that fit a pattern; a path that is none or is there, by itself. Raises ImageError."""
     if not glob.has_magic(path) or "://" in path or path.startswith("hf:") or os.path.lexists(path):
         return [path]
     if found := sorted(glob.glob(path, recursive=True)):

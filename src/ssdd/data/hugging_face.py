@@ -42,10 +42,10 @@ class HuggingFaceSource:
         """Raise ImageError if there is no such data set, split or column; ImportError without ``datasets``."""
         split = load_split(path)
         self._label, self._column, self._class_column = split.label, split.column, split.class_column
-        self._labels = _only_classes(_package(split.label), split)
-        self._label_names: list[str] = list(
-            getattr(split.dataset.features.get(split.class_column), "names", None) or []
-        )
+        feature = split.dataset.features.get(split.class_column)
+        self._names: list[str] = list(getattr(feature, "names", None) or [])
+        is_class = _is_class(_package(split.label), feature)
+        self._classes = split.dataset.select_columns([split.class_column]).with_format(None) if is_class else None
         self._dataset = split.images.with_format(None)
 
     def __len__(self) -> int:
@@ -57,23 +57,19 @@ class HuggingFaceSource:
     def key(self, index: int) -> str:
         return str(index)
 
-    def class_names(self) -> list[str]:
-        """Return names by number: those of the data set, or else whole numbers or words in their order, 2 before 10."""
-        if self._label_names:
-            return self._label_names
-        values = {v for v in self._label_values() if v is not None}
-        numbers = sorted(v for v in values if isinstance(v, int) and v >= 0)
-        if numbers and numbers[-1] < _MOST_CLASSES:
-            return [str(i) for i in range(numbers[-1] + 1)]
-        return [*map(str, numbers), *sorted((v for v in values if isinstance(v, str)), key=natural_order)]
+    def classes(self) -> tuple[list[str | None], list[str]]:
+        """Return the class of every row by name, None where there is none (-1 too), and all names by number.
 
-    def classes(self) -> list[str | None]:
-        """Return the class of every row by name; None where there is none (-1 too)."""
-        names = self._label_names
-        return [_class(value, names) for value in self._label_values()]
-
-    def _label_values(self) -> list[Any]:
-        return [None] * len(self) if self._labels is None else self._labels[:][self._class_column]
+        These are those of the data set, or else whole numbers or words in their order, 2 before 10.
+        """
+        values = [None] * len(self) if self._classes is None else self._classes[:][self._class_column]
+        known = [None if isinstance(value, int) and value < 0 else value for value in values]
+        if self._names:
+            return [None if value is None else self._names[value] for value in known], self._names
+        found = set(known) - {None}
+        largest = max((value for value in found if isinstance(value, int)), default=_MOST_CLASSES)
+        named = range(largest + 1) if largest < _MOST_CLASSES else found
+        return [None if value is None else str(value) for value in known], sorted(map(str, named), key=natural_order)
 
     def content(self, index: int) -> bytes:
         """Return the encoded image. Raises ImageError."""
@@ -304,22 +300,9 @@ def _class_column(datasets: Any, dataset: Any, name: str | None, label: str) -> 
     return _LABEL if _LABEL in features else next(labels, None)
 
 
-def _only_classes(datasets: Any, split: LoadedSplit) -> Any:
-    """Return the data set with its column of classes alone; None if these are no labels, whole numbers or words."""
-    if _is_class(datasets, split.dataset.features.get(split.class_column)):
-        return split.dataset.select_columns([split.class_column]).with_format(None)
-    return None
-
-
 def _is_class(datasets: Any, feature: Any) -> bool:
     kind = str(getattr(feature, "dtype", ""))
     return isinstance(feature, (datasets.ClassLabel, datasets.Value)) and kind.startswith(("int", "uint", "string"))
-
-
-def _class(value: Any, names: list[str]) -> str | None:
-    if value is None or (isinstance(value, int) and value < 0):
-        return None
-    return names[value] if names and isinstance(value, int) else str(value)
 
 
 def _image_column(datasets: Any, dataset: Any, name: str | None, label: str) -> str:

@@ -1,7 +1,6 @@
 """Data and output that lie elsewhere, by fsspec: ``s3://``, ``gs://``, ``http://``, ..."""
 
 import errno
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -49,19 +48,9 @@ def local_copy(address: str) -> Iterator[Path]:
         yield Path(address)
         return
     system, path = file_system(address)
-    # Files of HTTP servers are streamed: not every server knows ranges.
-    options = {"block_size": 0} if address.startswith(("http://", "https://")) else {}
     with tempfile.TemporaryDirectory(prefix="ssdd-") as temporary:
         target = Path(temporary) / "input"
-
-        def fetch() -> None:
-            size = system.info(path).get("size")
-            with system.open(path, "rb", **options) as source, target.open("wb") as file:
-                shutil.copyfileobj(source, file, 1 << 22)
-            if size is not None and target.stat().st_size != size:
-                raise ConnectionError(f"{target.stat().st_size} of {size} bytes")
-
-        retried(address, fetch)
+        retried(address, lambda: system.get_file(path, str(target)))
         yield target
 
 

@@ -3,7 +3,6 @@
 import fnmatch
 import os
 import zipfile
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -127,12 +126,40 @@ def _mapped(path: Path) -> np.ndarray:
     return np.memmap(path, np.uint8, "r", offset, shape)
 
 
-class _View(ABC):
-    """Images of other sources."""
+class ConcatSource:
+    """Several sources one after the other, or some of their images, by their numbers among all."""
 
-    @abstractmethod
-    def _locate(self, index: int) -> tuple[ImageSource, int]:
-        """Return the source of an image, and its index there."""
+    def __init__(self, sources: Sequence[ImageSource], indices: np.ndarray | None = None) -> None:
+        self.sources, self._indices = list(sources), indices
+        self._ends = np.cumsum([len(s) for s in self.sources])
+
+    @property
+    def left_out(self) -> Counter[str]:
+        """Other files beside the images of folders and tar files, by their extension."""
+        known = [s.left_out for s in self.sources if isinstance(s, (FolderSource, TarSource))]
+        return sum(known, Counter())
+
+    def __len__(self) -> int:
+        if self._indices is not None:
+            return len(self._indices)
+        return int(self._ends[-1]) if self.sources else 0
+
+    def subset(self, indices: np.ndarray) -> "ConcatSource":
+        """Return some of these images, by their numbers here."""
+        return ConcatSource(self.sources, indices if self._indices is None else self._indices[indices])
+
+    def matching(self, pattern: str | None) -> "ConcatSource":
+        """Return the images whose names within their folder or file fit ``caltech101/*``, or all for None.
+
+        Raises:
+            ValueError: No name fits.
+        """
+        if pattern is None:
+            return self
+        chosen = [i for i in range(len(self)) if fnmatch.fnmatchcase(self.key(i), pattern)]
+        if not chosen:
+            raise ValueError(f"expected names like {pattern!r} (--only), found none; the first name is {self.key(0)!r}")
+        return self.subset(np.array(chosen, np.int64))
 
     def name(self, index: int) -> str:
         source, local = self._locate(index)
@@ -152,54 +179,13 @@ class _View(ABC):
         source, local = self._locate(index)
         return source.read(local)
 
-
-class ConcatSource(_View):
-    """Several sources one after the other."""
-
-    def __init__(self, sources: Sequence[ImageSource]) -> None:
-        self.sources = list(sources)
-        self._ends = np.cumsum([len(s) for s in self.sources])
-
-    @property
-    def left_out(self) -> Counter[str]:
-        """Other files beside the images of folders and tar files, by their extension."""
-        known = [s.left_out for s in self.sources if isinstance(s, (FolderSource, TarSource))]
-        return sum(known, Counter())
-
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if self.sources else 0
-
-    def matching(self, pattern: str | None) -> "ConcatSource | SubsetSource":
-        """Return the images whose names within their folder or file fit ``caltech101/*``, or all for None.
-
-        Raises:
-            ValueError: No name fits.
-        """
-        if pattern is None:
-            return self
-        chosen = [i for i in range(len(self)) if fnmatch.fnmatchcase(self.key(i), pattern)]
-        if not chosen:
-            raise ValueError(f"expected names like {pattern!r} (--only), found none; the first name is {self.key(0)!r}")
-        return SubsetSource(self, np.array(chosen, np.int64))
-
     def _locate(self, index: int) -> tuple[ImageSource, int]:
+        """Return the source of an image, and its index there."""
         if not 0 <= index < len(self):
             raise IndexError(f"expected an index from 0 to {len(self) - 1}, found {index}")
+        index = index if self._indices is None else int(self._indices[index])
         which = int(np.searchsorted(self._ends, index, side="right"))
         return self.sources[which], index - int(self._ends[which - 1] if which else 0)
-
-
-class SubsetSource(_View):
-    """Some images of a source, by their indices there."""
-
-    def __init__(self, source: ImageSource, indices: np.ndarray) -> None:
-        self.source, self.indices = source, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def _locate(self, index: int) -> tuple[ImageSource, int]:
-        return self.source, int(self.indices[index])
 
 
 def open_source(paths: Sequence[str | Path]) -> ConcatSource:

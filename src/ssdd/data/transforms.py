@@ -43,14 +43,6 @@ def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
     return np.ascontiguousarray(crop)
 
 
-def resize_shorter_side(image: np.ndarray, size: int, filter: Image.Resampling) -> np.ndarray:
-    """Resize so that the shorter side is ``size``; the longer one is rounded and never shorter. uint8 (H', W', 3)."""
-    height, width = resized_sides(image, size)
-    if (height, width) == image.shape[:2]:
-        return image
-    return np.asarray(Image.fromarray(image).resize((width, height), filter))
-
-
 def resized_sides(image: np.ndarray, size: int) -> tuple[int, int]:
     """Return height and width of the image, uint8 (H, W, 3), with a shorter side of ``size``."""
     height, width = image.shape[:2]

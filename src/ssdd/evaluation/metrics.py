@@ -330,45 +330,32 @@ def own_metric(spec: str, device: torch.device | str = "cpu") -> Metric:
 
 
 class BatchMetrics:
-    """Image metrics of batches of pairs, on a device: our own, LPIPS by each of the networks, and others."""
+    """Image metrics of batches of pairs, on a device: our own, and others."""
 
-    def __init__(
-        self,
-        lpips_networks: Sequence[LPIPSNetwork] = (),
-        device: torch.device | str = "cpu",
-        others: Iterable[Metric] = (),
-    ) -> None:
+    def __init__(self, device: torch.device | str = "cpu", others: Iterable[Metric] = ()) -> None:
         self.device = torch.device(device)
         self.metrics = dict(IMAGE_METRICS)
-        for metric in (*(lpips_metric(network, device) for network in lpips_networks), *others):
+        for metric in others:
             if metric.name in self.metrics:
                 raise ValueError(f"expected metrics of different names, found two called {metric.name}")
             self.metrics[metric.name] = metric
 
-    def __call__(
-        self, original: Images, reconstruction: Images, valid: np.ndarray | None = None
-    ) -> dict[str, np.ndarray]:
-        """Return (B,) float64 by metric; what is not defined for so small an image is left out.
+    def __call__(self, original: Images, reconstruction: Images) -> dict[str, np.ndarray]:
+        """Return (B,) float64 by metric of uint8 (B, H, W, 3); what is not defined for so small an image is left out.
 
-        Args:
-            original, reconstruction: uint8 (B, H, W, 3).
-            valid: bool (B,), as of ``Rounded``: the metrics of the other images are NaN.
-
-        Raises:
-            ValueError: two shapes, or other images than uint8.
+        Raises ValueError for two shapes, or other images than uint8.
         """
-        return self.of(ImagePairs(as_tensor(original, self.device), as_tensor(reconstruction, self.device)), valid)
+        return self.of(ImagePairs(as_tensor(original, self.device), as_tensor(reconstruction, self.device)))
 
     @torch.inference_mode()
-    def of(self, pairs: ImagePairs, valid: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    def of(self, pairs: ImagePairs) -> dict[str, np.ndarray]:
         """Return the same, of pairs on the device."""
         shorter = min(pairs.original.shape[1:3])
-        values = {
+        return {
             name: np.asarray(metric.compute(pairs), np.float64)
             for name, metric in self.metrics.items()
             if metric.compute is not None and shorter >= metric.shortest
         }
-        return values if valid is None else {name: np.where(valid, v, np.nan) for name, v in values.items()}
 
 
 def ordered(metrics: dict[str, Metric]) -> list[Metric]:

@@ -28,7 +28,7 @@ class ImageComparison:
         self.device = torch.device(device)
         lpips = cached_lpips(self.device)
         self.lpips_network = lpips.name.removeprefix("lpips_") if lpips else None
-        self._metrics = BatchMetrics(device=self.device, others=[lpips] if lpips else [])
+        self._metrics = BatchMetrics(self.device, [lpips] if lpips else [])
 
     def __call__(self, original: np.ndarray, reconstruction: np.ndarray) -> ImageMetrics:
         """Compare two images, uint8 (H, W, 3) of one size. Raises ValueError for two sizes."""

@@ -10,23 +10,21 @@ import hashlib
 import json
 import math
 import re
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from ..data.images import save_image
 from ..data.pixels import images_to_tensor
-from ..runtime.files import atomic_path
 from ..runtime.memory import memory_growth
-from ..runtime.peak import finish
+from ..runtime.peak import timed
 from ..runtime.processes import Processes, broadcast, gather
 from .autoencoders import Autoencoder, image_generators
 from .distances import FeatureSet, set_distances
@@ -47,8 +45,6 @@ from .protocols import (
 from .results import PICTURES, Crops, Evaluation, Picture, Row, describe_extractor, file_name, ranked, ranking_metric
 from .saved_images import SavedImages
 from .spectrum import FREQUENCIES, Spectra, mean_power, spectra
-
-T = TypeVar("T")
 
 _LATENT_NOISE_SEED = 1_000_003
 _WORST, _BEST = 4, 4
@@ -328,8 +324,9 @@ class Run:
             for i in np.flatnonzero(valid):
                 key = batch.keys[i]
                 name = reconstruction_name(self.evaluation_set.source.key(key.image), key.crop)
-                _save_png(folder / name, result.images[i])
-        record = _RowRecord(self.metrics.of(pairs, valid), valid, pairs.spectra.power[valid], decoding, broken)
+                save_image(folder / name, result.images[i], overwrite=True)
+        values = {name: np.where(valid, v, np.nan) for name, v in self.metrics.of(pairs).items()}
+        record = _RowRecord(values, valid, pairs.spectra.power[valid], decoding, broken)
         return record, made[torch.from_numpy(valid).to(made.device)]
 
     def _reconstruct(self, entry: Entry, batch: _Batch) -> tuple[Rounded, Decoding | None, list[str]]:
@@ -413,7 +410,7 @@ class Run:
             name=name,
             group=groups.get(name, 1 + max(groups.values(), default=-1)),
             steps=autoencoder.steps if entry.steps is None else entry.steps,
-            precision_of=None if encoder is None else Entry(encoder, entry.steps).label,
+            precision_of=None if encoder is None else replace(entry, autoencoder=encoder, encoder=None).label,
             model=autoencoder.describe() | ({"broken": broken} if broken else {}),
             latent_shape=shapes[0] if shapes and all(shape == shapes[0] for shape in shapes) else None,
             costs={m.name: float(m.compute(facts)) for m in COSTS.values() if m.compute is not None},
@@ -483,12 +480,12 @@ class Run:
             crop = item.crops[evaluation.crops.crop[picture.crop]]
             if not picture.files:
                 picture.files[""] = f"{PICTURES}/{picture.crop}.png"
-                _save_png(out / picture.files[""], crop.pixels)
+                save_image(out / picture.files[""], crop.pixels, overwrite=True)
             for entry, row in zip(entries, rows, strict=True):
                 made, _, _ = self._reconstruct(entry, self._batch([crop]))
                 if made.valid[0]:
                     picture.files[row.label] = f"{PICTURES}/{picture.crop}-{file_name(row.label)}.png"
-                    _save_png(out / picture.files[row.label], made.images[0])
+                    save_image(out / picture.files[row.label], made.images[0], overwrite=True)
 
 
 def _columns(records: Sequence[_RowRecord]) -> dict[str, np.ndarray]:
@@ -519,11 +516,6 @@ def reconstruction_name(name: str, crop: int = 0) -> str:
     return f"{stem}{f'_{crop}' if crop else ''}.png"
 
 
-def _save_png(path: Path, image: np.ndarray) -> None:
-    with atomic_path(path, overwrite=True) as temporary:
-        Image.fromarray(image).save(temporary)
-
-
 def add_latent_noise(latent: Any, level: float, seed: int, numbers: Sequence[int]) -> Any:
     """Return a latent (B, c, h, w) with noise of ``level`` standard deviations of each image's latent.
 
@@ -534,11 +526,3 @@ def add_latent_noise(latent: Any, level: float, seed: int, numbers: Sequence[int
     generators = image_generators(seed + _LATENT_NOISE_SEED, numbers)
     noise = torch.stack([torch.randn(latent.shape[1:], generator=g, device="cpu") for g in generators])
     return latent + level * latent.std((1, 2, 3), keepdim=True) * noise.to(latent)
-
-
-def timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:
-    """Return what a call returns, and how many seconds it took."""
-    begin = time.perf_counter()
-    result = work()
-    finish(device)
-    return result, time.perf_counter() - begin

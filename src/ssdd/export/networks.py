@@ -49,5 +49,5 @@ class ExportDecoder(nn.Module):
             raise ValueError(f"expected noise of {size[0]} x {size[1]}, found {noise.shape[2]} x {noise.shape[3]}")
         dtype = self.network.conv_in.weight.dtype
         with fast.using(ops):
-            velocity = self.network(noise.to(dtype), torch.ones(1, device=noise.device), latent.to(dtype))
+            velocity = self.network(noise.to(dtype), torch.ones(1, device=noise.device), latent)
         return noise + velocity.float()

@@ -9,11 +9,8 @@ nothing is ever left out, and a bucket smaller than a batch has its turn every f
 Shapes: B latents of this process, c latent channels, h x w latent grid.
 """
 
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -116,38 +113,17 @@ class LatentBatch:
         return LatentBatch(*(t.to(device, non_blocking=True) for t in (self.mean, self.logvar, self.labels)))
 
 
-@dataclass(frozen=True)
-class Bucket:
-    """The latents of one shape, by their numbers in the set.
-
-    Attributes:
-        shape: (c, h, w).
-        ranges: of their numbers; in a tokenized set there is one, or few.
-    """
+class Bucket(NamedTuple):
+    """The latents of one shape, (c, h, w), by their numbers in the set."""
 
     shape: Shape
-    ranges: tuple[range, ...]
-
-    @cached_property
-    def _ends(self) -> list[int]:
-        return list(accumulate(len(numbers) for numbers in self.ranges))
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def __getitem__(self, index: int) -> int:
-        """Return the number of a latent of this bucket in the whole set."""
-        number = bisect_right(self._ends, index)
-        return self.ranges[number][index - (self._ends[number - 1] if number else 0)]
+    numbers: range
 
 
 def find_buckets(data: Latents) -> list[Bucket]:
-    """Return the buckets of a set, the largest first: one for each shape. Raises as ``data[i]`` does."""
-    ranges: dict[Shape, list[range]] = {}
-    for shape, numbers in data.ranges_of_shapes():
-        ranges.setdefault(shape, []).append(numbers)
-    buckets = [Bucket(shape, tuple(numbers)) for shape, numbers in ranges.items()]
-    return sorted(buckets, key=len, reverse=True)
+    """Return the buckets of a set, the largest first. Raises as ``data[i]`` does."""
+    buckets = (Bucket(*found) for found in data.ranges_of_shapes())
+    return sorted(buckets, key=lambda bucket: len(bucket.numbers), reverse=True)
 
 
 class LatentStream:
@@ -188,8 +164,9 @@ class LatentStream:
             batch, offset = divmod(position, self.batch_size)
             bucket, batch_of_bucket = self._bucket_of(batch)
             position = batch_of_bucket * self.batch_size + offset
-        passes, offset = divmod(position, len(bucket))
-        return bucket, bucket[KeyedPermutation(len(bucket), self.seed, passes)[offset]]
+        count = len(bucket.numbers)
+        passes, offset = divmod(position, count)
+        return bucket, bucket.numbers[KeyedPermutation(count, self.seed, passes)[offset]]
 
     def _bucket_of(self, batch: int) -> tuple[Bucket, int]:
         """Return the bucket that makes a global batch, and which of that bucket's batches it is."""
@@ -206,7 +183,7 @@ class LatentStream:
 
     def _batches_before(self, epoch: int) -> list[int]:
         """Return how many batches each bucket has complete when an epoch begins."""
-        return [epoch * len(bucket) // self.batch_size for bucket in self.buckets]
+        return [epoch * len(bucket.numbers) // self.batch_size for bucket in self.buckets]
 
     def _item(self, bucket: Bucket, number: int) -> Mapping[str, Any]:
         item = self.data[number]

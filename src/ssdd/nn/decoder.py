@@ -196,6 +196,15 @@ class Decoder(nn.Module):
         self.latents_mean = torch.tensor(mean, dtype=torch.float32, device=device).view(1, -1, 1, 1)
         self.latents_std = torch.tensor(std, dtype=torch.float32, device=device).view(1, -1, 1, 1)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Decoder":
+        """Move or convert everything but the type of the latents' mean and deviation, which stays float32."""
+        mean, std = self.latents_mean, self.latents_std
+        super()._apply(fn, recurse)
+        if mean is not None and std is not None and mean.device.type != "meta":
+            device = self.conv_in.weight.device
+            self.latents_mean, self.latents_std = mean.to(device), std.to(device)
+        return self
+
     def reset_parameters(self, init: Init = "fan-in") -> None:
         """Draw fresh weights.
 
@@ -245,7 +254,8 @@ class Decoder(nn.Module):
             raise ValueError(f"expected a block from 0 to {self.size.layers - 1}, found {feature_block}")
 
         if self.latents_mean is not None and self.latents_std is not None:
-            z = ((z - self.latents_mean) / self.latents_std).to(z.dtype)
+            z = (z.float() - self.latents_mean) / self.latents_std  # before it is rounded: it may be far from zero
+        z = z.to(x_t.dtype)
         time, context, recompute = self.time(t, x_t.dtype), self.context(z), self.gradient_checkpointing
 
         def stem() -> Tensor:

@@ -1,8 +1,6 @@
 """LPIPS (Zhang et al. 2018), from torchmetrics, whose square root has a safe gradient at zero features."""
 
-import zipfile
 from pathlib import Path
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,19 +23,6 @@ def backbone_url(network: LPIPSNetwork) -> str:
 def backbone_path(network: LPIPSNetwork) -> Path:
     """Return where torchvision looks for the backbone before it downloads it: torch.hub's cache in ``TORCH_HOME``."""
     return Path(torch.hub.get_dir()) / "checkpoints" / _BACKBONE_FILES[network]
-
-
-def available_network() -> LPIPSNetwork | None:
-    """Return the first network whose backbone is in the cache and not obviously damaged, or None; download nothing."""
-    return next((network for network in get_args(LPIPSNetwork) if _has_weights(backbone_path(network))), None)
-
-
-def _has_weights(path: Path) -> bool:
-    """Return whether a file begins and ends like torch's zip archives, or begins like its older pickles."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return zipfile.is_zipfile(file) or (file.seek(0) == 0 and file.read(2) == b"\x80\x02")
 
 
 class LPIPS(nn.Module):

@@ -191,7 +191,7 @@ def run_name(stage: str, axes: Axes) -> str:
     scale = SCALES[axes.scale]
     latent, decoder = axes.latent or scale.latent, axes.decoder or scale.decoder
     usual_side = scale.crops_of(stage)[0]
-    side = axes.resolution or usual_side
+    side = usual_side if axes.resolution is None else axes.resolution
     if axes.scale == "paper":
         named = {
             "encoder": f"{latent}-encoder",
@@ -214,11 +214,12 @@ C = TypeVar("C", bound=TrainConfig)
 def planned(config: C, stage: str, axes: Axes) -> C:
     """Return a config with the settings that the stages of a scale share, and those of the stage's plan."""
     scale = SCALES[axes.scale]
-    plan, (side, augmentation) = scale.plans[stage], scale.crops_of(stage)
+    plan, (usual_side, augmentation) = scale.plans[stage], scale.crops_of(stage)
+    side = usual_side if axes.resolution is None else axes.resolution
     rates: dict[str, Any] = {"warmup_images": plan.warmup_images, "decay_images": plan.decay_images}
     return replace(
         config,
-        data=DataConfig(resolution=axes.resolution or side, scale=augmentation, workers=scale.workers),
+        data=DataConfig(resolution=side, scale=augmentation, workers=scale.workers),
         validation=scale.validation,
         optimizer=replace(scale.optimizer, learning_rate=plan.rate, **rates),
         average=AverageConfig(min(scale.average.halflife_images, plan.images / 8), scale.average.from_images),

@@ -51,9 +51,6 @@ class TokenizedDataError(ValueError):
 # ---- the plan ------------------------------------------------------------------------------------------------------
 
 
-ModelInfo = LatentIdentity
-
-
 class DataInfo(Struct, frozen=True):
     """What is tokenized.
 
@@ -94,7 +91,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     """
 
     format: Literal["ssdd-latents-2"] = FORMAT
-    model: ModelInfo
+    model: LatentIdentity
     data: DataInfo
     classes: list[str]
     protocol: dict[str, Any]
@@ -165,7 +162,7 @@ class ShardIndex(Struct, frozen=True, kw_only=True):
         made_by: What its last digits depend on; None in the first format.
     """
 
-    format: Literal["ssdd-latents-1", "ssdd-latents-2"] = FORMAT
+    format: Literal["ssdd-latents-2"] = FORMAT
     plan: Sha256
     number: Annotated[int, Meta(ge=0, le=MOST_SHARDS)]
     first: Count
@@ -258,10 +255,8 @@ class Manifest(Plan, frozen=True, kw_only=True):
         skipped_images: Number of all images without latents.
         left_out: Other files of input shards, by their kind.
         unlabelled: Number of latents without a class.
-        first_digest: That of the plan, in the first format.
     """
 
-    format: Literal["ssdd-latents-1", "ssdd-latents-2"] = FORMAT  # type: ignore[assignment]
     images: Positive
     latents: Positive
     skipped: list[SkippedImage]
@@ -270,7 +265,6 @@ class Manifest(Plan, frozen=True, kw_only=True):
     statistics: SetStatistics
     shards: list[ShardEntry]
     unlabelled: Count = 0
-    first_digest: Sha256 | None = None
 
 
 MOST_SKIPPED = 1000

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-from ..data.find import IMAGE_SUFFIXES, check_left_out, expand_lists
+from ..data.find import IMAGE_SUFFIXES, check_left_out, expand_lists, matching
 from ..data.hugging_face import PREFIX, stream_shards, streaming_path
 from ..data.images import ImageError, printable
 from ..data.remote import file_system, is_remote, retried
@@ -17,11 +17,11 @@ def expand(paths: Sequence[str]) -> list[str]:
     """Return what these stand for, in order.
 
     Lists and braces as ``data.find.expand_lists`` has them; of a folder that has shards (tar or Parquet files) and no
-    images, the shards; of a pattern with ``*``, the shards that fit it; of a remote folder or pattern, its files; of a
-    data set that is streamed, its shards, as ``hf:OWNER/NAME:SPLIT?streaming#NUMBER``.
+    images, the shards; of a pattern, the shards that fit it, or all that fits where no shard does; of a remote folder
+    or pattern, its files; of a data set that is streamed, its shards, as ``hf:OWNER/NAME:SPLIT?streaming#NUMBER``.
 
     Raises:
-        ImageError: A list or a folder that is missing or empty.
+        ImageError: A list or a folder that is missing or empty, or a pattern that nothing fits.
         ImportError: A package that a remote path needs is missing.
     """
     return [found for path in expand_lists(paths) for found in _inside(path)]
@@ -29,7 +29,12 @@ def expand(paths: Sequence[str]) -> list[str]:
 
 def is_shard(path: str) -> bool:
     """Whether a path is that of a tar or Parquet file, or of a shard of a data set that is streamed."""
-    return is_stream_shard(path) or split_columns(path)[0].split("?")[0].lower().endswith((".tar", ".parquet"))
+    return is_stream_shard(path) or _file_name(path).endswith((".tar", ".parquet"))
+
+
+def is_parquet(path: str) -> bool:
+    """Whether a shard is a Parquet file, whatever the query behind its name."""
+    return _file_name(path).endswith(".parquet")
 
 
 def is_stream_shard(path: str) -> bool:
@@ -51,9 +56,12 @@ def _inside(path: str) -> list[str]:
         return [path]
     if is_remote(path):
         return _remote_files(path) if "*" in path or not is_shard(path) else [path]
+    place = split_columns(path)[0]
+    if glob.has_magic(place) and not Path(place).exists():
+        found = matching(place)
+        shards = [name + path.removeprefix(place) for name in found if is_shard(name)]
+        return shards or [each for name in found for each in _inside(name)]
     folder = Path(path)
-    if "*" in path and not folder.exists():
-        return sorted(found for found in glob.glob(path) if is_shard(found)) or [path]
     if not folder.is_dir():
         return [path]
     visible = [p for p in folder.iterdir() if p.name[0] != "."]
@@ -63,6 +71,10 @@ def _inside(path: str) -> list[str]:
         return [path]
     check_left_out([path], len(shards), Counter(p.suffix or "without extension" for p in others))
     return shards
+
+
+def _file_name(path: str) -> str:
+    return path.split("?")[0].lower()
 
 
 def _may_be_data(path: Path) -> bool:

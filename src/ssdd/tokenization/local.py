@@ -5,12 +5,11 @@ import multiprocessing
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
-from multiprocessing.sharedctypes import RawArray
 from typing import Any
 
 import torch
@@ -72,23 +71,55 @@ def make_in_processes(work: Work, tasks: Sequence[ShardTask], devices: Sequence[
     """
     left, deaths = deque(tasks), 0
     while left:
-        pool = _Pool(work, devices[: len(left)], report)
+        running: dict[Future[tuple[str | None, int]], ShardTask] = {}
+        finished = told = 0  # images of finished shards, and those that were reported
         try:
-            for made in pool.run(left):
-                deaths = 0
-                yield made
+            with _processes(work, devices[: len(left)], running) as (pool, done):
+                while left or running:
+                    while left and len(running) < 2 * len(devices):  # one ahead of each process
+                        with _no_signals():
+                            running[pool.submit(_make, left[0])] = left[0]
+                        left.popleft()
+                    for future in wait(running, _LOOK_SECONDS, FIRST_COMPLETED).done:
+                        error, images = future.result()
+                        deaths, finished = 0, finished + images
+                        yield running.pop(future), error
+                    if (now := done.get_obj().value) != told:
+                        report(now - told)
+                        told = now
         except BrokenProcessPool:
             deaths += 1
-            lost = pool.give_back(left)
-            shards = ", ".join(str(task.number) for task in lost) or "none"
+            report(finished - told)
+            left.extendleft(reversed(running.values()))
+            shards = ", ".join(str(task.number) for task in running.values()) or "none"
             if deaths > MOST_RESTARTS:
                 raise RuntimeError(
                     f"expected processes that live, but one died for the {deaths}th time in a row, with the shards "
                     f"{shards} begun. If memory ran out, pass a smaller --processes; the same command goes on from here"
                 ) from None
             _LOG.warning("a process died; new ones make the shards that were begun again: %s", shards)
-        finally:
-            pool.end()
+
+
+@contextmanager
+def _processes(work: Work, devices: Sequence[str], running: Collection[object]) -> Iterator[tuple[Executor, Any]]:
+    """Yield a pool of a process on each device, and how many images they have done; while something is running, the
+    end is at once.
+    """
+    context = multiprocessing.get_context("spawn")  # CUDA and threads do not live through a fork
+    done, names = context.Value("q", 0), context.SimpleQueue()
+    for device in devices:
+        names.put(device)
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(len(devices), context, _begin, (work, names, done))
+    try:
+        yield pool, done
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        processes = set(multiprocessing.active_children()) - others
+        for process in processes if running else ():
+            process.kill()
+        for process in processes:
+            process.join()
 
 
 @contextmanager
@@ -100,67 +131,6 @@ def _no_signals() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-class _Pool:
-    """A ``ProcessPoolExecutor`` whose processes have a device each, and say how far they are."""
-
-    def __init__(self, work: Work, devices: Sequence[str], report: Report) -> None:
-        context = multiprocessing.get_context("spawn")  # CUDA and threads do not live through a fork
-        self._at_once = 2 * len(devices)  # one ahead of each process
-        self._done = RawArray("q", self._at_once)
-        names = context.SimpleQueue()
-        for device in devices:
-            names.put(device)
-        self._others = set(multiprocessing.active_children())
-        self._pool = ProcessPoolExecutor(len(devices), context, _begin, (work, names, self._done))
-        self._running: dict[Future[str | None], tuple[ShardTask, int]] = {}
-        self._report, self._reported, self._finished = report, 0, 0
-
-    def run(self, tasks: deque[ShardTask]) -> Iterator[Made]:
-        """Take tasks, and yield them when they are done. Raises BrokenProcessPool when a process has died."""
-        free = set(range(self._at_once))
-        while tasks or self._running:
-            while tasks and free:
-                slot = free.pop()
-                self._done[slot] = 0
-                task = tasks.popleft()
-                with _no_signals():
-                    future = self._pool.submit(_make, task, slot)
-                self._running[future] = task, slot
-            done, _ = wait(self._running, _LOOK_SECONDS, FIRST_COMPLETED)
-            for future in done:
-                error = future.result()  # raises BrokenProcessPool with the task still among the running ones
-                task, slot = self._running.pop(future)
-                self._finished += self._done[slot]
-                self._done[slot] = 0
-                free.add(slot)
-                yield task, error
-            self._tell(sum(self._done))
-
-    def _tell(self, begun: int) -> None:
-        """Report what changed: images of finished shards, and so many of those that are begun."""
-        now = self._finished + begun
-        if now != self._reported:
-            self._report(now - self._reported)
-            self._reported = now
-
-    def give_back(self, tasks: deque[ShardTask]) -> list[ShardTask]:
-        """Put the tasks that were begun back, and take back what was reported of them."""
-        begun = [task for task, slot in self._running.values() if self._done[slot]]
-        self._tell(0)
-        tasks.extendleft(task for task, _ in reversed(self._running.values()))
-        self._running.clear()
-        return begun
-
-    def end(self) -> None:
-        """End all processes, whatever they are at."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        processes = set(multiprocessing.active_children()) - self._others
-        for process in processes if self._running else ():
-            process.kill()
-        for process in processes:
-            process.join()
 
 
 # ---- in the processes ----------------------------------------------------------------------------------------------
@@ -179,17 +149,22 @@ def _begin(work: Work, devices: Any, done: Any) -> None:
     _here = work, devices.get(), done
 
 
-def _make(task: ShardTask, slot: int) -> str | None:
+def _make(task: ShardTask) -> tuple[str | None, int]:
+    """Return what ``make_shard`` does, and how many images it took."""
     global _job
     assert _here is not None
     work, device, done = _here
+    made = 0
 
     def report(images: int) -> None:
-        done[slot] += images
+        nonlocal made
+        made += images
+        with done.get_lock():
+            done.value += images
 
     try:
         if _job is None:
             _job = work.open(device)
-        return make_shard(_job, task, report)
+        return make_shard(_job, task, report), made
     except Exception as error:
         raise portable(error) from None

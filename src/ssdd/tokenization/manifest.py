@@ -1,16 +1,11 @@
 """The manifest: what a finished set is, by the plan and the indices of its shards. It is written last."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from ..autoencoder.statistics import LatentStatistics
-from ..runtime.text import one_safe_line
 from .format import (
     MANIFEST,
     MOST_SKIPPED,
@@ -28,10 +23,6 @@ from .format import (
     shard_name,
 )
 from .labels import class_order
-
-FIRST_FORMAT = "ssdd-latents-1"
-"""Sets of this format are read, checked and decoded, but not gone on with."""
-_RESULTS = ("images", "latents", "skipped", "statistics", "shards")
 
 
 def make_manifest(plan: Plan, shards: Iterable[ShardIndex]) -> Manifest:
@@ -90,8 +81,6 @@ def merge(statistics: LatentStatistics, shard: ShardIndex) -> None:
 
 def plan_digest(manifest: Manifest) -> str:
     """Return the digest of the plan that a manifest was made of."""
-    if manifest.first_digest is not None:
-        return manifest.first_digest
     return Plan(**{name: getattr(manifest, name) for name in Plan.__struct_fields__}).digest
 
 
@@ -104,7 +93,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise FileNotFoundError(
             f"{path}: expected a manifest, found none: no folder of ssdd tokenize, or not finished: run it again"
         )
-    manifest = _decode(read_json(path), str(path))
+    manifest = decode(read_json(path), Manifest, str(path))
     names = [shard_name(number, manifest.container) for number in range(len(manifest.shards))]
     latents = sum(shard.latents for shard in manifest.shards)
     if [shard.name for shard in manifest.shards] != names or latents != manifest.latents:
@@ -113,16 +102,6 @@ def read_manifest(folder: Path) -> Manifest:
     if {len(manifest.statistics.latents_mean), len(manifest.statistics.latents_std)} != {channels}:
         raise TokenizedDataError(f"{path}: expected statistics of {channels} channels, found others")
     return manifest
-
-
-def _decode(content: bytes, label: str) -> Manifest:
-    if decode(content, dict, label).get("format") != FIRST_FORMAT:
-        return decode(content, Manifest, label)
-    try:
-        return msgspec.convert(_in_todays_words(json.loads(content)), Manifest)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:  # msgspec's errors are of these classes
-        line = one_safe_line(str(error))
-        raise TokenizedDataError(f"{label}: expected a manifest of {FIRST_FORMAT}, found: {line}") from error
 
 
 def read_index(folder: Path, number: int, manifest: Manifest, digest: str) -> ShardIndex:
@@ -142,30 +121,3 @@ def read_index(folder: Path, number: int, manifest: Manifest, digest: str) -> Sh
     if stated != (index.number, index.images, index.latents, index.file_bytes, index.sha256):
         raise TokenizedDataError(f"{path}: expected the counts and sizes of {MANIFEST}, found others")
     return index
-
-
-# ---- the first format ----------------------------------------------------------------------------------------------
-
-
-def first_digest(content: dict[str, Any]) -> str:
-    """Return the digest of a plan, or of the plan in a manifest, by which its shards know it.
-
-    Raises KeyError, TypeError for anything else.
-    """
-    plan = {key: value for key, value in content.items() if key not in _RESULTS}
-    plan["model"] = {key: value for key, value in plan["model"].items() if key not in ("name", "encoder")}
-    plan["data"] = {key: value for key, value in plan["data"].items() if key != "paths"}
-    return hashlib.sha256(json.dumps(plan, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
-def _in_todays_words(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return a manifest with the fields of today. Raises KeyError, TypeError for anything else."""
-    rounding = manifest["rounding"]
-    return {
-        **manifest,
-        "data": {**manifest["data"], "labels": "auto", "shards": len(manifest["shards"])},
-        "made_by": {"threads": None, **rounding},
-        "skipped_images": len(manifest["skipped"]),
-        "left_out": {},
-        "first_digest": first_digest(manifest),
-    }

@@ -131,8 +131,7 @@ def _opened(file: ShardFile) -> Any:
     except (pyarrow.ArrowException, ValueError) as error:
         raise TokenizedDataError(f"{path}: expected a Parquet file, found {_line(error)}") from error
     expected = _schema(file.shape, file.dtype)
-    without_members = expected.remove(len(expected) - 1)  # of the first format
-    if not (schema.equals(expected) or schema.equals(without_members)) or schema.metadata != expected.metadata:
+    if not schema.equals(expected) or schema.metadata != expected.metadata:
         raise TokenizedDataError(f"{path}: expected the columns of a shard of {file.dtype} {file.shape}, found others")
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     if [g.num_rows for g in groups] != [min(ROWS, file.latents - first) for first in range(0, file.latents, ROWS)]:

@@ -20,7 +20,7 @@ from .containers import writer_version
 from .crops import CropProtocol
 from .format import MOST_SHARDS, Container, DataInfo, MadeBy, Plan, Store
 from .image_list import ImageList
-from .inputs import is_shard, is_stream_shard, split_columns
+from .inputs import is_parquet, is_shard, is_stream_shard, split_columns
 from .labels import LabelFile, LabelRule
 from .model import LatentEncoder
 from .output import Output, open_output
@@ -134,7 +134,7 @@ class InputShards:
 
     def describe(self) -> tuple[DataInfo, list[str]]:
         """Return what identifies the data, and the classes of a data set that states them; others are known later."""
-        names = "\n".join(path.rsplit("/", 1)[-1] for path in self._paths)
+        names = "\n".join(_name(path) for path in self._paths)
         digest = sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
         streams = {path.rpartition("#")[0] for path in self._paths if is_stream_shard(path)}
         classes = [stream_shards(stream)[1] for stream in streams]
@@ -155,7 +155,7 @@ class InputShards:
             return
         with local_copy(path) as local:
             source: Source = Tar(str(local), path)
-            if path.endswith(".parquet"):
+            if is_parquet(path):
                 named = columns.get("image"), columns.get("label")
                 source = Parquet(str(local), path, *named, self._job.labels != "none")
             yield self._images(source, local.stat().st_size)
@@ -164,6 +164,12 @@ class InputShards:
         left_out, selection = Counter[str](), self._selection
         images = [selection.annotated(image) for image in source.images(left_out) if selection.takes(image.name)]
         return ShardImages(len(images), images.__getitem__, left_out, input_bytes)
+
+
+def _name(path: str) -> str:
+    """Return the last part of a path, without a query that does not choose data: that of a signed address changes."""
+    chooses = is_stream_shard(path) or split_columns(path)[1]
+    return (path if chooses else path.split("?")[0]).rsplit("/", 1)[-1]
 
 
 class ListedData:
@@ -193,7 +199,7 @@ Data = InputShards | ListedData
 def input_shards(job: TokenizeJob, paths: Sequence[str]) -> bool:
     """Whether each of these paths makes a shard. Raises ValueError where some do and others cannot."""
     shards = [path for path in paths if is_shard(path)]
-    never_listed = [p for p in shards if is_remote(p) or is_stream_shard(p) or split_columns(p)[0].endswith(".parquet")]
+    never_listed = [p for p in shards if is_remote(p) or is_stream_shard(p) or is_parquet(p)]
     one_each = len(shards) == len(paths) and job.shard_images is None and (len(paths) > 1 or bool(never_listed))
     if not one_each and never_listed:
         raise ValueError(

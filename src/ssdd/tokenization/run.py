@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import torch
 from tqdm import tqdm
@@ -42,7 +42,6 @@ from .shard import Report, check_input, finished_shard, in_order
 from .stop import TokenizeStopped, stop_on_signals
 
 Engine = Literal["local", "ray"]
-ENGINES: tuple[Engine, ...] = get_args(Engine)
 _LOOKING = 16
 """Threads that ask for the shards that are there."""
 _LOG = logging.getLogger(__name__)

@@ -83,18 +83,6 @@ class CroppedImage:
     crop_number: int
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """Mean and log-variance (B, c, h, w) of the stored type, of the crops and, where asked for, of the mirrored ones.
-
-    On a GPU they are on their way to the CPU until ``ready`` has passed.
-    """
-
-    batch: list[CroppedImage]
-    ways: list[tuple[Tensor, Tensor]]
-    ready: torch.cuda.Event | None
-
-
 def write_shard(job: OpenWork, task: ShardTask, report: Report) -> ShardIndex:
     """Make a shard and its index; what was there of it is replaced. The index appears last, and vouches for the shard.
 
@@ -197,7 +185,7 @@ class _Shard:
             try:
                 for batch, done in self._batches(items, size):
                     if batch:
-                        pending.append(pool.submit(self._store, self._encode(batch), file))
+                        pending.append(pool.submit(self._store, file, batch, *self._encode(batch)))
                     while len(pending) > _BATCHES_AHEAD:
                         pending.popleft().result()
                     report(done)
@@ -259,7 +247,11 @@ class _Shard:
                 reported = done
         yield waiting, read - reported
 
-    def _encode(self, batch: list[CroppedImage]) -> Encoded:
+    def _encode(self, batch: list[CroppedImage]) -> tuple[list[tuple[Tensor, Tensor]], torch.cuda.Event | None]:
+        """Return mean and log-variance (B, c, h, w) of the stored type, of the crops and, if asked for, mirrored ones.
+
+        On a GPU they are on their way to the CPU until the event has passed.
+        """
         device, store = self._job.encoder.device, STORED[self._job.job.store]
         pixels = torch.from_numpy(np.stack([item.crop.pixels for item in batch]))
         if device.type == "cuda":
@@ -273,27 +265,33 @@ class _Shard:
         if device.type == "cuda":
             ready = torch.cuda.Event()
             ready.record()
-        return Encoded(batch, ways, ready)
+        return ways, ready
 
-    def _store(self, encoded: Encoded, file: BinaryIO) -> None:
+    def _store(
+        self,
+        file: BinaryIO,
+        batch: list[CroppedImage],
+        ways: list[tuple[Tensor, Tensor]],
+        ready: torch.cuda.Event | None,
+    ) -> None:
         """Write a batch, in the thread that writes. Raises ValueError if a latent is not finite."""
-        if encoded.ready is not None:
-            encoded.ready.synchronize()
-        for mean, logvar in encoded.ways:
+        if ready is not None:
+            ready.synchronize()
+        for mean, logvar in ways:
             finite = (mean.isfinite() & logvar.isfinite()).flatten(1).all(1).tolist()
             if not all(finite):
                 raise ValueError(
-                    f"{printable(str(encoded.batch[finite.index(False)].image))}: expected a finite latent in "
+                    f"{printable(str(batch[finite.index(False)].image))}: expected a finite latent in "
                     f"{self._job.job.store}, found NaN or infinity: try --store bf16, or --dtype fp32 for the network"
                 )
         with one_line(self._label):
-            writer = self._opened(file, encoded.ways[0][0])
-            for i, item in enumerate(encoded.batch):
-                for flipped, (mean, logvar) in enumerate(encoded.ways):
+            writer = self._opened(file, ways[0][0])
+            for i, item in enumerate(batch):
+                for flipped, (mean, logvar) in enumerate(ways):
                     latent = self._latent(item, bool(flipped), mean[i], logvar[i])
                     self._labels.append(latent.identity)
                     writer.add(latent)
-        for mean, _ in encoded.ways:
+        for mean, _ in ways:
             self._statistics.update(mean)
 
     def _opened(self, file: BinaryIO, mean: Tensor | None = None) -> ShardWriter:

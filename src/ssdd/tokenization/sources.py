@@ -24,7 +24,7 @@ from ..data.find import LINK, images_in_folder
 from ..data.hugging_face import HuggingFaceSource, is_saved_dataset
 from ..data.images import ImageError, file_content, printable, read_failure, read_image, reason_of
 from ..data.packages import parquet
-from ..data.remote import is_remote, remote_content
+from ..data.remote import file_system, is_remote, remote_content
 from ..data.sources import ImageSource, open_source
 from ..data.tar import file_version, read_part, tar_members
 from .format import Label
@@ -343,14 +343,17 @@ class Rows(Source):
         return open_source([self.path]).sources[0]
 
     @cached_property
+    def _labels(self) -> tuple[Sequence[str | None], Sequence[str]]:
+        rows = self._rows
+        return rows.classes() if isinstance(rows, HuggingFaceSource) else ([None] * len(rows), ())
+
+    @property
     def classes(self) -> Sequence[str]:  # type: ignore[override]
-        return self._rows.class_names() if isinstance(self._rows, HuggingFaceSource) else ()
+        return self._labels[1]
 
     def images(self, left_out: Counter[str]) -> Iterator[FoundImage]:
-        rows = self._rows
-        classes: Sequence[Label] = rows.classes() if isinstance(rows, HuggingFaceSource) else [None] * len(rows)
-        for row, label in enumerate(classes):
-            yield FoundImage(self, rows.name(row).rsplit("/", 1)[-1], label, Place(row))
+        for row, label in enumerate(self._labels[0]):
+            yield FoundImage(self, self._rows.name(row).rsplit("/", 1)[-1], label, Place(row))
 
     def label(self, image: FoundImage) -> str:
         return self._rows.name(image.place.offset)
@@ -381,7 +384,8 @@ class RemoteImage(Source):
         return remote_content(self.path)
 
     def is_gone(self, image: FoundImage) -> bool:
-        return False
+        system, path = file_system(self.path)
+        return not system.exists(path)
 
 
 LISTED: dict[str, Callable[[str], Source]] = {source.kind: source for source in (Folder, Tar, Rows, RemoteImage)}

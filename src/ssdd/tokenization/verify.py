@@ -46,7 +46,7 @@ def verify(folder: Path, progress: Callable[[Iterable[Any]], Iterable[Any]] = it
     """
     manifest = read_manifest(folder)
     digest = plan_digest(manifest)
-    faults = [] if manifest.first_digest else list(_plan_faults(folder, digest))  # it states its plan itself
+    faults = list(_plan_faults(folder, digest))
     total = LatentStatistics()
     skipped = images = last = 0
     for number, entry in enumerate(progress(manifest.shards)):
@@ -65,9 +65,7 @@ def verify(folder: Path, progress: Callable[[Iterable[Any]], Iterable[Any]] = it
     if faults:
         return faults  # what follows could be consequences
     path, stated = folder / MANIFEST, manifest.data.images
-    if manifest.skipped_images != skipped or (
-        len(manifest.skipped) != (skipped if manifest.first_digest else min(skipped, MOST_SKIPPED))
-    ):
+    if (manifest.skipped_images, len(manifest.skipped)) != (skipped, min(skipped, MOST_SKIPPED)):
         faults.append(f"{path}: expected the {skipped} skipped images of the shards, found {manifest.skipped_images}")
     if manifest.images != images or (stated is not None and not (images + skipped == last == stated)):
         faults.append(f"{path}: expected {images} images and {skipped} skipped, {last} in all, found {manifest.images}")

@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -86,7 +87,8 @@ class RunLog:
         line: dict[str, Any] = {"images": seen, **means, **more, "images_per_second": speed}
         if self.share_of_peak:
             line["utilisation"] = speed * self.share_of_peak
-        line["parts"] = {name: {"gradient": size.gradient, "update": size.update} for name, size in parts.items()}
+        finite = {name: size for name, size in parts.items() if math.isfinite(size.gradient + size.update)}
+        line["parts"] = {name: {"gradient": size.gradient, "update": size.update} for name, size in finite.items()}
         if self.tracker is not None:
             _append(self.run / "stats.jsonl", line)
             shown = {k: v for k, v in line.items() if k in means or k == "utilisation"}

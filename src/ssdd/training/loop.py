@@ -140,7 +140,9 @@ def _train(task: Task, run: Path, processes: Processes, stop: StopRequest) -> Pa
 
 
 def check_learning(config: C, make_task: Callable[[C], Task], device: torch.device | None = None) -> str:
-    """Take a few updates without writing anything. Return gradient and update by part at the first and the last."""
+    """Take a few updates without writing anything. Return gradient and update by part at the first and the last, in the
+    main process; in others nothing.
+    """
     with join_processes(device) as processes, TemporaryDirectory() as run:
         config.check(processes.count)
         choose_tf32(config, processes.device)
@@ -160,7 +162,7 @@ def check_learning(config: C, make_task: Callable[[C], Task], device: torch.devi
                 lines += [table(sizes), ""]
         dead = dead_parts(sizes)
         lines += [f"warning: these parts hardly learn: {', '.join(dead)}" if dead else "every part learns"]
-        return "\n".join(lines)
+        return "\n".join(lines) if processes.main else ""
 
 
 def _look_at_result(state: TrainingState, autocast: Autocast, log: RunLog, samples: bool, validation: bool) -> None:

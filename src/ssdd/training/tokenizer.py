@@ -18,7 +18,7 @@ from ..autoencoder.statistics import LatentStatistics
 from ..checkpoints.identity import identify_weights
 from ..data.loader import BrokenImages, CropStream, crop_batches
 from ..data.pixels import levels_to_values
-from ..data.sources import ImageSource, SubsetSource, open_source
+from ..data.sources import ConcatSource, open_source
 from ..data.streaming import StreamedBatches, StreamedCrops, streaming_path
 from ..runtime.files import write_json
 from ..runtime.processes import Processes, broadcast
@@ -54,7 +54,7 @@ class TokenizerTask(Task):
     def __init__(self, config: TrainConfig) -> None:
         data = config.data
         self.config = config
-        self.held_out: ImageSource | None = None
+        self.held_out: ConcatSource | None = None
         self.stream: CropStream | StreamedCrops
         crops = (data.resolution, data.scale, data.flip, config.seed)
         if any(map(streaming_path, data.paths)):
@@ -73,7 +73,7 @@ class TokenizerTask(Task):
         self._validation: Validation | None = None
         self._before: dict[str, float] = {}
 
-    def _split(self, source: ImageSource) -> tuple[ImageSource, ImageSource | None]:
+    def _split(self, source: ConcatSource) -> tuple[ConcatSource, ConcatSource | None]:
         """Hold a share of the photographs out, unless others are given or there are too few."""
         validation = self.config.validation
         if validation.paths or not validation.count:
@@ -81,7 +81,7 @@ class TokenizerTask(Task):
         trained, held_out = hold_out(len(source), validation.share, self.config.seed)
         if not len(held_out) or not len(trained):
             return source, None
-        return SubsetSource(source, trained), SubsetSource(source, held_out)
+        return source.subset(trained), source.subset(held_out)
 
     @property
     def name(self) -> str:

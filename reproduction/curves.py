@@ -13,11 +13,12 @@ writes table.md and curves.png to OUT/SCALE/ENCODER. Exit status: 0 all is done;
 
 import argparse
 import math
+import re
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +32,9 @@ sys.path[:0] = [str(root := Path(__file__).parents[1]), str(root / "src")]  # of
 from reproduction.claims import DETAIL, FRECHET, LPIPS, Model, Test, conclude, in_words, judge  # noqa: E402
 from reproduction.jobs import Job, begin, precision_options, read_log, run_jobs, run_until_stopped  # noqa: E402
 from reproduction.table import EVALUATED, EXTRACTOR, Measured, Results, markdown_table, measure  # noqa: E402
+from ssdd.data.sources import open_source  # noqa: E402
+from ssdd.evaluation.features import load_extractor  # noqa: E402
+from ssdd.evaluation.metrics import lpips_metric  # noqa: E402
 from ssdd.evaluation.results import Evaluation, Row  # noqa: E402
 from ssdd.recipes import stages  # noqa: E402
 
@@ -165,7 +169,7 @@ class Plan:
 
     def _distil(self, seed: int, count: int) -> Job:
         half, run = count // 2, self.model(STUDENT, seed, count)
-        arguments = ["train", "distillation", *self._alike(seed, half, half // 4)]
+        arguments = ["train", "distillation", *self._alike(1000 + seed, half, half // 4)]  # its teacher saw other crops
         arguments += ["--model.start-from", str(self.model(SSDD, seed, half)), "--teacher-steps", str(STEPS)]
         arguments += ["--optimizer.warmup-images", str(half // 20), "--optimizer.decay-images", str(half // 2)]
         return self._training(run, arguments)
@@ -225,10 +229,8 @@ def read_results(plan: Plan) -> Results:
         for seed in plan.seeds(count):
             if (plan.evaluation(seed, count) / EVALUATED).is_file():
                 evaluation = Evaluation.load(plan.evaluation(seed, count))
-                kinds = {plan.model(kind, seed, count).resolve(): kind for kind in plan.kinds(count)}
                 for row in evaluation.rows:
-                    source = Path(row.model["source"])  # names are those of folders, and the same for all exports
-                    kind = kinds[source.parent if source.name == "model" else source]
+                    kind = re.findall(r"runs/([\w-]+)@", row.model["source"])[-1]
                     model = _model(plan, kind, row.steps, seed, count)
                     results[model] = Measured(row, evaluation.crops, evaluation)
     return results
@@ -259,11 +261,11 @@ def _value(row: Row, metric: str) -> float:
 def verdict(plan: Plan, results: Results, series: Series) -> tuple[str, list[str]]:
     """Return the verdict on one of our curves at its last point, and in words its tests and where FD crosses.
 
-    It is compared with the better KL-VAE by each metric; seed 0.
+    It is compared with the better KL-VAE by each metric; seed 0. Until the last count nothing is concluded.
     """
     points = curve(plan, results, series, FRECHET)
     rivals = [other for other in THEIRS if set(points) <= set(curve(plan, results, other, FRECHET))]
-    if not points or not rivals:
+    if plan.scale.counts[-1] not in points or not rivals:
         return conclude([], complete=False), []
     last, outcomes, words = max(points), [], []
     for metric in (FRECHET, LPIPS):
@@ -302,6 +304,8 @@ def write(plan: Plan) -> Path:
     lines += [f"{scale.protocol}, features of {EXTRACTOR}; an FD has no interval: ±5 % is assumed.", ""]
     for series in OURS:
         conclusion, words = verdict(plan, results, series)
+        if series.steps != 1:
+            conclusion = f"no verdict, {STEPS} times the operations"
         lines += [f"- {series.title}: **{conclusion}**", *(f"    - {line}" for line in words)]
     for metric, (title, digits) in METRICS.items():
         rows = [["images seen", *(f"{count:,}" for count in scale.counts)]]
@@ -360,7 +364,9 @@ def main(arguments: Sequence[str]) -> int:
     deadline = time.monotonic() + options.minutes * 60
 
     def work() -> None:
-        begin(plan.out, {"data": plan.data, "eval": plan.held_out, "encoder": plan.encoder})
+        facts = {"data": plan.data, "eval": plan.held_out, "encoder": plan.encoder, "scale": asdict(plan.scale)}
+        begin(plan.out, facts)
+        open_source(plan.held_out), load_extractor(EXTRACTOR), lpips_metric("squeeze")  # now, not after hours
         run_jobs(plan.jobs(), plan.log, deadline)
 
     return run_until_stopped("curves", work, lambda: write(plan))

@@ -16,7 +16,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ sys.path[:0] = [str(root := Path(__file__).parents[1]), str(root / "src")]  # of
 
 from reproduction.claims import FRECHET, Model, Test, conclude, frechet_difference, in_words, judge  # noqa: E402
 from reproduction.jobs import Job, Stopped, begin, precision_options, read_log, run_jobs, run_until_stopped  # noqa: E402
+from ssdd.evaluation.features import load_extractor  # noqa: E402
 from ssdd.runtime.files import write_json  # noqa: E402
 
 EXTRACTOR = "mobilenet_v2-imagenet"
@@ -214,7 +215,6 @@ def measure(plan: Plan, deadline: float) -> None:
     for one latent; 0 latents seen stands for latents of photographs, decoded, which show what the decoder costs.
     """
     from ssdd.data.sources import open_source
-    from ssdd.evaluation.features import load_extractor
     from ssdd.evaluation.protocols import EvaluationSet
     from ssdd.generation.evaluation import measure_reference, reference_protocol
 
@@ -396,7 +396,8 @@ def main(arguments: Sequence[str]) -> int:
     deadline = time.monotonic() + options.minutes * 60
 
     def work() -> None:
-        begin(plan.out, {"data": plan.data})
+        begin(plan.out, {"data": plan.data, "scale": asdict(plan.scale)})
+        load_extractor(EXTRACTOR, DEVICE)  # what is missing is said now, not after hours
         run_jobs(plan.jobs(), plan.log, deadline)
         measure(plan, deadline)
 

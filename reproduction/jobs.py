@@ -109,7 +109,7 @@ def run_until_stopped(name: str, work: Callable[[], None], write: Callable[[], P
         work()
     except (Stopped, KeyboardInterrupt):
         stopped = True
-    except (ValueError, OSError) as error:  # ChildProcessError is one
+    except (ValueError, OSError, RuntimeError, ImportError) as error:  # of a command, of weights or packages
         print(f"{name}: error: {error}", file=sys.stderr)
         return 1
     finally:

@@ -70,8 +70,8 @@ def test_tiles_with_gradients(ae: AutoencoderSSDD) -> None:
     """Where nobody says ``no_grad`` the weights want some."""
     ae = copy.deepcopy(ae).requires_grad_(True)
     ae.enable_tiling()
-    ae.tile_sample_min_size = 64
-    z = torch.randn(1, 4, 8, 12, requires_grad=True)
+    ae.tile_sample_min_size = 128
+    z = torch.randn(1, 4, 20, 17, requires_grad=True)
     image = ae.decode(z).sample
     image.square().mean().backward()
     assert z.grad is not None

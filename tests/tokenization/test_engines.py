@@ -13,7 +13,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +62,25 @@ def test_a_process_that_is_killed_loses_nothing(
     assert tree(tmp_path / "out") == tree(single)
     assert bar.done == bar.total == 7
     assert nobody_is_left()
+
+
+def test_a_shard_that_is_due_when_a_process_dies(
+    job: Job, single: Path, tmp_path: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was taken from the list and never made, and a part of the work ended as if it were whole."""
+    broken: list[int] = []
+
+    class Dying(local.ProcessPoolExecutor):
+        def submit(self, *args: Any) -> Any:
+            if len(broken) == 2:
+                broken.append(3)
+                raise BrokenProcessPool("a process has died")
+            broken.append(len(broken))
+            return super().submit(*args)
+
+    monkeypatch.setattr(local, "ProcessPoolExecutor", Dying)
+    assert tokenize(job(shard_images=1), tmp_path / "out", processes=2, workers=0).made == 7
+    assert tree(tmp_path / "out") == tree(single)
 
 
 def test_processes_that_all_die_are_one_line(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import pytest
 from ssdd.data import remote
 from ssdd.data.images import ImageError
 from ssdd.tokenization import LatentDataset, finish, tokenize, verify
-from tests.tokenization.conftest import NAMES, Job
+from tests.tokenization.conftest import NAMES, Bar, Job
 
 Tree = Callable[[Path], dict[str, bytes]]
 fsspec = pytest.importorskip("fsspec", reason="needs the extra: pip install 'ssdd[remote]'")
@@ -230,6 +230,20 @@ def test_http(
     tokenize(job(paths=(f"{address}/{{0..1}}.tar",), shard_images=None), tmp_path / "out", workers=0)
     assert visible(tree(tmp_path / "out")) == visible(tree(local))
     assert handler.breaks == 0
+
+
+def test_an_image_that_is_gone_is_not_a_broken_one(job: Job, photographs: Path, tmp_path: Path) -> None:
+    """It would be skipped for ever."""
+    system = fsspec.filesystem("memory")
+    for name in ("0.png", "1.png"):
+        system.pipe(f"/gone/{name}", (photographs / "ant" / name).read_bytes())
+    settings = job(paths=("memory://gone",), shard_images=1)
+    with pytest.raises(OSError, match=r"1\.png: expected the image that was listed, found none: put the data back"):
+        tokenize(settings, tmp_path / "out", workers=0, progress=Bar(lambda done: system.rm("/gone/1.png")))
+    system.pipe("/gone/1.png", (photographs / "ant" / "1.png").read_bytes())
+    done = tokenize(settings, tmp_path / "out", workers=0)
+    assert done.manifest is not None
+    assert done.manifest.skipped_images == 0
 
 
 def test_a_connection_that_always_breaks_is_named(

@@ -247,9 +247,9 @@ def _show(evaluation: "Evaluation", out: Path | None, as_json: bool) -> int:
     else:
         print(as_text(evaluation))
     if out is not None:
-        evaluation.save(out)
         with suppress(ImportError):  # it is left out, as was said
             write_report(evaluation, out)
+        evaluation.save(out)  # last: a result that is finished is not gone on with
     return SKIPPED if skipped else 0
 
 

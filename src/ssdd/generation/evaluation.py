@@ -27,7 +27,7 @@ from ..runtime.files import atomic_path, write_json
 from ..runtime.processes import Processes, gather
 from ..runtime.text import aligned
 from ..tokenization.labels import folder_of
-from .output import other_settings
+from .output import NAMES, other_settings
 from .result import Generator
 from .sampling import Sampling, generate_images
 
@@ -225,7 +225,7 @@ class SearchFile:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.path}: expected a result of ssdd generate evaluate, found {error!r}") from error
         expected = json.loads(json.dumps(self.facts))
-        if different := [name for name in expected if name != "software" and found.get(name) != expected[name]]:
+        if different := [n for n in expected if n not in (*NAMES, "software") and found.get(n) != expected[n]]:
             raise ValueError(
                 f"{self.path} holds rows with another {other_settings(different, found, expected)}: choose another "
                 "--out, or pass --overwrite to replace it"

@@ -23,6 +23,8 @@ from ..training.validation import grid
 
 Format = Literal["png", "npz", "tar"]
 GRID, NPZ, FACTS = "grid.png", "samples.npz", "samples.json"
+NAMES = ("decoder",)
+"""Facts that people read: the same weights may have another name."""
 _PARTS = ".parts"
 TAR_PART = 1000
 """Samples of a tar shard."""
@@ -224,7 +226,7 @@ def begin(files: SampleFiles, facts: dict[str, object], overwrite: bool) -> None
         except ValueError as error:
             raise ValueError(f"{path}: expected how the samples there were made, found no JSON") from error
         expected = json.loads(json.dumps(facts))
-        if different := [name for name in expected if found.get(name) != expected[name]]:
+        if different := [name for name in expected if name not in NAMES and found.get(name) != expected[name]]:
             raise OutputExists(
                 f"{files.out} holds samples that were made with another {other_settings(different, found, expected)}: "
                 "choose another --out, or pass --overwrite to replace them"

@@ -109,12 +109,13 @@ def guided_velocity(model: Any, labels: Tensor, sampling: Sampling, guide: Any =
             away (autoguidance, Karras et al. 2024), instead of that of no class.
     """
     nothing = torch.full_like(labels, null_class(model))
+    plain = sampling.guidance == 1 or (guide is None and torch.equal(labels, nothing))  # there is nothing to lead to
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         x = x.to(model.dtype)
         now = round(float(t[0]), 6)
         t = t.to(x.device, non_blocking=True)
-        if sampling.guidance == 1 or not sampling.interval[0] <= now <= sampling.interval[1]:
+        if plain or not sampling.interval[0] <= now <= sampling.interval[1]:
             return predict_velocity(model, x, t, labels).float()
         if guide is not None:
             v = predict_velocity(model, x, t, labels).float()

@@ -302,7 +302,8 @@ def kl_vae(axes: Axes) -> KLVAEConfig:
     discriminator = DiscriminatorConfig(plan.rate, warmup_images=min(1000 * _BATCH, plan.images // 20))
     config = planned(KLVAEConfig(model=model, loss=loss, discriminator=discriminator), stage, axes)
     if config.optimizer.name == "muon":  # plain convolutional decoders learn no better by it
-        config = replace(config, optimizer=replace(config.optimizer, name="adamw"))
+        usual = OptimizerConfig().weight_decay  # the scale's is for updates of one size, as Muon makes them
+        config = replace(config, optimizer=replace(config.optimizer, name="adamw", weight_decay=usual))
     return config
 
 

@@ -194,6 +194,25 @@ def test_an_interrupted_run_goes_on(ssdd: Ssdd, photos: Path, tmp_path: Path) ->
     assert [row["label"] for row in found["rows"]] == ["bicubic:8", "own.py:Interrupted"]
 
 
+def test_a_page_that_was_cut_off_is_made_again(
+    ssdd: Ssdd, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result whose page is missing was taken for finished, and nothing but measuring anew helped."""
+    pytest.importorskip("jinja2", reason="pip install 'ssdd[eval]'")
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    options = ("evaluate", "bicubic:8", "--workers", "0", "--lpips", "--extractors", "--out", "out", "--data", photos)
+    with monkeypatch.context() as patch:
+        patch.setattr("ssdd.evaluation.report.write_report", stop)
+        assert ssdd(*options).status != 0
+    again = ssdd(*options)
+    assert again.status == 0, again.err
+    assert "this row is there already" in again.err
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
 def test_two_folders_without_a_model(ssdd: Ssdd, photos: Path, tmp_path: Path) -> None:
     """What another program reconstructed, by the names of the files, whatever their extension."""
     (tmp_path / "made").mkdir()

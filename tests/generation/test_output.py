@@ -142,9 +142,9 @@ def test_part_that_fails_is_not_there(kind: Format, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", FILES)
 def test_other_samples_are_neither_mixed_nor_lost(kind: Format, tmp_path: Path) -> None:
     files = FILES[kind](tmp_path, LABELS, 3)
-    begin(files, {"seed": 0}, overwrite=False)
+    begin(files, {"seed": 0, "decoder": "a"}, overwrite=False)
     make(kind, tmp_path)
-    begin(files, {"seed": 0}, overwrite=False)
+    begin(files, {"seed": 0, "decoder": "the same weights elsewhere"}, overwrite=False)
     with pytest.raises(OutputExists, match="made with another seed"):
         begin(files, {"seed": 1}, overwrite=False)
     assert not files.missing(files.parts[0])

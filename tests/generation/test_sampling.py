@@ -203,6 +203,15 @@ def decoder() -> LatentDecoder:
     return LatentDecoder(model, NOBODY)
 
 
+def test_no_class_needs_no_guidance(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the work for the same samples."""
+    sizes: list[int] = []
+    generator.model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])) if args else None)
+    guided, plain = (generate(generator, [None] * 2, Sampling(steps=2, guidance=g)) for g in (4.0, 1.0))
+    assert torch.equal(guided, plain)
+    assert set(sizes) <= {2}
+
+
 def test_decoder_that_does_not_fit_is_refused(generator: Generator, decoder: LatentDecoder) -> None:
     """Its channels, or the side of an image, would be wrong."""
     for layout, message in (((8, 16), "of f8c4.*one of f8c16"), ((4, 4), "of f8c4.*one of f4c4")):

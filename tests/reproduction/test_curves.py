@@ -53,7 +53,9 @@ def test_commands_are_understood_and_trainings_alike(scale: str, tmp_path: Path)
         kind, seed, *count = name.split("@")
         same = (config.data, config.average, config.batch_size, config.precision, config.loss.lpips)
         assert same == (first.data, first.average, first.batch_size, first.precision, first.loss.lpips), name
-        assert config.seed == int(seed)
+        assert config.seed == int(seed) + (1000 if kind == STUDENT else 0), "the student sees what its teacher has seen"
+        if kind in (KL_VAE, GAN):
+            assert config.optimizer.weight_decay == 0.01, "that of Muon's updates"
         if kind == STUDENT:
             assert config.total_images * 2 == int(count[0]), "the teacher's images do not count"
             continue
@@ -110,6 +112,14 @@ def test_verdict(tmp_path: Path) -> None:
     assert "| SSDD distilled, 1 step | not run | not run | 300.0 |" in page
     assert "- SSDD, 1 step: **holds**" in page
     assert (plan.out / "curves.png").stat().st_size > 1000
+
+
+def test_a_folder_that_was_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its evaluations name models by other paths, or by paths relative to another folder."""
+    monkeypatch.chdir(tmp_path)
+    evaluated(plan_of("cpu", Path("a")), {(SSDD, 1): 200, (KL_VAE, None): 210, (GAN, None): 190}, 0, 8000)
+    (tmp_path / "a").rename("b")
+    assert len(read_results(plan_of("cpu", tmp_path / "b"))) == 3
 
 
 def test_trend() -> None:

@@ -267,6 +267,16 @@ def test_an_attached_encoder_encodes(tmp_path: Path) -> None:
     assert AutoencoderSSDD.from_pretrained(tmp_path).attached_encoder is None
 
 
+@pytest.mark.parametrize("inside", ["model", "vae"])
+def test_runs_and_pipelines_stand_for_their_model(tmp_path: Path, inside: str) -> None:
+    """As they do for every command."""
+    saved = AutoencoderSSDD.from_preset("f8c4", "XXS", encoder_width=32, encoder_groups=8)
+    saved.save_pretrained(tmp_path / inside)
+    (tmp_path / "config.json").write_text("{}")
+    found = AutoencoderSSDD.from_pretrained(tmp_path)
+    assert torch.equal(found.decoder.conv_in.weight, saved.decoder.conv_in.weight)
+
+
 class _Means:
     """What ``--encoder file.py:NAME`` takes: no module."""
 

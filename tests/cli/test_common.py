@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ssdd.checkpoints.layout import CheckpointError
 from ssdd.cli.common import ModelOptions, check_outputs, for_each, require, run_training, summarize
 from ssdd.runtime.files import OutputExists
 from ssdd.training.watch import TrainingStopped
@@ -158,7 +159,7 @@ def test_training_run_stands_for_its_model(tiny_model: Path, tmp_path: Path) -> 
     found = ModelOptions(model=str(run), device="cpu").load()
     assert found.config.latent_channels == 4
     shutil.rmtree(run / "model")
-    with pytest.raises(FileNotFoundError, match="found a training run that is not finished"):
+    with pytest.raises(CheckpointError, match="found one that is not finished yet"):
         ModelOptions(model=str(run), device="cpu").load()
 
 

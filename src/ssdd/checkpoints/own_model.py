@@ -102,7 +102,8 @@ def find_folder(
     variant: str | None = None,
     hub: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
-    """Folder of a model of ours: a local one, an embedded one, or that of a hub id in the hub's cache.
+    """Folder of a model of ours: a local one, a run's result, a pipeline's VAE, an embedded one, or that of a hub id in
+    the hub's cache.
 
     Of a hub id, config and index are checked before weights are fetched, and nothing but safetensors is. ``model``: the
     class; ``hub``: values of ``HUB_OPTIONS``. Raises CheckpointError or OSError with one line.
@@ -113,13 +114,8 @@ def find_folder(
         inside = f"{hub_id}/{subfolder.strip('/')}" if subfolder else hub_id
         return download(inside, lambda folder: _expected(folder, model), variant, **options)
 
-    if Path(name).is_dir():
-        place = Path(name)
-    else:
-        place = find_model(name, fetch)
-        if embedded_folder(name) is None:
-            return place
-    return place / subfolder if subfolder else place
+    local = Path(name) if Path(name).is_dir() else embedded_folder(name)
+    return local / subfolder if local and subfolder else find_model(name, fetch)
 
 
 def check_folder(

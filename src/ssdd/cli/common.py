@@ -9,7 +9,6 @@ import functools
 import json
 import logging
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -51,8 +50,6 @@ Seed = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Workers = Annotated[int, Meta(ge=0)]
 Paths = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH ...")]
 
-_HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
-
 
 @dataclass(frozen=True)
 class ModelOptions:
@@ -76,7 +73,6 @@ class ModelOptions:
         """
         from ..autoencoder import AutoencoderSSDD
 
-        self._check_name()
         device = self.torch_device()
         return AutoencoderSSDD.from_pretrained(self._place(), torch_dtype=self.torch_dtype).to(device).eval()
 
@@ -92,26 +88,10 @@ class ModelOptions:
             autoencoder.optimize(dtype, can_compile_once(autoencoder.device), self.torch_dtype)
 
     def _place(self) -> str:
-        """Return the model's own name, or its result where that is the folder of a training run."""
-        name = model_of_run(self.model)
-        result = Path(name) / "model"
-        return str(result) if (result / "config.json").is_file() else name
+        """Return the model's folder or hub id. Raise, without asking the hub, for what cannot be a model."""
+        from ..checkpoints.places import find_model
 
-    def _check_name(self) -> None:
-        """Raise FileNotFoundError, without asking the hub, for what cannot be a model."""
-        from ..checkpoints.embedded import embedded_names
-
-        folder = Path(self._place())
-        if folder.is_dir():
-            if (folder / "stats.jsonl").is_file() or (folder / "checkpoints").is_dir():
-                raise FileNotFoundError(f"{self.model}: expected a model, found a training run that is not finished")
-            if not (folder / "config.json").is_file():
-                raise FileNotFoundError(f"{self.model}: expected a model folder, found no config.json in it")
-        elif folder.exists() or (self.model not in embedded_names() and not re.fullmatch(_HUB_ID, self.model)):
-            raise FileNotFoundError(
-                f"{self.model}: expected a model folder, a Hugging Face id OWNER/NAME or an embedded model "
-                f"({', '.join(embedded_names()) or 'none in this build'}), found none of them"
-            )
+        return str(find_model(model_of_run(self.model), Path))
 
     def torch_device(self) -> "torch.device":
         """Return the device that ``device`` names. Raises ValueError if there is none of that name."""

@@ -1,6 +1,5 @@
 """The page in a browser: drop, compare, slide, zoom, download; hostile uploads; narrow and wide, light and dark."""
 
-import io
 import re
 import shutil
 import struct
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from PIL import Image
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install 'ssdd[app]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="a browser is driven by playwright")
@@ -21,6 +19,7 @@ playwright.expect.set_options(timeout=60_000)  # of what the page is to show whe
 from ssdd.app.compare import Comparison, compare  # noqa: E402
 from ssdd.autoencoder.codec import load_encoded  # noqa: E402
 from tests.app.serving import Served, serve_page  # noqa: E402
+from tests.images import png  # noqa: E402
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -100,17 +99,11 @@ def upload(page: "Page", path: Path) -> None:
     chooser.value.set_files(path)
 
 
-def as_png(pixels: np.ndarray) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG")
-    return content.getvalue()
-
-
 def test_from_a_drop_to_a_download(
     open_page: "Callable[..., Page]", picture: Callable[..., np.ndarray], tiny_model: Path, tmp_path: Path
 ) -> None:
     page = open_page()
-    (tmp_path / "mine.png").write_bytes(as_png(picture(100, 130)))
+    (tmp_path / "mine.png").write_bytes(png(picture(100, 130)))
     changes(page, "#slider", lambda: upload(page, tmp_path / "mine.png"))
     playwright.expect(page.locator("#table")).to_contain_text("mine.png: 128 x 96 pixels")
     rows = playwright.expect(page.locator("#table tbody th"))
@@ -209,12 +202,12 @@ def bomb() -> bytes:
 
 HOSTILE = {
     "bomb.png": (bomb, "at most 16777216 pixels"),
-    "truncated.png": (lambda: as_png(np.full((64, 64, 3), 7, np.uint8))[:-30], "expected a complete image"),
+    "truncated.png": (lambda: png(np.full((64, 64, 3), 7, np.uint8))[:-30], "expected a complete image"),
     "noise.png": (lambda: np.random.default_rng(0).bytes(50 << 20), "maximum allowed size"),
     "small.png": (lambda: np.random.default_rng(0).bytes(1 << 20), "expected an image"),
     "drawing.svg": (lambda: b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>", "expected an image"),
     "<img src=x onerror=alert(1)>.png": (lambda: b"<html><script>alert(1)</script></html>", "expected an image"),
-    "tiny.png": (lambda: as_png(np.zeros((8, 8, 3), np.uint8)), "at least 32 pixels"),
+    "tiny.png": (lambda: png(np.zeros((8, 8, 3), np.uint8)), "at least 32 pixels"),
 }
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ssdd.data.images import read_image
 from ssdd.data.report import contact_sheet, histogram
+from tests.images import png
 
 Ssdd = Callable[..., Any]
 Tree = Callable[[Path], dict[str, bytes]]
@@ -36,12 +37,6 @@ def photos(tmp_path: Path, picture: Picture) -> Path:
             info.size = buffer.tell()
             tar.addfile(info, io.BytesIO(buffer.getvalue()))
     return folder
-
-
-def png_of(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def broken(result: Any) -> list[str]:
@@ -207,7 +202,7 @@ def test_names_that_are_no_text(ssdd: Ssdd, tmp_path: Path, picture: Picture, pa
         (tmp_path / "photos" / name).mkdir(parents=True)
     except OSError:
         pytest.skip("this file system takes UTF-8 names alone")
-    image = png_of(picture(80, 90))
+    image = png(picture(80, 90))
     (tmp_path / "photos" / name / f"{name}.png").write_bytes(image)
     (tmp_path / "photos" / name / f"copy of {name}.png").write_bytes(image)
     (tmp_path / "photos" / name / f"broken {name}.png").write_bytes(b"bad")

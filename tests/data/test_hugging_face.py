@@ -1,6 +1,5 @@
 """Data sets of Hugging Face: the same pixels as from files, from everywhere that `datasets` keeps them."""
 
-import io
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from ssdd.data.images import ImageError
 from ssdd.data.loader import CropStream
 from ssdd.data.sources import open_source
 from ssdd.data.streaming import StreamedBatches, StreamedCrops
+from tests.images import png
 
 Picture = Callable[..., np.ndarray]
 COUNT = 5
@@ -30,12 +30,6 @@ def datasets() -> Any:
 def cache(datasets: Any, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test fills the user's cache."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
-def png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @pytest.fixture

@@ -10,36 +10,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from ssdd.data.images import ImageError, pil_to_image, read_image
+from tests.images import encode, one_line, photo, read
 
 EXIF_ORIENTATION = 0x0112
-
-
-def photo(height=24, width=36, seed=0):
-    """Smooth colours with some noise: no two rows, columns or channels alike."""
-    y, x = np.mgrid[0:height, 0:width]
-    colours = np.stack([x * 200 / width, y * 200 / height, (x + 2 * y) % 200], axis=-1)
-    noise = np.random.default_rng(seed).integers(0, 40, colours.shape)
-    return (colours + noise).clip(0, 255).astype(np.uint8)
-
-
-def encode(image, kind, **options):
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(image)
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def read(content, **options):
-    return read_image(io.BytesIO(content), **options)
-
-
-def one_line(caught, *parts):
-    """The error is one printable line that holds `parts`."""
-    message = str(caught.value)
-    assert message.isprintable(), f"the message is not one printable line: {message!r}"
-    for part in parts:
-        assert str(part) in message, f"{part!r} is missing from the message: {message}"
 
 
 def make_png(rows, depth, colour_type, chunks=()):

@@ -13,22 +13,7 @@ from ssdd.data.find import find_images
 from ssdd.data.images import ImageError, read_image, save_image
 from ssdd.data.pixels import image_to_tensor
 from ssdd.runtime.files import OutputExists
-
-
-def photo(height=24, width=36, seed=0):
-    """Smooth colours with some noise: no two rows, columns or channels alike."""
-    y, x = np.mgrid[0:height, 0:width]
-    colours = np.stack([x * 200 / width, y * 200 / height, (x + 2 * y) % 200], axis=-1)
-    noise = np.random.default_rng(seed).integers(0, 40, colours.shape)
-    return (colours + noise).clip(0, 255).astype(np.uint8)
-
-
-def one_line(caught, *parts):
-    """The error is one printable line that holds `parts`."""
-    message = str(caught.value)
-    assert message.isprintable(), f"the message is not one printable line: {message!r}"
-    for part in parts:
-        assert str(part) in message, f"{part!r} is missing from the message: {message}"
+from tests.images import one_line, photo
 
 
 @pytest.mark.parametrize(

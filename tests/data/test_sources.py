@@ -1,8 +1,6 @@
 """Several sources as one, found by their paths."""
 
-import io
 import sys
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,23 +10,9 @@ from PIL import Image
 
 from ssdd.data.images import ImageError
 from ssdd.data.sources import ConcatSource, FolderSource, open_source
+from tests.images import png, write_tar
 
 Picture = Callable[..., np.ndarray]
-
-
-def png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_tar(path: Path, contents: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, content in contents.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
 
 
 class Numbers:

@@ -12,39 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from torch.utils.data import DataLoader
 
 from ssdd.data.images import ImageError
 from ssdd.data.loader import CropStream
 from ssdd.data.tar import TarSource
+from tests.images import member, png, write_tar
 
 Picture = Callable[..., np.ndarray]
 Tree = Callable[[Path], dict[str, bytes]]
-
-
-def png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def member(name: str, **attributes: object) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    for key, value in attributes.items():
-        setattr(info, key, value)
-    return info
-
-
-def write_tar(
-    path: Path, contents: dict[str, bytes], mode: str = "w", others: tuple[tarfile.TarInfo, ...] = ()
-) -> Path:
-    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
-        for info in others:
-            tar.addfile(info)
-        for name, content in contents.items():
-            tar.addfile(member(name, size=len(content)), io.BytesIO(content))
-    return path
 
 
 def local(source: TarSource) -> list[str]:

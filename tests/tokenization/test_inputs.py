@@ -24,24 +24,11 @@ from ssdd.tokenization import LatentBatchSampler, LatentDataset, Part, collate_f
 from ssdd.tokenization.inputs import expand, is_parquet, is_shard, split_columns
 from ssdd.tokenization.labels import LabelFile
 from ssdd.tokenization.plan import InputShards
+from tests.images import png, write_tar
 from tests.tokenization.conftest import Job
 
 Picture = Callable[..., np.ndarray]
 Tree = Callable[[Path], dict[str, bytes]]
-
-
-def png(picture: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, format="PNG")
-    return file.getvalue()
-
-
-def write_tar(path: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
 
 
 @pytest.fixture

@@ -45,7 +45,6 @@ class Served:
 @contextmanager
 def serve_page(model: Path, folder: Path) -> Iterator[Served]:
     """Serve a page with a model, JPEG and a folder of two pictures, without LPIPS."""
-    from ssdd.app.markup import CSS
     from ssdd.app.server import Address, private_cache, serve
 
     photos = folder / "photos"
@@ -64,5 +63,5 @@ def serve_page(model: Path, folder: Path) -> Iterator[Served]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        with serve(page, Address(port=port), options.megabytes, CSS) as url:
+        with serve(page, Address(port=port), options.megabytes) as url:
             yield Served(url, cache, folder, models, page)

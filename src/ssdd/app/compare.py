@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -257,7 +257,8 @@ def compare(
         try:
             name, autoencoder = models.load(label, _bytes_of_first_network(labels, encoded))
             if label not in encoded or label == JPEG_LABEL:  # another network may be the first one now
-                encoded[label] = encode(autoencoder, x, models.device)
+                latent, seconds = timed(partial(autoencoder.encode, x.to(models.device)), models.device)
+                encoded[label] = EncodedPicture(latent, autoencoder.latent_bytes(latent)[0], seconds)
             results.append(reconstruct(label, name, autoencoder, encoded[label], comparison.picture, settings, models))
         except Exception as error:  # whatever a model of others raises
             ours = isinstance(error, (OSError, ValueError))  # their messages say what was expected
@@ -268,12 +269,6 @@ def compare(
 def _bytes_of_first_network(labels: Sequence[str], encoded: dict[str, EncodedPicture]) -> int | None:
     networks = (encoded[label] for label in labels if label in encoded and label != JPEG_LABEL)
     return next((e.latent_bytes for e in networks if isinstance(e.latent, Tensor)), None)
-
-
-def encode(autoencoder: Autoencoder, x: Tensor, device: torch.device) -> EncodedPicture:
-    """Encode x, (1, 3, H, W) in [-1, 1]."""
-    latent, seconds = timed(lambda: autoencoder.encode(x.to(device)), device)
-    return EncodedPicture(latent, autoencoder.latent_bytes(latent)[0], seconds)
 
 
 def reconstruct(

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 from gradio.blocks import Block
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from ..data.images import ImageError, read_image
 from ..data.pixels import Pixels
@@ -100,7 +99,8 @@ class _Page:
         self.upload = gr.File(
             label=f"Your picture (at most {options.megabytes} MB)", file_types=["image"], height=130, elem_id="upload"
         )
-        thumbnails = [(_thumbnail(read_image(path)), path.stem) for path in options.examples]
+        pictures = [(Image.fromarray(read_image(path)), path.stem) for path in options.examples]
+        thumbnails = [(ImageOps.fit(picture, (160, 160), Image.Resampling.LANCZOS), name) for picture, name in pictures]
         self.gallery = gr.Gallery(
             thumbnails,
             label="Or one of these",
@@ -359,15 +359,6 @@ class _Page:
         region = Region(values[self.x], values[self.y], values[self.zoom])
         differences = [difference(comparison.picture, result.image) for result in comparison.reconstructions]
         return [_overview(comparison.picture, region), crops_grid(comparison, region, differences)]
-
-
-def _thumbnail(image: Pixels, side: int = 160) -> Pixels:
-    """Return the middle square of a picture, small."""
-    height, width = image.shape[:2]
-    least = min(height, width)
-    top, left = (height - least) // 2, (width - least) // 2
-    square = Image.fromarray(image[top : top + least, left : left + least])
-    return np.asarray(square.resize((side, side), Image.Resampling.LANCZOS))
 
 
 def _overview_size(height: int, width: int) -> tuple[int, int]:

@@ -52,34 +52,29 @@ class Address:
 @contextmanager
 def private_cache() -> Iterator[Path]:
     """Give Gradio, before it is imported, a new folder for uploads and results; remove it at the end."""
-    names = ("GRADIO_TEMP_DIR", "GRADIO_EXAMPLES_CACHE", "GRADIO_ANALYTICS_ENABLED", "GRADIO_ALLOWED_PATHS")
-    before = {name: os.environ.get(name) for name in names}
     with tempfile.TemporaryDirectory(prefix="ssdd-app-", ignore_cleanup_errors=True) as folder:
         path = Path(folder).resolve()
         (path / "examples").mkdir()
         os.environ |= {"GRADIO_TEMP_DIR": str(path), "GRADIO_EXAMPLES_CACHE": str(path / "examples")}
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_ALLOWED_PATHS": ""}
-        try:
-            yield path
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+        yield path
 
 
 @contextmanager
-def serve(page: "Blocks", address: Address, megabytes: int, css: str) -> Iterator[str]:
+def serve(page: "Blocks", address: Address, megabytes: int) -> Iterator[str]:
     """Serve a page until the end of the block; yield its URL.
 
     Args:
         page: with its events; its uploads go with it.
         address: where.
         megabytes: of the largest upload.
-        css: of the page.
 
     Raises OSError if the port is taken.
     """
     from gradio.themes import Default
     from starlette.middleware import Middleware
+
+    from .markup import CSS
 
     system = ("system-ui", "-apple-system", "Segoe UI", "sans-serif")
     theme = Default(primary_hue="blue", font=system, font_mono=("ui-monospace", "Menlo", "Consolas", "monospace"))
@@ -104,7 +99,7 @@ def serve(page: "Blocks", address: Address, megabytes: int, css: str) -> Iterato
             enable_monitoring=False,
             app_kwargs={"middleware": [Middleware(_OwnFilesOnly)], "docs_url": None, "redoc_url": None},
             theme=theme,
-            css=css,
+            css=CSS,
         )
     except OSError as error:
         where = f"{address.host}:{address.port}"

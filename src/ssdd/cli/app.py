@@ -59,9 +59,7 @@ def run(options: App) -> int:
     address = Address(options.host, options.port, options.share)
     with private_cache() as cache:
         page = _build(options, cache)
-        from ..app.markup import CSS
-
-        with serve(page, address, options.max_megabytes, CSS) as url:
+        with serve(page, address, options.max_megabytes) as url:
             if not address.is_local:
                 print("other machines can open this page, and so let this one compute", file=sys.stderr)
             print(f"the page is at {url} until Ctrl-C", flush=True)

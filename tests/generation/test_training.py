@@ -19,6 +19,7 @@ from ssdd.generation.stage import LatentStage
 from ssdd.generation.task import export_generator
 from ssdd.training.checkpoint import read_checkpoint
 from ssdd.training.config import LogConfig, differences, to_json
+from ssdd.training.export import find_checkpoint
 from ssdd.training.random import BatchRandom
 from ssdd.training.watch import TrainingStopped
 from tests.generation.conftest import SMALL, stop_third_update
@@ -93,7 +94,7 @@ def test_latents_of_any_tokenizer(
 def test_an_earlier_generator_is_exported(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint gives other weights than its averaged ones, or those of a run whose latents were exchanged."""
     run = train(tmp_path / "run", random_latents()).parent
-    assert export_generator(run, tmp_path / "earlier", 12) == 12
+    export_generator(find_checkpoint(run, 12), tmp_path / "earlier")
     average = read_checkpoint(run / "checkpoints" / f"{12:012d}")[0]["average"]
     earlier, last = load_generator(tmp_path / "earlier"), load_generator(run)
     state = earlier.model.state_dict()
@@ -104,7 +105,7 @@ def test_an_earlier_generator_is_exported(train: Train, tmp_path: Path, monkeypa
     last.facts.check_guide(earlier.facts)
     monkeypatch.setattr(task, "open_latents", lambda folder: replace(random_latents(), digest="5" * 64))
     with pytest.raises(ValueError, match="expected the latents that this run began with, found others"):
-        export_generator(run, tmp_path / "other", 12)
+        export_generator(find_checkpoint(run, 12), tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 

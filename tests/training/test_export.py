@@ -11,7 +11,7 @@ import torch
 from ssdd import AutoencoderSSDD
 from ssdd.training.checkpoint import list_checkpoints, read_checkpoint
 from ssdd.training.config import TrainConfig
-from ssdd.training.export import export_checkpoint
+from ssdd.training.export import export_checkpoint, find_checkpoint
 from ssdd.training.loop import train
 from tests.training.runs import exported
 
@@ -52,7 +52,7 @@ def test_export_needs_nothing_but_the_run(
     options = ("--encoder", str(small_model(0)), "--data.paths", str(folder), "--total-images", "8")
     train(small(*options, recipe="tiny-pretraining"), tmp_path / "run")
     shutil.rmtree(folder)
-    assert export_checkpoint(tmp_path / "run", tmp_path / "again") == 8
+    export_checkpoint(find_checkpoint(tmp_path / "run"), tmp_path / "again")
     (tmp_path / "as run").mkdir()
     (tmp_path / "again").rename(tmp_path / "as run" / "model")
     a, b = exported(tmp_path / "run"), exported(tmp_path / "as run")
@@ -67,7 +67,7 @@ def test_export_knows_foreign_latents(small: Small, stopped: Callable[..., Path]
         "    def encode(self, x):\n        return 40 * torch.nn.functional.avg_pool2d(x, 4)\n"
     )
     run = stopped(tmp_path / "run", "--encoder", f"{tmp_path}/loud.py:Loud", recipe="tiny-pretraining")
-    export_checkpoint(run, tmp_path / "model")
+    export_checkpoint(find_checkpoint(run), tmp_path / "model")
     ae = AutoencoderSSDD.from_pretrained(tmp_path / "model")
     assert all(std > 5 for std in ae.config.decoder_latents_std)
 
@@ -76,4 +76,6 @@ def test_export_knows_foreign_latents(small: Small, stopped: Callable[..., Path]
 def test_chosen_checkpoint(small: Small, start: tuple[str, ...], tmp_path: Path, images: int | None) -> None:
     """Another checkpoint than the one that was asked for; the newest by default."""
     train(small(*start), tmp_path / "run")
-    assert export_checkpoint(tmp_path / "run", tmp_path / "model", images) == (images or 24)
+    checkpoint = find_checkpoint(tmp_path / "run", images)
+    assert int(checkpoint.name) == (images or 24)
+    export_checkpoint(checkpoint, tmp_path / "model")

@@ -155,12 +155,13 @@ def model_of_run(name: str) -> str:
         return name
     from ..training.export import export_checkpoint, find_checkpoint
 
-    images = int(find_checkpoint(run).name)
+    checkpoint = find_checkpoint(run)
+    images = int(checkpoint.name)
     folder = Path(tempfile.mkdtemp(prefix="ssdd-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     model = folder / f"{run.resolve().name}@{images}" / "model"
     model.parent.mkdir()
-    export_checkpoint(run, model, images)
+    export_checkpoint(checkpoint, model)
     print(f"{name}: this run is not finished; its averaged model after {images:,} images is used", file=sys.stderr)
     return str(model)
 

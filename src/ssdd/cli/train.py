@@ -172,7 +172,8 @@ def export(options: Export) -> int:
     """Write the model of a checkpoint, a tokenizer's or a generator's."""
     from ..training.export import export_checkpoint, find_checkpoint
 
-    images = int(find_checkpoint(options.run, options.images).name)
+    checkpoint = find_checkpoint(options.run, options.images)
+    images = int(checkpoint.name)
     out = options.out or options.run / "exports" / f"{images:012d}"
     if out.exists():
         raise FileExistsError(f"{out} exists already: choose another --out")
@@ -180,9 +181,9 @@ def export(options: Export) -> int:
     if _is_generator(options.run):
         from ..generation.task import export_generator
 
-        export_generator(options.run, out, images)
+        export_generator(checkpoint, out)
     else:
-        export_checkpoint(options.run, out, images)
+        export_checkpoint(checkpoint, out)
     print(f"model of {images} images in {out}")
     return 0
 

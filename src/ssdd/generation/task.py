@@ -17,7 +17,7 @@ from ..evaluation.decoders import LatentDecoder, load_decoder_of
 from ..runtime.processes import Processes
 from ..training.checkpoint import read_checkpoint
 from ..training.config import read_run_config
-from ..training.export import find_checkpoint, write_result
+from ..training.export import write_result
 from ..training.loop import train_task
 from ..training.run_folder import check_trained_on
 from ..training.stages.base import State
@@ -35,27 +35,18 @@ PREVIEW_GUIDANCE = (1.0, 4.0)
 """A row of a sample grid for each."""
 
 
-def export_generator(run: Path, folder: Path, images: int | None = None) -> int:
+def export_generator(checkpoint: Path, folder: Path) -> None:
     """Write the averaged DiT of a checkpoint as a folder that ``load_generator`` reads, as a guide or to be measured.
 
-    Args:
-        run: folder of a run, finished or not; its latents must be where they were.
-        folder: of the model.
-        images: of the checkpoint; None for the newest.
-
-    Returns:
-        How many images it has seen.
-
-    Raises:
-        ValueError, OSError: there is none, it is damaged, or the latents are others now; one line.
+    The latents must be where they were. Raises ValueError or OSError with one line where the checkpoint is damaged, or
+    the latents are others now.
     """
-    checkpoint = find_checkpoint(run, images)
+    run = checkpoint.parents[1]
     stages = {GenerationConfig.stage: GenerationConfig}
     task = GenerationTask(read_run_config((run / "config.json").read_text(), stages, "ssdd generate train"))
     check_trained_on(run, task.provenance())
     generator = Generator(task.stage.result(read_checkpoint(checkpoint)[0]["average"]), task.facts)
     write_result(folder, lambda partial: save_generator(generator, partial))
-    return int(checkpoint.name)
 
 
 def train_generator(config: GenerationConfig, run: Path, device: torch.device | None = None) -> Path:

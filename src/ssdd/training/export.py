@@ -42,22 +42,13 @@ def find_checkpoint(run: Path, images: int | None = None) -> Path:
     return folders[max(folders) if images is None else images]
 
 
-def export_checkpoint(run: Path, folder: Path, images: int | None = None) -> int:
+def export_checkpoint(checkpoint: Path, folder: Path) -> None:
     """Write the averaged model of a tokenizer's checkpoint as a folder that ``from_pretrained`` reads.
 
-    Args:
-        run: folder of a run, finished or not.
-        folder: of the model.
-        images: of the checkpoint; None for the newest.
-
-    Returns:
-        How many images it has seen. The latents' statistics are those that the encoder came with, if any: what a
-        finished run measures needs its photographs.
-
-    Raises:
-        ValueError, OSError: there is none, or it is damaged; one line.
+    The latents' statistics are those that the encoder came with, if any: what a finished run measures needs its
+    photographs. Raises ValueError or OSError with one line where the checkpoint is damaged.
     """
-    found = find_checkpoint(run, images)
+    run = checkpoint.parents[1]
     try:
         config = read_config((run / "config.json").read_text())
     except ValueError as error:
@@ -66,9 +57,8 @@ def export_checkpoint(run: Path, folder: Path, images: int | None = None) -> int
     if stage.normalize_latents is not None:
         known = json.loads((run / "latents.json").read_text())
         stage.normalize_latents(tuple(known["latents_mean"]), tuple(known["latents_std"]))
-    result = stage.result(read_checkpoint(found)[0]["average"])
+    result = stage.result(read_checkpoint(checkpoint)[0]["average"])
     write_result(folder, lambda partial: stage.export(result, partial, dict(stage.statistics)))
-    return int(found.name)
 
 
 def report_nonfinite(state: "TrainingState", counts: dict[str, int], means: dict[str, float], terms: list[str]) -> str:

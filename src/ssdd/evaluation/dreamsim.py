@@ -7,15 +7,13 @@ with the ensemble's archive unpacked, DINO's code cloned as ``facebookresearch_d
 import contextlib
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from .features import full_precision
-from .metrics import Metric
+from .metrics import ImagePairs, Metric
 from .weights import MissingWeights, check_tensors, first_line, sha256
 
 _RELEASE = "https://github.com/ssundaram21/dreamsim/releases/download/v0.2.0-checkpoints"
@@ -33,45 +31,14 @@ FILES = {
 """Files in the folder, and where to get them. The package would download them itself, and run what came."""
 
 
-class DreamSim:
-    """Calls the package's model; ``load_dreamsim`` makes it.
-
-    Attributes:
-        model, preprocess: what the package gives.
-        sha256: SHA-256 of all files of weights, in hexadecimal.
-    """
-
-    name = "dreamsim-ensemble"
-    preprocessing = "the package's own: 224 x 224 bicubic by Pillow, antialiased, whatever the aspect ratio, in [0, 1]"
-
-    def __init__(self, model: Any, preprocess: Any, sha256: str, device: torch.device) -> None:
-        self.model, self.preprocess, self.sha256, self.device = model, preprocess, sha256, device
-
-    @torch.inference_mode()
-    def __call__(self, original: Tensor, reconstruction: Tensor) -> np.ndarray:
-        """Return the distance of each pair, from 0 to 2 (one minus a cosine), float64 (B,); TF32 and autocast are off.
-
-        Args:
-            original, reconstruction: B images, uint8 (B, H, W, 3), on any device.
-        """
-        batches = [
-            torch.cat([self.preprocess(Image.fromarray(image)) for image in images.cpu().numpy()]).to(self.device)
-            for images in (original, reconstruction)
-        ]
-        with full_precision(self.device):
-            distance = self.model(*batches)
-        return distance.reshape(len(original)).double().clamp_min(0).cpu().numpy()  # rounding is below 0
+_NAME = "dreamsim-ensemble"
+_PREPROCESSING = "the package's own: 224 x 224 bicubic by Pillow, antialiased, whatever the aspect ratio, in [0, 1]"
 
 
 def dreamsim_metric(device: torch.device | str = "cpu") -> Metric:
-    """Return DreamSim as an image metric. Raises MissingWeights or ImportError."""
-    net = load_dreamsim(device)
-    description = f"{net.name}: {net.preprocessing}; sha256 {net.sha256[:16]}"
-    return Metric("dreamsim", "DreamSim", 3, "lower", description, lambda p: net(p.original, p.reconstruction))
+    """Return DreamSim as an image metric: the distance of each pair, from 0 to 2 (one minus a cosine).
 
-
-def load_dreamsim(device: torch.device | str = "cpu") -> DreamSim:
-    """Return DreamSim; its files are read with ``weights_only=True`` before the package may unpickle them.
+    Its files are read with ``weights_only=True`` before the package may unpickle them; TF32 and autocast are off.
 
     Raises:
         MissingWeights: a file is missing, damaged or another one; one line that says which file goes where.
@@ -86,19 +53,33 @@ def load_dreamsim(device: torch.device | str = "cpu") -> DreamSim:
     paths = {folder / name: url for name, url in FILES.items()}
     for path, url in paths.items():
         if not path.is_file():
-            raise MissingWeights(f"{DreamSim.name} needs {path}, which is missing; get it from {url}")
+            raise MissingWeights(f"{_NAME} needs {path}, which is missing; get it from {url}")
         if path.suffix in (".pth", ".tar"):
-            check_tensors(DreamSim.name, path, url)
+            check_tensors(_NAME, path, url)
     options = {"pretrained": True, "cache_dir": str(folder), "dreamsim_type": "ensemble", "normalize_embeds": True}
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints about its cache
             model, preprocess = dreamsim(device=str(device), **options)
     except Exception as error:  # of many kinds: safetensors, JSON, shapes, other people's code
         raise MissingWeights(
-            f"{DreamSim.name}: {folder} has damaged or other weights than those of {_ENSEMBLE} "
+            f"{_NAME}: {folder} has damaged or other weights than those of {_ENSEMBLE} "
             f"({first_line(error)}); get them anew"
         ) from error
     finally:
         torch.hub.set_dir(hub)  # the package moves it to its own folder: all other networks would be looked for there
     digest = sha256(*(path for path in paths if path.suffix not in (".json", ".py")))
-    return DreamSim(model.eval().requires_grad_(False), preprocess, digest, device)
+    model = model.eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def distance(pairs: ImagePairs) -> np.ndarray:
+        batches = [
+            torch.cat([preprocess(Image.fromarray(image)) for image in torch.as_tensor(images).cpu().numpy()]).to(
+                device
+            )
+            for images in (pairs.original, pairs.reconstruction)
+        ]
+        with full_precision(device):
+            found = model(*batches)
+        return found.reshape(len(pairs.original)).double().clamp_min(0).cpu().numpy()  # rounding is below 0
+
+    return Metric("dreamsim", "DreamSim", 3, "lower", f"{_NAME}: {_PREPROCESSING}; sha256 {digest[:16]}", distance)

@@ -24,7 +24,7 @@ from msgspec import Meta
 
 from ..runtime.dtypes import Dtype, torch_dtype
 from ..runtime.files import OutputExists
-from ..runtime.text import bars_are_off, one_safe_line
+from ..runtime.text import as_json, bars_are_off, one_safe_line
 
 if TYPE_CHECKING:
     import torch
@@ -227,7 +227,7 @@ def summarize(verb: str, done: int, kept: int, failed: int, out: Path) -> int:
 
 def print_json(result: dict[str, Any]) -> None:
     """Print a result for programs: finite numbers, and null for what is not defined."""
-    print(json.dumps(result, indent=1, allow_nan=False))
+    print(json.dumps(as_json(result), indent=1))
 
 
 def missing(items: Sequence[T], result: Callable[[T], Path], overwrite: bool) -> list[T]:

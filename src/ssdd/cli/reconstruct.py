@@ -1,14 +1,13 @@
 """``ssdd reconstruct``: photographs through the autoencoder and back, with metrics."""
 
 import csv
-import math
 import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..runtime.files import OutputExists, atomic_path
 from .common import (
@@ -143,11 +142,11 @@ def run(options: Reconstruct) -> int:
     mean = mean_metrics([result.metrics for result in results])
     if options.json:
         rows = [
-            {"image": result.image, **_as_dict(result.metrics), "seconds": result.seconds, "made_by": result.made_by}
+            {"image": result.image, **asdict(result.metrics), "seconds": result.seconds, "made_by": result.made_by}
             for result in results
         ]
         found = {"out": str(options.out), "lpips_network": compare.lpips_network, "failed": failed}
-        print_json({**found, "mean": _as_dict(mean), "images": rows})
+        print_json({**found, "mean": mean, "images": rows})
     else:
         kept = sum(result.seconds is None for result in results)
         before = f" ({kept:,} {'was' if kept == 1 else 'were'} there before)" if kept else ""
@@ -162,11 +161,6 @@ def _is_result(file: "ImageFile", out: Path) -> bool:
     path = file.path.absolute()
     is_sheet = path.is_relative_to(out.absolute() / "sheets")
     return path.is_relative_to(out.absolute()) and (is_sheet or read_made_by(path) is not None)
-
-
-def _as_dict(metrics: "ImageMetrics") -> dict[str, Any]:
-    """Return metrics by name; None for what is not defined, and for the PSNR of equal images."""
-    return {name: v if v is not None and math.isfinite(v) else None for name, v in asdict(metrics).items()}
 
 
 def _read_metrics(path: Path) -> dict[str, list[str]]:

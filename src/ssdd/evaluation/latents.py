@@ -5,7 +5,6 @@ Shapes: B crops of one size, c latent channels, h x w latent grid.
 
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ..checkpoints.config import read_config
 from ..checkpoints.places import find_model
 from ..data.pixels import images_to_tensor
 from ..runtime.files import write_json
+from ..runtime.text import as_json
 from .autoencoders import Autoencoder
 from .protocols import Census, EvaluationSet, Progress, Protocol, crop_batches, draw_images, silent
 
@@ -182,23 +182,23 @@ def save_statistics(folder: Path, entries: dict[str, Any]) -> dict[str, tuple[An
 def as_dict(measured: MeasuredLatents) -> dict[str, Any]:
     """Return the numbers, the config entries, protocol and data as JSON types; what is not defined is None."""
     statistics, errors = measured.statistics, measured.errors
-    return {
+    found = {
         "name": measured.autoencoder.name,
         "model": measured.autoencoder.describe(),
         "config": statistics.config(),
         "channels": {
             "mean": statistics.mean.tolist(),
-            "mean_standard_error": _defined(errors.mean),
+            "mean_standard_error": errors.mean.tolist(),
             "std": statistics.std.tolist(),
-            "std_standard_error": _defined(errors.std),
+            "std_standard_error": errors.std.tolist(),
             "minimum": statistics.minimum.tolist(),
             "maximum": statistics.maximum.tolist(),
         },
         "global": {
             "mean": statistics.global_mean,
-            "mean_standard_error": _defined([errors.global_mean])[0],
+            "mean_standard_error": errors.global_mean,
             "std": statistics.global_std,
-            "std_standard_error": _defined([errors.global_std])[0],
+            "std_standard_error": errors.global_std,
         },
         "positions": statistics.count,
         "limit": measured.limit,
@@ -206,10 +206,7 @@ def as_dict(measured: MeasuredLatents) -> dict[str, Any]:
         "data": measured.census.describe(),
         "software": {"ssdd": __version__, "torch": torch.__version__},
     }
-
-
-def _defined(values: Iterable[float]) -> list[float | None]:
-    return [float(value) if np.isfinite(value) else None for value in values]
+    return as_json(found)
 
 
 def as_text(measured: MeasuredLatents, saved: dict[str, tuple[Any, Any]] | None = None) -> str:

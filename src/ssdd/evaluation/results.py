@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import torchvision
 from .. import __version__
 from ..data.images import printable
 from ..runtime.files import atomic_path
-from ..runtime.text import aligned
+from ..runtime.text import aligned, as_json
 from .features import Extractor
 from .image_metrics import psnr
 from .metrics import COLOURS, COSTS, SET_METRICS, Metric, ordered
@@ -219,7 +219,7 @@ class Evaluation:
         for row in self.rows:
             entries = {name: value for name, value in vars(row).items() if name not in ("values", "valid")}
             rows.append(entries | {"invalid": self.invalid(row)})
-        return _plain(
+        return as_json(
             {
                 "format": FORMAT,
                 "finished": self.finished,
@@ -257,17 +257,6 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> str:
     for name, array in arrays.items():
         digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
     return digest.hexdigest()[:12]
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON types: dataclasses as objects, None for what is not finite."""
-    if is_dataclass(value):
-        value = vars(value)
-    if isinstance(value, Mapping):
-        return {name: _plain(v) for name, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _estimate(entries: dict[str, Any]) -> Any:

@@ -1,7 +1,9 @@
 """Tables as plain text, and whether progress is shown."""
 
+import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 _LONGEST = 1500
 
@@ -23,6 +25,11 @@ def aligned(rows: Sequence[Sequence[str]], left: int = 1, between: str = "  ") -
 def _cells(row: Sequence[str], widths: Sequence[int], left: int) -> list[str]:
     pairs = enumerate(zip(row, widths, strict=True))
     return [cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width) in pairs]
+
+
+def as_json(value: Any) -> Any:
+    """Return a value as JSON types: dataclasses as objects, None for numbers that are not finite."""
+    return json.loads(json.dumps(value, default=vars), parse_constant=lambda _: None)
 
 
 def one_safe_line(message: str) -> str:

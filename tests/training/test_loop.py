@@ -268,7 +268,8 @@ def test_compiled_run_is_the_same_run(
     train(small(*options, "--compile", recipe=recipe), tmp_path / "compiled")
     torch._dynamo.reset()
     for a, b in zip(figures(tmp_path / "eager"), figures(tmp_path / "compiled"), strict=True):
-        assert b == pytest.approx(a, rel=1e-3)
+        # Rounding decides the sign of Adam's first step where a gradient is next to nothing.
+        assert b == pytest.approx(a, rel=5e-3)
     assert exported(tmp_path / "eager").keys() == exported(tmp_path / "compiled").keys()
 
 

@@ -366,7 +366,9 @@ def main(arguments: Sequence[str]) -> int:
     def work() -> None:
         facts = {"data": plan.data, "eval": plan.held_out, "encoder": plan.encoder, "scale": asdict(plan.scale)}
         begin(plan.out, facts)
-        open_source(plan.held_out), load_extractor(EXTRACTOR), lpips_metric("squeeze")  # now, not after hours
+        open_source(plan.held_out)  # what is missing is said now, not after hours
+        load_extractor(EXTRACTOR)
+        lpips_metric("squeeze")
         run_jobs(plan.jobs(), plan.log, deadline)
 
     return run_until_stopped("curves", work, lambda: write(plan))

@@ -259,7 +259,8 @@ def test_compiled_run_is_the_same_run(
 ) -> None:
     """Compiling changes names in checkpoints, breaks the second backward pass of the adaptive weight, or the result."""
     options = ("--data.resolution", "32", "--loss.adversarial", "0.5", "--loss.adversarial-from-images", "0")
-    options += ("--total-images", "8", "--log.stats-images", "4")
+    # Rounding decides the sign of Adam's first step where a gradient is next to nothing: a small one.
+    options += ("--total-images", "8", "--log.stats-images", "4", "--optimizer.learning-rate", "1e-4")
     train(small(*options, recipe=recipe), tmp_path / "eager")
     as_on_a_gpu(monkeypatch)
     compile_module = torch.nn.Module.compile
@@ -268,8 +269,7 @@ def test_compiled_run_is_the_same_run(
     train(small(*options, "--compile", recipe=recipe), tmp_path / "compiled")
     torch._dynamo.reset()
     for a, b in zip(figures(tmp_path / "eager"), figures(tmp_path / "compiled"), strict=True):
-        # Rounding decides the sign of Adam's first step where a gradient is next to nothing.
-        assert b == pytest.approx(a, rel=5e-3)
+        assert b == pytest.approx(a, rel=1e-3)
     assert exported(tmp_path / "eager").keys() == exported(tmp_path / "compiled").keys()
 
 

@@ -74,7 +74,7 @@ class ModelOptions:
         from ..autoencoder import AutoencoderSSDD
 
         device = self.torch_device()
-        return AutoencoderSSDD.from_pretrained(self._place(), torch_dtype=self.torch_dtype).to(device).eval()
+        return AutoencoderSSDD.from_pretrained(model_of_run(self.model), torch_dtype=self.torch_dtype).to(device).eval()
 
     @property
     def torch_dtype(self) -> "torch.dtype":
@@ -86,12 +86,6 @@ class ModelOptions:
         if pays(self.optimize, images):
             dtype = None if self.dtype == "auto" else self.torch_dtype
             autoencoder.optimize(dtype, can_compile_once(autoencoder.device), self.torch_dtype)
-
-    def _place(self) -> str:
-        """Return the model's folder or hub id. Raise, without asking the hub, for what cannot be a model."""
-        from ..checkpoints.places import find_model
-
-        return str(find_model(model_of_run(self.model), Path))
 
     def torch_device(self) -> "torch.device":
         """Return the device that ``device`` names. Raises ValueError if there is none of that name."""
@@ -123,7 +117,7 @@ class EncoderOptions(ModelOptions):
 
         from ..checkpoints.identity import identify
 
-        return structs.replace(identify(self._place(), self.encoder), name=self.model)
+        return structs.replace(identify(model_of_run(self.model), self.encoder), name=self.model)
 
     def load(self) -> "AutoencoderSSDD":
         """Return the model with its encoder.
@@ -137,7 +131,7 @@ class EncoderOptions(ModelOptions):
         autoencoder = super().load()
         check_encoder(self.model, autoencoder.config, self.encoder)
         if self.encoder is not None:
-            folder = find_folder(self._place(), AutoencoderSSDD)
+            folder = find_folder(model_of_run(self.model), AutoencoderSSDD)
             encoder = load_encoder(self.encoder, self.model, autoencoder.config, folder)
             autoencoder.attach_encoder(cast(encoder, self.torch_dtype))
         return autoencoder

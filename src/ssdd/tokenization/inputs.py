@@ -33,7 +33,7 @@ def is_shard(path: str) -> bool:
 
 
 def is_parquet(path: str) -> bool:
-    """Whether a shard is a Parquet file, whatever the query behind its name."""
+    """Return whether a shard is a Parquet file, whatever the query behind its name."""
     return _file_name(path).endswith(".parquet")
 
 

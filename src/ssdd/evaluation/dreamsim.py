@@ -73,13 +73,11 @@ def dreamsim_metric(device: torch.device | str = "cpu") -> Metric:
     @torch.inference_mode()
     def distance(pairs: ImagePairs) -> np.ndarray:
         batches = [
-            torch.cat([preprocess(Image.fromarray(image)) for image in torch.as_tensor(images).cpu().numpy()]).to(
-                device
-            )
+            torch.cat([preprocess(Image.fromarray(image)) for image in torch.as_tensor(images).cpu().numpy()])
             for images in (pairs.original, pairs.reconstruction)
         ]
         with full_precision(device):
-            found = model(*batches)
+            found = model(*(batch.to(device) for batch in batches))
         return found.reshape(len(pairs.original)).double().clamp_min(0).cpu().numpy()  # rounding is below 0
 
     return Metric("dreamsim", "DreamSim", 3, "lower", f"{_NAME}: {_PREPROCESSING}; sha256 {digest[:16]}", distance)

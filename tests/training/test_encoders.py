@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from ssdd import AutoencoderSSDD
 from ssdd.checkpoints.layout import CheckpointError
+from ssdd.training.config import ModelConfig, TeacherConfig
 from ssdd.training.encoders import EncoderChoice, ForeignEncoder, choose_encoder, resolve_model_folder
+from ssdd.training.starting import start_flow
 
 MODULE = '''
 from __future__ import annotations
@@ -197,6 +199,23 @@ def test_a_model_to_start_from(kl: tuple[Path, AutoencoderKL]) -> None:
     for name in ("my/no/such", "./no-such", "no-such"):
         with pytest.raises(FileNotFoundError, match=f"^{name}: expected a model folder.*found n"):
             resolve_model_folder(name)
+
+
+def test_a_decoder_of_other_latents_to_start_from(small_model: Callable[..., Path], tmp_path: Path) -> None:
+    """All that it has learned but how to read its latents was thrown away with them."""
+    folder = str(small_model(0))
+    encode = "encode = staticmethod(lambda x: x[..., ::8, ::8])"
+    (tmp_path / "mine.py").write_text(f"class Points:\n    spatial_factor, latent_channels = 8, 3\n    {encode}\n")
+    mine = f"{tmp_path / 'mine.py'}:Points"
+    start = start_flow(ModelConfig(encoder=mine, start_from=folder, train_encoder=False), train_encoder=False)
+    assert start.normalize
+    given, state = AutoencoderSSDD.from_pretrained(folder).decoder.state_dict(), start.decoder.state_dict()
+    fresh = {name for name in state if not torch.equal(state[name], given[name])}
+    assert fresh == {"context.0.weight", "conv_in.weight"}
+    assert state["conv_in.weight"].shape[1] == 3 + 3
+    assert torch.equal(state["conv_in.weight"][:, :3], given["conv_in.weight"][:, :3])
+    with pytest.raises(ValueError, match="expected a teacher of 3 latent channels for the encoder"):
+        start_flow(TeacherConfig(start_from=folder, encoder=mine), train_encoder=False)
 
 
 def test_hub_id(kl: tuple[Path, AutoencoderKL], hub: Callable[..., Path]) -> None:

@@ -196,6 +196,19 @@ class Decoder(nn.Module):
         self.latents_mean = torch.tensor(mean, dtype=torch.float32, device=device).view(1, -1, 1, 1)
         self.latents_std = torch.tensor(std, dtype=torch.float32, device=device).view(1, -1, 1, 1)
 
+    def for_latents(self, channels: int) -> "Decoder":
+        """Return a decoder with copies of these weights for other latents, of so many channels.
+
+        What reads the latents is drawn afresh. They enter as they are.
+        """
+        other = Decoder(self.size, channels)
+        state, fresh = self.state_dict(), other.state_dict()
+        image = state["conv_in.weight"][:, :3]
+        state["conv_in.weight"] = torch.cat([image, fresh["conv_in.weight"][:, 3:].to(image)], dim=1)
+        state["context.0.weight"] = fresh["context.0.weight"]
+        other.load_state_dict(state)
+        return other
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Decoder":
         """Move or convert everything but the type of the latents' mean and deviation, which stays float32."""
         mean, std = self.latents_mean, self.latents_std

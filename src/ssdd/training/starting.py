@@ -67,19 +67,22 @@ def start_flow(model: ModelConfig | TeacherConfig, train_encoder: bool) -> Start
 
 
 def _given(model: ModelConfig | TeacherConfig, train_encoder: bool) -> Start:
-    """Return a whole model, or its decoder on another encoder."""
+    """Return a whole model, or its decoder on another encoder, whose latents may have other channels."""
     given = AutoencoderSSDD.from_pretrained(resolve_model_folder(str(model.start_from)))
     decoder = getattr(model, "decoder", None)
     if decoder is not None and decoder_size(decoder) != given.decoder.size:
         raise ValueError(f"{model.start_from}: expected a decoder of size {decoder}, found {given.decoder.size}")
     if model.encoder is not None and not is_encoder_size(model.encoder):
         encoder = choose_encoder(model.encoder, trainable=train_encoder)
-        if given.decoder.latent_channels != encoder.latent_channels:
+        if given.decoder.latent_channels == encoder.latent_channels:
+            return Start(encoder, given.decoder, given=True)
+        if isinstance(model, TeacherConfig):
             raise ValueError(
-                f"{model.start_from}: expected a decoder of {encoder.latent_channels} latent channels for the encoder "
+                f"{model.start_from}: expected a teacher of {encoder.latent_channels} latent channels for the encoder "
                 f"{model.encoder}, found {given.decoder.latent_channels}"
             )
-        return Start(encoder, given.decoder, given=True)
+        decoder = given.decoder.for_latents(encoder.latent_channels)
+        return Start(encoder, decoder, given=True, normalize=encoder.foreign and not train_encoder)
     if given.encoder is None:
         raise ValueError(f"{model.start_from} has no encoder of its own: pass --encoder")
     c = given.config

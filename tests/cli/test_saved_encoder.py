@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ssdd import AutoencoderSSDD
+from ssdd.checkpoints.embedded import TAEF2, TAEF2_SHA256, embedded_folder
 from ssdd.checkpoints.encoders import encoder_digest, find_encoder
 from ssdd.checkpoints.own_code import ForeignEncoder
+from ssdd.checkpoints.taef2 import TAEF2Encoder
 from ssdd.data.images import read_image
 from ssdd.data.pixels import image_to_tensor
 from ssdd.tokenization import LatentDataset
@@ -32,17 +34,22 @@ def qwen(folder: Path) -> Any:
     return model
 
 
-def check_commands(ssdd: Ssdd, photos: Path, encoder: str, model: str, expected: Callable[..., torch.Tensor]) -> None:
-    """Run every command that encodes with this encoder on a model that only decodes; compare the latents."""
-    here = photos.parent
+def check_commands(
+    ssdd: Ssdd, photos: Path, encoder: str, model: str, expected: Callable[..., torch.Tensor], found: bool = False
+) -> None:
+    """Run every command that encodes with this encoder on a model that only decodes; compare the latents.
+
+    found: the encoder is found without being named.
+    """
+    here, named = photos.parent, () if found else ("--encoder", encoder)
     for command in (
-        ("encode", "photos", "--out", "latents", "--model", model, "--encoder", encoder, *HERE),
+        ("encode", "photos", "--out", "latents", "--model", model, *named, *HERE),
         ("decode", "latents", "--out", "decoded", "--model", model, *HERE),
-        ("reconstruct", "photos", "--out", "images", "--model", model, "--encoder", encoder, *HERE),
-        ("statistics", model, "--encoder", encoder, *EVALUATION),
-        ("tokenize", *TOKENS, "--out", "tokens", "--model", model, "--encoder", encoder),
+        ("reconstruct", "photos", "--out", "images", "--model", model, *named, *HERE),
+        ("statistics", model, *named, *EVALUATION),
+        ("tokenize", *TOKENS, "--out", "tokens", "--model", model, *named),
         ("decode", "tokens", "--out", "of-tokens", "--model", model, *HERE),
-        ("evaluate", model, "bicubic:4", "--encoder", encoder, "--out", "out", *EVALUATION),
+        ("evaluate", model, "bicubic:4", *named, "--out", "out", *EVALUATION),
     ):
         result = ssdd(*command)
         assert result.status == 0, (command[0], result.err)
@@ -50,10 +57,10 @@ def check_commands(ssdd: Ssdd, photos: Path, encoder: str, model: str, expected:
     pixels = image_to_tensor(read_image(photos / "0.png"))[None]
     torch.testing.assert_close(mean, expected(pixels)[0], atol=1e-5, rtol=1e-5)
     assert (read_image(here / "images" / "0.png") == read_image(here / "decoded" / "0.png")).all()
-    found = find_encoder(encoder)
-    digest = encoder_digest(found.build() if not isinstance(found, torch.nn.Module) else ForeignEncoder(found, encoder))
+    read = find_encoder(encoder)
+    digest = encoder_digest(read.build() if not isinstance(read, torch.nn.Module) else ForeignEncoder(read, encoder))
     tokens = LatentDataset(here / "tokens").manifest["model"]
-    assert (tokens["encoder"], tokens["encoder_sha256"]) == (encoder, digest)
+    assert (tokens.get("encoder"), tokens["encoder_sha256"]) == (None if found else encoder, digest)
     rows = json.loads((here / "out" / "evaluation.json").read_text())["rows"]
     assert rows[0]["model"]["sha256"][encoder] == digest
 
@@ -100,3 +107,11 @@ def test_a_single_file(ssdd: Ssdd, photos: Path, tmp_path: Path) -> None:
     alone = AutoencoderSSDD.from_preset("f4c4", "XXS", has_encoder=False, sample_size=64)
     alone.save_pretrained(tmp_path / "decoder")
     check_commands(ssdd, photos, "sd.safetensors", "decoder", lambda x: vae.encode(x).latent_dist.mean)
+
+
+def test_the_one_in_the_package(ssdd: Ssdd, photos: Path, tmp_path: Path) -> None:
+    """Its user would have to name it for each command, although the decoder's config says which it is."""
+    torch.manual_seed(0)
+    model = AutoencoderSSDD.from_preset("f8c32", "XXS", has_encoder=False, encoder_sha256=TAEF2_SHA256, sample_size=64)
+    model.save_pretrained(tmp_path / "flux2")
+    check_commands(ssdd, photos, TAEF2, "flux2", TAEF2Encoder(embedded_folder(TAEF2)).encode, found=True)

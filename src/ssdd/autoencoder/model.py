@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .. import flow
+from ..checkpoints.embedded import embedded_encoder
 from ..checkpoints.own_code import ForeignEncoder
 from ..checkpoints.own_model import HUB_OPTIONS, check_config, check_finite, check_folder, find_folder
 from ..nn.decoder import Decoder
@@ -195,6 +196,8 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
     def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> "AutoencoderSSDD":
         """Load a model. Weights are read from safetensors only, and compared with the config before any is read.
 
+        A model that only decodes has its encoder attached where this package has that one.
+
         Args:
             name_or_path: An embedded name (``ssdd-f8c4-demo``), a folder of ``save_pretrained``, or a hub id.
             kwargs: Arguments of diffusers' ``ModelMixin.from_pretrained``.
@@ -220,6 +223,10 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
             model.decoder.normalize_latents(model.config.decoder_latents_mean, model.config.decoder_latents_std)
         check_finite(str(name_or_path), model.state_dict())
         model.to(memory_format=torch.channels_last)
+        if model.encoder is None and (embedded := embedded_encoder(model.config.encoder_sha256)):
+            from ..checkpoints.encoders import load_encoder
+
+            model.attach_encoder(load_encoder(embedded, str(name_or_path), model.config, folder))
         return loaded
 
     def save_pretrained(

@@ -21,11 +21,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ..checkpoints.config import BATCH_NORM
+
 Convention = Literal["measured", "pipeline"]
 """What a config's statistics are."""
-
-BATCH_NORM = ("batch_norm_mean", "batch_norm_var", "batch_norm_eps")
-"""Config entries of FLUX.2's batch norm: 4c means, 4c variances, channel by channel, and what is added to these."""
 
 Normalization = Literal["scale", "shift", "channel"]
 """scale: z = raw / std, which every pipeline undoes. shift: z = (raw - mean) / std, for SD3 and FLUX. channel: the same

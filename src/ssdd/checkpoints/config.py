@@ -13,6 +13,9 @@ from .layout import CheckpointError
 STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 """Config entries that say how raw latents are normalised."""
 
+BATCH_NORM = ("batch_norm_mean", "batch_norm_var", "batch_norm_eps")
+"""Config entries of FLUX.2's batch norm: 4c means, 4c variances, channel by channel, and what is added to these."""
+
 MOST_CHANNELS = 2**14
 """Of a layer in a file that somebody else wrote."""
 
@@ -58,6 +61,23 @@ def read_statistics(source: str, values: Mapping[str, Any], channels: int) -> di
             raise CheckpointError(f"{source}: expected {name} as {what}{above}, found {short(value)}")
         stated[name] = tuple(map(float, numbers)) if per_channel else float(value)
     return stated
+
+
+def read_batch_norm(source: str, values: Mapping[str, Any], channels: int) -> dict[str, Any]:
+    """Return the entries of ``BATCH_NORM``, if there are any, as numbers and tuples. Raise CheckpointError."""
+    if values.get("batch_norm_mean") is None and values.get("batch_norm_var") is None:
+        return {}
+
+    def read(name: str, least: float, count: int = 4 * channels) -> tuple[float, ...]:
+        value = values.get(name)
+        numbers = value if isinstance(value, list | tuple) else (value,)
+        if len(numbers) != count or not all(type(n) in (int, float) and least <= n < 1e30 for n in numbers):
+            what = "a number above zero" if count == 1 else f"{count} finite numbers (four per channel)"
+            raise CheckpointError(f"{source}: expected {name} as {what}, found {short(value)}")
+        return tuple(map(float, numbers))
+
+    mean, var, (eps,) = read("batch_norm_mean", -1e30), read("batch_norm_var", 0.0), read("batch_norm_eps", 1e-30, 1)
+    return {"batch_norm_mean": mean, "batch_norm_var": var, "batch_norm_eps": eps}
 
 
 def read_size(source: str, config: Mapping[str, Any], groups: Any) -> EncoderSize:

@@ -17,6 +17,7 @@ from ..nn.encoder import Encoder
 from ..nn.presets import EncoderSize
 from .adapters import DiffusersEncoder, adapt_encoder, class_name
 from .config import read_config, read_size
+from .embedded import TAEF2, embedded_encoder, embedded_folder
 from .kl_source import kl_encoder, without_scale
 from .kl_vae import SAME_NETWORK, KLEncoder, read_encoder, read_layout
 from .layout import CheckpointError
@@ -24,6 +25,7 @@ from .ldm import read_ldm_vae
 from .original import read_original
 from .own_code import OWN_CODE, ForeignEncoder, code_file, load_own_encoder, load_trained_weights
 from .places import download, find_model
+from .taef2 import TAEF2Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +35,10 @@ ENCODER_ENTRY = "encoder_sha256"
 _SINGLE_FILE = "a single file of safetensors, "
 
 
-def check_encoder(model: str, config: Mapping[str, Any], encoder: str | None) -> None:
-    """Raise CheckpointError unless ``--encoder`` is given to a model that only decodes, and to no other.
+def encoder_beside(model: str, config: Mapping[str, Any], encoder: str | None) -> str | None:
+    """Return the encoder to load for a model that only decodes: ``--encoder``, or else its own in this package.
+
+    None for a model with an encoder. Raises CheckpointError if it has ``--encoder`` besides, or there is no encoder.
 
     Args:
         model: name of the model, for the error.
@@ -44,8 +48,11 @@ def check_encoder(model: str, config: Mapping[str, Any], encoder: str | None) ->
     has_encoder = config.get("has_encoder", True)
     if has_encoder and encoder is not None:
         raise CheckpointError(f"{model}: expected a model without an encoder for --encoder, found one that has its own")
-    if not has_encoder and encoder is None:
+    if has_encoder or encoder is not None:
+        return encoder
+    if (own := embedded_encoder(config.get(ENCODER_ENTRY))) is None:
         raise CheckpointError(f"{model}: expected a model with an encoder, found one that only decodes: pass --encoder")
+    return own
 
 
 def load_encoder(name: str, model: str, config: Mapping[str, Any], folder: Path) -> Encoder | ForeignEncoder:
@@ -87,29 +94,33 @@ def load_encoder(name: str, model: str, config: Mapping[str, Any], folder: Path)
 def load_encoder_of(model: str, encoder: str | None = None) -> Encoder | ForeignEncoder:
     """Return the frozen encoder of a saved model; ``encoder`` is that of a model that only decodes.
 
-    The model is one that ``find_encoder`` takes. Raises as ``check_encoder`` and ``load_encoder``.
+    The model is one that ``find_encoder`` takes. Raises as ``encoder_beside`` and ``load_encoder``.
     """
 
-    def check(folder: Path) -> None:
-        check_encoder(model, read_config(folder), encoder)
-        if encoder is None:
+    def beside(folder: Path) -> str | None:
+        found = encoder_beside(model, read_config(folder), encoder)
+        if found is None:
             _check_class(model, folder)
+        return found
 
     if Path(model).is_file() and encoder is None:
         return _frozen(_read_file(Path(model)), model)
-    folder = find_model(model, lambda hub: download(hub, check), _SINGLE_FILE)
-    check(folder)
-    if encoder is None:
+    folder = find_model(model, lambda hub: download(hub, beside), _SINGLE_FILE)
+    if (name := beside(folder)) is None:
         return _frozen(_read(model, folder), model)
-    return load_encoder(encoder, model, read_config(folder), folder)
+    return load_encoder(name, model, read_config(folder), folder)
 
 
-def find_encoder(name: str, others: str = "") -> KLEncoder | DiffusersEncoder:
+Foreign = DiffusersEncoder | TAEF2Encoder
+"""A saved encoder of another architecture, which ``ForeignEncoder`` takes."""
+
+
+def find_encoder(name: str, others: str = "") -> KLEncoder | Foreign:
     """Return the encoder of a saved model, on the CPU: one of our architecture as weights, another as a module.
 
     Args:
         name: a folder or hub id, as ``find_model`` takes it, of a class of ``kl_vae.SAME_NETWORK`` or
-            ``adapters.INTERFACES``; or a single file in the layout of LDM or of the authors.
+            ``adapters.INTERFACES``; ``taef2``; or a single file in the layout of LDM or of the authors.
         others: what the name could have been besides, for the error.
 
     Raises CheckpointError or OSError with one line.
@@ -124,11 +135,17 @@ def find_encoder(name: str, others: str = "") -> KLEncoder | DiffusersEncoder:
 
 def _check_class(name: str, folder: Path) -> None:
     """Raise CheckpointError unless a folder's config.json is that of an encoder which can be read."""
-    if class_name(name, folder) in SAME_NETWORK:
+    if not _is_taef2(folder) and class_name(name, folder) in SAME_NETWORK:
         read_layout(folder)
 
 
-def _read(name: str, folder: Path) -> KLEncoder | DiffusersEncoder:
+def _is_taef2(folder: Path) -> bool:
+    return folder == embedded_folder(TAEF2)
+
+
+def _read(name: str, folder: Path) -> KLEncoder | Foreign:
+    if _is_taef2(folder):
+        return TAEF2Encoder(folder)
     return read_encoder(folder) if class_name(name, folder) in SAME_NETWORK else adapt_encoder(name, folder)
 
 
@@ -137,14 +154,14 @@ def _read_file(path: Path) -> KLEncoder:
     if (vae := read_ldm_vae(path)) is not None:
         return without_scale(kl_encoder(vae))
     original = read_original(path)
-    check_encoder(str(path), original.config, None)
+    encoder_beside(str(path), original.config, None)
     size = EncoderSize(original.config["block_out_channels"], original.config["latent_channels"])
     parts = {name.removeprefix("encoder."): t for name, t in original.state.items() if name.startswith("encoder.")}
     return KLEncoder(size, parts, {}, "measured")
 
 
-def _frozen(read: KLEncoder | DiffusersEncoder, name: str) -> Encoder | ForeignEncoder:
-    return ForeignEncoder(read, name) if isinstance(read, DiffusersEncoder) else read.build().requires_grad_(False)
+def _frozen(read: KLEncoder | Foreign, name: str) -> Encoder | ForeignEncoder:
+    return read.build().requires_grad_(False) if isinstance(read, KLEncoder) else ForeignEncoder(read, name)
 
 
 def cast(encoder: Encoder | ForeignEncoder, dtype: torch.dtype) -> Encoder | ForeignEncoder:
@@ -155,14 +172,14 @@ def cast(encoder: Encoder | ForeignEncoder, dtype: torch.dtype) -> Encoder | For
 def encoder_digest(encoder: Encoder | ForeignEncoder) -> str:
     """Return the sha256 of what decides an encoder's latents, in hexadecimal.
 
-    It covers the weights in float32; and the shape of ours, the class of one of diffusers', or the name and the file of
-    the user's own code.
+    It covers the weights in float32; and the shape of ours, the class of one of diffusers' or TAEF2's, or the name and
+    the file of the user's own code.
     """
     state: Mapping[str, Tensor] = {}
     if isinstance(encoder, Encoder):
         size, state = encoder.size, encoder.state_dict()
         digest = hashlib.sha256(repr((size.channels, size.latent_channels, size.groups)).encode())
-    elif isinstance(encoder.source, DiffusersEncoder):
+    elif isinstance(encoder.source, Foreign):
         state = encoder.source.state_dict()
         digest = hashlib.sha256(encoder.source.kind.encode())
     else:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..nn.encoder import BLOCKS, Encoder
 from ..nn.presets import GROUPS, EncoderSize
-from .config import read_config, read_size, read_statistics, short
+from .config import read_batch_norm, read_config, read_size, read_statistics, short
 from .layout import CheckpointError, Expectation, take
 from .names import DIFFUSERS_ENCODER, Rules, rename
 from .weights import find_weights, open_weights, weight_header
@@ -193,23 +193,6 @@ def _layout(source: str, config: dict[str, Any]) -> EncoderLayout:
         return replace(layout, batch_norm={"batch_norm_eps": config["batch_norm_eps"]})
     statistics = read_statistics(source, config, size.latent_channels)
     return replace(layout, statistics=statistics, force_upcast=config["force_upcast"] is not False)
-
-
-def read_batch_norm(source: str, values: Mapping[str, Any], channels: int) -> dict[str, Any]:
-    """Return the entries of ``BATCH_NORM``, if there are any, as numbers and tuples. Raise CheckpointError."""
-    if values.get("batch_norm_mean") is None and values.get("batch_norm_var") is None:
-        return {}
-
-    def read(name: str, least: float, count: int = 4 * channels) -> tuple[float, ...]:
-        value = values.get(name)
-        numbers = value if isinstance(value, list | tuple) else (value,)
-        if len(numbers) != count or not all(type(n) in (int, float) and least <= n < 1e30 for n in numbers):
-            what = "a number above zero" if count == 1 else f"{count} finite numbers (four per channel)"
-            raise CheckpointError(f"{source}: expected {name} as {what}, found {short(value)}")
-        return tuple(map(float, numbers))
-
-    mean, var, (eps,) = read("batch_norm_mean", -1e30), read("batch_norm_var", 0.0), read("batch_norm_eps", 1e-30, 1)
-    return {"batch_norm_mean": mean, "batch_norm_var": var, "batch_norm_eps": eps}
 
 
 def _read_state(layout: EncoderLayout, files: list[Path]) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..nn.encoder import LOGVAR_RANGE
 from ..runtime.files import share
-from .config import MOST_LEVELS, STATISTICS, read_statistics, short
+from .config import BATCH_NORM, MOST_LEVELS, STATISTICS, read_batch_norm, read_statistics, short
 from .layout import CheckpointError, first
 
 OWN_CODE = r"((?:.*/)?[^/:]+\.py|[^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*)"
@@ -44,8 +44,8 @@ class ForeignEncoder(nn.Module):
     Args:
         source: declares ``spatial_factor`` (f) and ``latent_channels`` (c), both int, and has ``encode(x)``: images
             (B, 3, H, W) in [-1, 1] -> a latent (B, c, H/f, W/f), or an object of diffusers with it as ``latents``, or
-            with a Gaussian as ``latent_dist``. It may state ``scaling_factor`` and the other latent statistics. If it
-            is an nn.Module, it moves with this one.
+            with a Gaussian as ``latent_dist``. It may state ``scaling_factor`` and the other latent statistics, or
+            FLUX.2's ``batch_norm_mean``, ``_var`` and ``_eps``. If it is an nn.Module, it moves with this one.
         name: as the user typed it, for errors.
         trainable: train the parameters that require gradients; ``source`` must be an nn.Module that has some.
 
@@ -73,7 +73,8 @@ class ForeignEncoder(nn.Module):
                 f"{type(source).__name__} without any"
             )
         self.name, self.spatial_factor, self.latent_channels = name, f, c
-        self.statistics = read_statistics(name, {n: _declared(source, n) for n in STATISTICS}, c)
+        stated = {entry: _declared(source, entry) for entry in (*STATISTICS, *BATCH_NORM)}
+        self.statistics = read_statistics(name, stated, c) | read_batch_norm(name, stated, c)
         dtype = getattr(source, "dtype", None)
         self.dtype = dtype if isinstance(dtype, torch.dtype) else torch.float32
         self.source: Any = source.float() if isinstance(source, nn.Module) and self.dtype is not dtype else source

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import MOST_CHANNELS, MOST_LEVELS, read_config, read_json, read_statistics, short
+from .config import MOST_CHANNELS, MOST_LEVELS, read_batch_norm, read_config, read_json, read_statistics, short
 from .embedded import embedded_folder
-from .kl_vae import read_batch_norm
 from .layout import CheckpointError, Expectation, take
 from .places import download, find_model
 from .weights import find_weights, open_weights, read_index, weight_header

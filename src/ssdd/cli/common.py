@@ -125,14 +125,13 @@ class EncoderOptions(ModelOptions):
         Raises OSError, ValueError or ImportError with one line if it cannot be had.
         """
         from ..autoencoder import AutoencoderSSDD
-        from ..checkpoints.encoders import cast, check_encoder, load_encoder
+        from ..checkpoints.encoders import cast, encoder_beside, load_encoder
         from ..checkpoints.own_model import find_folder
 
         autoencoder = super().load()
-        check_encoder(self.model, autoencoder.config, self.encoder)
-        if self.encoder is not None:
+        if (name := encoder_beside(self.model, autoencoder.config, self.encoder)) is not None:
             folder = find_folder(model_of_run(self.model), AutoencoderSSDD)
-            encoder = load_encoder(self.encoder, self.model, autoencoder.config, folder)
+            encoder = load_encoder(name, self.model, autoencoder.config, folder)
             autoencoder.attach_encoder(cast(encoder, self.torch_dtype))
         return autoencoder
 

@@ -29,7 +29,7 @@ from ..checkpoints.adapters import (
     quiet,
     read_model,
 )
-from ..checkpoints.encoders import cast, check_encoder, encoder_digest, load_encoder
+from ..checkpoints.encoders import cast, encoder_beside, encoder_digest, load_encoder
 from ..checkpoints.layout import CheckpointError
 from ..checkpoints.ldm import read_ldm_vae
 from ..checkpoints.own_code import OWN_CODE, ForeignEncoder, load_own, one_line
@@ -340,14 +340,13 @@ def _load_saved(name: str, device: torch.device, dtype: torch.dtype, encoder: st
         source = _source(name, folder)
     model = model.to(device).eval()
     digests = {file.name: sha256(file) for file in files}
-    if model.config.get("has_encoder", True):
+    has_encoder = model.config.get("has_encoder", True)  # then --encoder is for other models
+    if has_encoder or (beside := encoder_beside(name, model.config, encoder)) is None:
         return PretrainedAutoencoder(_display_name(name), model, source, digests)
-    check_encoder(name, model.config, encoder)
-    assert encoder is not None
-    attached = load_encoder(encoder, name, model.config, folder)
-    digests[encoder] = encoder_digest(attached)
+    attached = load_encoder(beside, name, model.config, folder)
+    digests[beside] = encoder_digest(attached)
     model.attach_encoder(cast(attached, model.dtype))
-    return PretrainedAutoencoder(_display_name(name), model, source, digests, encoder)
+    return PretrainedAutoencoder(_display_name(name), model, source, digests, beside)
 
 
 def _read_file(path: Path) -> Any:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..autoencoder import AutoencoderSSDD
-from ..autoencoder.normalization import BATCH_NORM
+from ..checkpoints.config import BATCH_NORM
 from ..runtime.dtypes import Dtype, torch_dtype
 from ..runtime.files import OutputExists
 from .check import Difference, check_files

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.adapters import DiffusersEncoder
 from ..checkpoints.config import read_config, short
 from ..checkpoints.encoders import find_encoder
+from ..checkpoints.kl_vae import KLEncoder
 from ..checkpoints.layout import CheckpointError
 from ..checkpoints.own_code import OWN_CODE, ForeignEncoder, load_own
 from ..checkpoints.places import HUB_ID, find_model
@@ -68,7 +68,7 @@ def choose_encoder(
         own = ForeignEncoder(load_own(name, code[1], code[2]), name, trainable)
         return EncoderChoice(own, own.latent_channels, own.spatial_factor, None, own.statistics, foreign=True)
     read = find_encoder(name, _OTHERS)
-    if isinstance(read, DiffusersEncoder):
+    if not isinstance(read, KLEncoder):
         own = ForeignEncoder(read, name, trainable)
         stated = own.statistics | ({"latents_convention": "pipeline"} if own.statistics else {})
         return EncoderChoice(own, own.latent_channels, own.spatial_factor, None, stated, foreign=True)

@@ -8,8 +8,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from ..autoencoder import AutoencoderSSDD
-from ..autoencoder.normalization import BATCH_NORM
-from ..checkpoints.config import STATISTICS, read_config
+from ..checkpoints.config import BATCH_NORM, STATISTICS, read_config
 from ..checkpoints.kl_source import kl_encoder
 from ..nn.decoder import Decoder
 from ..nn.encoder import Encoder

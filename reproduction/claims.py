@@ -81,9 +81,9 @@ class Difference:
     reference: float
 
 
-def frechet_difference(a: float, b: float) -> Difference:
-    """Return the difference of two Fréchet distances to the same originals, with the assumed margin."""
-    margin = FRECHET_MARGIN * b
+def frechet_difference(a: float, b: float, share: float = FRECHET_MARGIN) -> Difference:
+    """Return the difference of two Fréchet distances to the same originals, with an assumed margin, a share of b."""
+    margin = share * b
     return Difference(a - b, a - b - margin, a - b + margin, b)
 
 

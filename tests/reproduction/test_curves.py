@@ -72,7 +72,14 @@ def test_the_rival_is_as_wide_as_it_takes() -> None:
 
 
 def evaluated(plan: Plan, distances: dict[tuple[str, int | None], float], seed: int, count: int) -> None:
-    """Write an evaluation with these distances; LPIPS is a hundredth of them."""
+    """Write the evaluations with these distances; LPIPS is a hundredth of them."""
+    for steps, folder in plan.evaluations(seed, count).items():
+        write_evaluation(plan, {key: d for key, d in distances.items() if (key[1] or 1) == steps}, seed, count, folder)
+
+
+def write_evaluation(
+    plan: Plan, distances: dict[tuple[str, int | None], float], seed: int, count: int, folder: Path
+) -> None:
     number = np.arange(8)
     ones = np.ones(8)
     crops = Crops(number // 2, number % 2, [f"{i // 2}.png" for i in number], {"pixels": ones, DETAIL_WEIGHT: ones})
@@ -84,7 +91,6 @@ def evaluated(plan: Plan, distances: dict[tuple[str, int | None], float], seed: 
         row = Row(f"{kind}{steps}", kind, 0, steps, None, described, None, {}, values, valid, [])
         row.distances = {EXTRACTOR: {"frechet": distance, "kid": distance / 1000}}
         evaluation.add(row)
-    folder = plan.evaluation(seed, count)
     folder.mkdir(parents=True)
     evaluation.save(folder)
     (folder / EVALUATED).touch()
@@ -105,13 +111,25 @@ def test_verdict(tmp_path: Path) -> None:
     assert conclusion == "holds", words
     assert "better than that of KL-VAE with a GAN after 32,000 images: **yes** (-40" in words[0]
     assert words[2].startswith("FD crosses after about 15,456 images"), "the mean of the seeds is 210, 11 % above"
-    assert verdict(plan, results, many)[0] == "undecided", "an FD of 139 for 140 says nothing"
+    assert verdict(plan, results, many)[0] == "no verdict, 8 times the operations"
     assert verdict(plan, results, student)[0] == "does not hold"
     page = write(plan).read_text()
     assert "| SSDD, 1 step | 210.0 (200.0 to 220.0) | 180.0 | 100.0 |" in page
     assert "| SSDD distilled, 1 step | not run | not run | 300.0 |" in page
     assert "- SSDD, 1 step: **holds**" in page
     assert (plan.out / "curves.png").stat().st_size > 1000
+
+
+def test_seeds_that_differ(tmp_path: Path) -> None:
+    """A difference that another seed would turn round decided the verdict."""
+    plan = plan_of("cpu", tmp_path)
+    for seed, (ours, theirs) in enumerate([(200, 200), (200, 240), (200, 160)]):
+        evaluated(plan, {(SSDD, 1): ours, (KL_VAE, None): theirs, (GAN, None): 400}, seed, 8000)
+    for count in (16_000, 32_000):
+        evaluated(plan, {(SSDD, 1): 170, (KL_VAE, None): 200, (GAN, None): 400}, 0, count)
+    conclusion, words = verdict(plan, read_results(plan), OURS[0])
+    assert conclusion == "undecided"
+    assert "**undecided** (-30 [-70, +10], of 200)" in words[0]
 
 
 def test_a_folder_that_was_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,8 +165,9 @@ def test_a_rehearsal(
     assert status == 0, capfd.readouterr().err
     plan = plan_of("tiny", tmp_path / "tiny" / ENCODER)
     results = read_results(plan)
-    assert len(results) == 4 + 6, "of SSDD, and of the student, in one step and in eight"
-    assert all(verdict(plan, results, series)[0] == "rehearsal: no verdict" for series in OURS)
+    assert len(results) == 4 + 5, "SSDD in one step and in eight, two of its rivals, the student"
+    verdicts = [verdict(plan, results, series)[0] for series in OURS]
+    assert verdicts == ["rehearsal: no verdict", "no verdict, 8 times the operations", "rehearsal: no verdict"]
     capfd.readouterr()
     assert main(options) == 0
     lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("[")]

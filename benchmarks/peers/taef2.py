@@ -13,8 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ssdd.checkpoints.embedded import TAEF2 as EMBEDDED
-from ssdd.checkpoints.embedded import embedded_folder
 from ssdd.checkpoints.taef2 import LATENT_CHANNELS, WIDTH, Block, TAEF2Encoder
 
 
@@ -33,7 +31,7 @@ class TAEF2(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = TAEF2Encoder(embedded_folder(EMBEDDED))
+        self.encoder = TAEF2Encoder()
         first, last = nn.Conv2d(LATENT_CHANNELS, WIDTH, 3, padding=1), nn.Conv2d(WIDTH, 3, 3, padding=1)
         middle = [*blocks(3, pool=True), *up(), *blocks(3), *up(), *blocks(3), *up(), Block()]
         self.decoder = nn.Sequential(nn.Identity(), first, nn.ReLU(), *middle, last)

@@ -91,14 +91,15 @@ class SSDDEncode:
         self, model: ManagedModel, image: Tensor, tiling: str = "auto", tile_size: int = 512
     ) -> tuple[dict[str, Any]]:
         ae = model.autoencoder
-        if ae.encoder is None:
+        encoder = ae.encoder or ae.attached_encoder
+        if encoder is None:
             raise ValueError(
                 "expected an SSDD model with an encoder, found one that only decodes: encode with VAE Encode and the "
                 "VAE that it was trained on"
             )
         pixels = pad_to_multiple(to_pixels(image), pixel_multiple(ae))
         device = model.prepare(len(pixels), pixels.shape[2], pixels.shape[3], tiling, tile_size)
-        with progress(ae.encoder, 1):
+        with progress(encoder, 1):
             z = ae.encode(pixels.to(device)).latent_dist.mode()
         samples = to_samples(ae, z.float()).to(comfy.model_management.intermediate_device())
         return ({"samples": samples, "ssdd_size": tuple(image.shape[1:3])},)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ssdd import AutoencoderSSDD
-from ssdd.checkpoints.embedded import TAEF2, TAEF2_SHA256, embedded_folder
+from ssdd.checkpoints.embedded import TAEF2, TAEF2_SHA256
 from ssdd.checkpoints.encoders import encoder_digest, find_encoder
 from ssdd.checkpoints.own_code import ForeignEncoder
 from ssdd.checkpoints.taef2 import TAEF2Encoder
@@ -114,4 +114,4 @@ def test_the_one_in_the_package(ssdd: Ssdd, photos: Path, tmp_path: Path) -> Non
     torch.manual_seed(0)
     model = AutoencoderSSDD.from_preset("f8c32", "XXS", has_encoder=False, encoder_sha256=TAEF2_SHA256, sample_size=64)
     model.save_pretrained(tmp_path / "flux2")
-    check_commands(ssdd, photos, TAEF2, "flux2", TAEF2Encoder(embedded_folder(TAEF2)).encode, found=True)
+    check_commands(ssdd, photos, TAEF2, "flux2", TAEF2Encoder().encode, found=True)

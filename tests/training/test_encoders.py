@@ -214,8 +214,27 @@ def test_a_decoder_of_other_latents_to_start_from(small_model: Callable[..., Pat
     assert fresh == {"context.0.weight", "conv_in.weight"}
     assert state["conv_in.weight"].shape[1] == 3 + 3
     assert torch.equal(state["conv_in.weight"][:, :3], given["conv_in.weight"][:, :3])
+    assert start.given is not None
+    assert start.given.latent_channels == 4, "the run's provenance is that of random weights"
     with pytest.raises(ValueError, match="expected a teacher of 3 latent channels for the encoder"):
         start_flow(TeacherConfig(start_from=folder, encoder=mine), train_encoder=False)
+
+
+def test_a_decoder_of_somebody_elses_latents_to_start_from(
+    small_model: Callable[..., Path], kl: tuple[Path, AutoencoderKL], tmp_path: Path
+) -> None:
+    """Latents of as many channels, but of another encoder and scale, were read by what it had learned of its own."""
+    vae = str(kl[0] / "vae")
+    channels = kl[1].config.latent_channels
+    ae = AutoencoderSSDD.from_preset(f"f{2 ** (len(kl[1].config.block_out_channels) - 1)}c{channels}", "XXS")
+    ae.save_pretrained(tmp_path / "ours")
+    start = start_flow(ModelConfig(encoder=vae, start_from=str(tmp_path / "ours"), train_encoder=False), False)
+    assert start.normalize
+    assert start.decoder is not start.given
+    drop_in = AutoencoderSSDD.from_kl_vae(vae, decoder="XXS")
+    drop_in.save_pretrained(tmp_path / "drop-in")
+    start = start_flow(ModelConfig(encoder=vae, start_from=str(tmp_path / "drop-in"), train_encoder=False), False)
+    assert start.decoder is start.given, "it reads these latents already"
 
 
 def test_hub_id(kl: tuple[Path, AutoencoderKL], hub: Callable[..., Path]) -> None:

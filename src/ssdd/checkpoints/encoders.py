@@ -17,7 +17,7 @@ from ..nn.encoder import Encoder
 from ..nn.presets import EncoderSize
 from .adapters import DiffusersEncoder, adapt_encoder, class_name
 from .config import read_config, read_size
-from .embedded import TAEF2, embedded_encoder, embedded_folder
+from .embedded import TAEF2, embedded_encoder
 from .kl_source import kl_encoder, without_scale
 from .kl_vae import SAME_NETWORK, KLEncoder, read_encoder, read_layout
 from .layout import CheckpointError
@@ -116,15 +116,17 @@ Foreign = DiffusersEncoder | TAEF2Encoder
 
 
 def find_encoder(name: str, others: str = "") -> KLEncoder | Foreign:
-    """Return the encoder of a saved model, on the CPU: one of our architecture as weights, another as a module.
+    """Return a saved encoder, on the CPU: one of our architecture as weights, another as a module.
 
     Args:
-        name: a folder or hub id, as ``find_model`` takes it, of a class of ``kl_vae.SAME_NETWORK`` or
-            ``adapters.INTERFACES``; ``taef2``; or a single file in the layout of LDM or of the authors.
+        name: ``taef2``; a folder or hub id, as ``find_model`` takes it, of a class of ``kl_vae.SAME_NETWORK`` or
+            ``adapters.INTERFACES``; or a single file in the layout of LDM or of the authors.
         others: what the name could have been besides, for the error.
 
     Raises CheckpointError or OSError with one line.
     """
+    if name == TAEF2:
+        return TAEF2Encoder()
     if Path(name).is_file() and name.endswith(".safetensors"):
         return _read_file(Path(name))
     folder = find_model(
@@ -135,17 +137,11 @@ def find_encoder(name: str, others: str = "") -> KLEncoder | Foreign:
 
 def _check_class(name: str, folder: Path) -> None:
     """Raise CheckpointError unless a folder's config.json is that of an encoder which can be read."""
-    if not _is_taef2(folder) and class_name(name, folder) in SAME_NETWORK:
+    if class_name(name, folder) in SAME_NETWORK:
         read_layout(folder)
 
 
-def _is_taef2(folder: Path) -> bool:
-    return folder == embedded_folder(TAEF2)
-
-
-def _read(name: str, folder: Path) -> KLEncoder | Foreign:
-    if _is_taef2(folder):
-        return TAEF2Encoder(folder)
+def _read(name: str, folder: Path) -> KLEncoder | DiffusersEncoder:
     return read_encoder(folder) if class_name(name, folder) in SAME_NETWORK else adapt_encoder(name, folder)
 
 

@@ -83,7 +83,8 @@ def identify(name: str, encoder: str | None = None, loaded: Encoder | ForeignEnc
     identity = LatentIdentity(
         name, encoder_digest(loaded), loaded.spatial_factor, loaded.latent_channels, encoder=encoder
     )
-    if encoder is None and isinstance(loaded, ForeignEncoder):  # its config may say other things by these names
+    if encoder is None and isinstance(loaded, ForeignEncoder) and config.get("has_encoder", True):
+        # Another class's config may say other things by these names.
         config = loaded.statistics
     return identity if single_file else _with_scale(identity, config)
 

@@ -1,17 +1,15 @@
-"""TAEF2's encoder: a tiny network that makes the latents of FLUX.2 (Ollin Boer Bohan, MIT licence).
+"""TAEF2's encoder: a tiny network that makes the latents of FLUX.2, normalised (Ollin Boer Bohan, MIT licence).
 
 Its weights are in the package, under the name ``taef2``.
 
 Shapes: B batch, H x W pixels, h x w = H/8 x W/8 latent grid.
 """
 
-from pathlib import Path
-
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .config import read_batch_norm, read_config
+from .embedded import TAEF2_FOLDER
 
 WIDTH, LATENT_CHANNELS = 64, 32
 _POOL_WIDTH = 256
@@ -39,23 +37,21 @@ class Block(nn.Module):
 class TAEF2Encoder(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] to latents (B, 32, h, w), as a user's own code: ``ForeignEncoder`` takes it.
 
-    Args:
-        folder: with ``config.json``, which states the batch norm of FLUX.2's pipelines, and the weights. None: random
-            weights, no batch norm.
+    The batch norm by which FLUX.2's pipelines normalise latents is the identity: it has been applied.
     """
 
     kind, spatial_factor, latent_channels = "TAEF2Encoder", 8, LATENT_CHANNELS
 
-    def __init__(self, folder: Path | None = None) -> None:
+    batch_norm_mean, batch_norm_var = (0.0,) * 4 * LATENT_CHANNELS, (1.0,) * 4 * LATENT_CHANNELS
+    batch_norm_eps = 1e-12  # a batch norm has one above zero
+
+    def __init__(self) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(3, WIDTH, 3, padding=1), Block()]
         for pool in (False, False, True):
             layers += [nn.Conv2d(WIDTH, WIDTH, 3, stride=2, padding=1, bias=False), *(Block(pool) for _ in range(3))]
         self.encoder = nn.Sequential(*layers, nn.Conv2d(WIDTH, LATENT_CHANNELS, 3, padding=1))
-        if folder is not None:
-            self.encoder.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
-            for name, value in read_batch_norm(str(folder), read_config(folder), LATENT_CHANNELS).items():
-                setattr(self, name, value)
+        self.encoder.load_state_dict(load_file(TAEF2_FOLDER / "diffusion_pytorch_model.safetensors"))
         self.eval()
 
     def encode(self, x: Tensor) -> Tensor:

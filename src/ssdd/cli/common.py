@@ -109,7 +109,7 @@ class EncoderOptions(ModelOptions):
 
     encoder: str | None = None
     """Encoder of a model that has none: file.py:NAME, package.module:NAME, model folder, run, Hugging Face id, single
-    .safetensors file."""
+    .safetensors file, taef2."""
 
     def identify(self) -> "LatentIdentity":
         """Return the identity of the latents that the model makes. Raises as ``load``."""

@@ -58,7 +58,7 @@ class Evaluate:
     file of images that another program wrote. Without --data the first of those is the original."""
     encoder: str | None = None
     """Encoder of the models that have none: file.py:NAME, package.module:NAME, model folder, run, Hugging Face id,
-    single .safetensors file."""
+    single .safetensors file, taef2."""
     data: tuple[str, ...] = ()
     """Folders, uncompressed tar files, .npz files of images, hf:OWNER/NAME[:SPLIT]."""
     protocol: str | None = None

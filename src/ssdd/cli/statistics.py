@@ -18,7 +18,7 @@ class Statistics:
     """Model folder, run, embedded name, Hugging Face id, .safetensors of the authors, file.py:NAME."""
     encoder: str | None = None
     """Encoder of a model that has none: file.py:NAME, package.module:NAME, model folder, run, Hugging Face id, single
-    .safetensors file."""
+    .safetensors file, taef2."""
     data: tuple[str, ...] = ()
     """Folders, uncompressed tar files, hf:OWNER/NAME[:SPLIT]: images as the generative model will see them."""
     protocol: str = "paper-256-v1"

@@ -42,7 +42,7 @@ class Tokenize:
     single .safetensors file."""
     encoder: str | None = None
     """Encoder of a model that has none: file.py:NAME, package.module:NAME, model folder, run, Hugging Face id, single
-    .safetensors file."""
+    .safetensors file, taef2."""
     size: Count = 256
     """Side of the crops in pixels."""
     crop: Literal["centre", "random"] = "centre"

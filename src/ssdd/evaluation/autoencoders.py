@@ -341,7 +341,8 @@ def _load_saved(name: str, device: torch.device, dtype: torch.dtype, encoder: st
     model = model.to(device).eval()
     digests = {file.name: sha256(file) for file in files}
     has_encoder = model.config.get("has_encoder", True)  # then --encoder is for other models
-    if has_encoder or (beside := encoder_beside(name, model.config, encoder)) is None:
+    beside = encoder_beside(name, model.config, None if has_encoder else encoder)
+    if beside is None:
         return PretrainedAutoencoder(_display_name(name), model, source, digests)
     attached = load_encoder(beside, name, model.config, folder)
     digests[beside] = encoder_digest(attached)

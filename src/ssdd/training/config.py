@@ -213,8 +213,8 @@ class ModelConfig:
     init: Init = "fan-in"
     """Of a fresh decoder; ``paper``: N(0, 0.02) for all convolutions, as published: coarse levels learn little."""
     start_from: Annotated[str | None, tyro.conf.arg(aliases=["--model"])] = None
-    """A whole model to start from: another run's folder, a model's folder, an embedded name or a Hugging Face id. With
-    an encoder of other latent channels, what reads the latents starts afresh."""
+    """A whole model to start from: another run's folder, a model's folder, an embedded name or a Hugging Face id. For
+    other latents, what reads them starts afresh."""
     train_encoder: bool = True
     """False: the encoder is frozen, and the decoder is trained on its latents."""
 

@@ -66,7 +66,8 @@ def choose_encoder(
         return EncoderChoice(Encoder(size), size.latent_channels, size.factor, size, {})
     if not Path(name).exists() and (code := re.fullmatch(OWN_CODE, name)):
         own = ForeignEncoder(load_own(name, code[1], code[2]), name, trainable)
-        return EncoderChoice(own, own.latent_channels, own.spatial_factor, None, own.statistics, foreign=True)
+        stated = own.statistics | ({"latents_convention": "pipeline"} if "batch_norm_mean" in own.statistics else {})
+        return EncoderChoice(own, own.latent_channels, own.spatial_factor, None, stated, foreign=True)
     read = find_encoder(name, _OTHERS)
     if not isinstance(read, KLEncoder):
         own = ForeignEncoder(read, name, trainable)

@@ -1,5 +1,6 @@
 """From which weights a stage starts: an encoder and a decoder, fresh or given."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from torch import nn
 
 from ..autoencoder import AutoencoderSSDD
 from ..checkpoints.config import BATCH_NORM, STATISTICS, read_config
+from ..checkpoints.embedded import embedded_encoder
 from ..checkpoints.kl_source import kl_encoder
 from ..nn.decoder import Decoder
 from ..nn.encoder import Encoder
@@ -16,6 +18,8 @@ from ..nn.kl_baseline import AutoencoderKLBaseline, kl_decoder
 from ..nn.presets import EncoderSize, decoder_size
 from .config import FRESH, KLVAEModelConfig, ModelConfig, TeacherConfig, is_encoder_size
 from .encoders import EncoderChoice, choose_encoder, resolve_model_folder
+
+logger = logging.getLogger(__name__)
 
 _STATISTICS = (*STATISTICS, *BATCH_NORM, "latents_convention", "force_upcast")
 
@@ -27,13 +31,13 @@ class Start:
     Attributes:
         encoder: with its statistics, which are empty where nobody measured them.
         decoder: on that encoder's latents.
-        given: whether the decoder has weights already.
+        given: the decoder that it starts from, as it was loaded.
         normalize: whether the decoder is to get the encoder's latents normalised.
     """
 
     encoder: EncoderChoice
     decoder: Decoder
-    given: bool = False
+    given: Decoder | None = None
     normalize: bool = False
 
     def encoder_config(self) -> dict[str, Any]:
@@ -66,22 +70,31 @@ def start_flow(model: ModelConfig | TeacherConfig, train_encoder: bool) -> Start
 
 
 def _given(model: ModelConfig | TeacherConfig, train_encoder: bool) -> Start:
-    """Return a whole model, or its decoder on another encoder, whose latents may have other channels."""
+    """Return a whole model, or its decoder on another encoder.
+
+    Where the latents have other channels, or are somebody else's and were its own encoder's, the decoder's layers that
+    read them start afresh.
+    """
     given = AutoencoderSSDD.from_pretrained(resolve_model_folder(str(model.start_from)))
     decoder = getattr(model, "decoder", None)
     if decoder is not None and decoder_size(decoder) != given.decoder.size:
         raise ValueError(f"{model.start_from}: expected a decoder of size {decoder}, found {given.decoder.size}")
-    if model.encoder is not None and not is_encoder_size(model.encoder):
-        encoder = choose_encoder(model.encoder, trainable=train_encoder)
-        if given.decoder.latent_channels == encoder.latent_channels:
-            return Start(encoder, given.decoder, given=True)
+    name = model.encoder or embedded_encoder(given.config.encoder_sha256)
+    if name is not None and not is_encoder_size(name):
+        encoder = choose_encoder(name, trainable=train_encoder)
+        before, now = given.decoder.latent_channels, encoder.latent_channels
+        # It was trained together with its encoder, and on nobody else's.
+        its_own = given.encoder is not None and given.decoder.latents_mean is None
+        if before == now and (isinstance(model, TeacherConfig) or not encoder.foreign or not its_own):
+            return Start(encoder, given.decoder, given.decoder)
         if isinstance(model, TeacherConfig):
             raise ValueError(
-                f"{model.start_from}: expected a teacher of {encoder.latent_channels} latent channels for the encoder "
-                f"{model.encoder}, found {given.decoder.latent_channels}"
+                f"{model.start_from}: expected a teacher of {now} latent channels for the encoder {name}, "
+                f"found {before}"
             )
-        decoder = given.decoder.for_latents(encoder.latent_channels)
-        return Start(encoder, decoder, given=True, normalize=encoder.foreign and not train_encoder)
+        logger.warning("%s: what reads its latents starts afresh, for those of %s", model.start_from, name)
+        normalize = encoder.foreign and not train_encoder
+        return Start(encoder, given.decoder.for_latents(now), given.decoder, normalize)
     if given.encoder is None:
         raise ValueError(f"{model.start_from} has no encoder of its own: pass --encoder")
     c = given.config
@@ -91,7 +104,8 @@ def _given(model: ModelConfig | TeacherConfig, train_encoder: bool) -> Start:
     size = EncoderSize(tuple(c.block_out_channels), c.latent_channels, c.encoder_groups)
     measured = c.latents_std is not None or c.scaling_factor != 1.0 or c.batch_norm_mean is not None
     statistics = {name: c[name] for name in _STATISTICS if measured and c[name] is not None}
-    return Start(EncoderChoice(given.encoder, size.latent_channels, size.factor, size, statistics), given.decoder, True)
+    encoder = EncoderChoice(given.encoder, size.latent_channels, size.factor, size, statistics)
+    return Start(encoder, given.decoder, given.decoder)
 
 
 @dataclass(frozen=True)

@@ -108,8 +108,8 @@ class FlowStage(Stage):
             self.statistics = self.start.encoder.statistics
         if self.start.normalize:
             self.normalize_latents = decoder.normalize_latents
-        if self.start.given:
-            self.given["start"] = nn.ModuleList([encoder, decoder])
+        if self.start.given is not None:
+            self.given["start"] = nn.ModuleList([encoder, self.start.given])
 
     # ---- training ----------------------------------------------------------------------------------------------
 

@@ -16,6 +16,11 @@ from torch import Tensor
 
 from ssdd import AutoencoderSSDD
 from ssdd.autoencoder.normalization import channel_statistics
+from ssdd.checkpoints.embedded import TAEF2, TAEF2_SHA256
+from ssdd.checkpoints.own_code import ForeignEncoder
+from ssdd.checkpoints.taef2 import TAEF2Encoder
+from ssdd.data.pixels import image_to_tensor
+from tests.images import photo
 from tests.pipelines.components import BATCH_NORM, BUILDERS, build, flux2_vae, generate, kl_vae
 
 RAW = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(3)) * 2 + 0.5
@@ -203,3 +208,15 @@ def test_wrong_normalisations(ae: AutoencoderSSDD) -> None:
         ae.use_normalization("shift")
     with pytest.raises(ValueError, match=r"^expected latents_convention measured or pipeline, found 'guessed'"):
         AutoencoderSSDD(latents_convention="guessed")  # type: ignore[arg-type]
+
+
+def test_latents_of_the_encoder_in_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FLUX.2's pipeline hands a decoder of TAEF2's latents what TAEF2 makes of a photograph: both are normalised."""
+    with torch.no_grad():
+        z = TAEF2Encoder().encode(image_to_tensor(photo(32, 32))[None])
+    decoder = AutoencoderSSDD.from_preset(
+        "f8c32", "XXS", has_encoder=False, encoder_sha256=TAEF2_SHA256, **ForeignEncoder(TAEF2Encoder(), TAEF2).statistics
+    )
+    pipeline = build("FLUX.2", decoder.eval().requires_grad_(False))
+    torch.testing.assert_close(arrives(pipeline, z, monkeypatch), z)
+    assert generate(pipeline, output_type="pt").shape == (1, 3, 32, 32)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ssdd.data.check import THUMBNAIL, Inspection, Summary, inspect
 from ssdd.data.sources import open_source
@@ -26,6 +27,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory, picture: Picture) -> Path:
     exif[0x0112] = 6
     Image.fromarray(picture(20, 30)).save(folder / "11.png", exif=exif)
     Image.fromarray(picture(20, 30)).convert("L").save(folder / "12.png")
+    text = PngInfo()
+    text.add_text("k", "x" * (3 << 20), zip=True)  # too much of it for Pillow
+    Image.fromarray(picture(20, 30, 13)).save(folder / "13.png", pnginfo=text)
     Image.fromarray(picture(400, 300)).save(folder / "30.png")
     return folder
 

@@ -57,9 +57,17 @@ def test_open_source(tmp_path: Path, picture: Picture) -> None:
     assert np.array_equal(source.read(0), picture(8, 8, 2)), "a tar file without the suffix is not read"
 
 
+def test_open_source_of_image_files(tmp_path: Path, picture: Picture) -> None:
+    for i in range(3):
+        Image.fromarray(picture(8, 8, i)).save(tmp_path / f"{i}.png")
+    source = open_source([f"{tmp_path}/[12].png", tmp_path / "0.png"])
+    assert [source.key(i) for i in range(len(source))] == ["1.png", "2.png", "0.png"]
+    assert np.array_equal(source.read(1), picture(8, 8, 2))
+
+
 def test_open_source_without_images(tmp_path: Path) -> None:
     empty = write_tar(tmp_path / "empty.tar", {"a.txt": b""})
-    with pytest.raises(ImageError, match=r"nowhere: expected a folder or a tar file of images, found nothing there"):
+    with pytest.raises(ImageError, match=r"nowhere: expected a folder or a tar file of images, or an image, found"):
         open_source([tmp_path, tmp_path / "nowhere"])
     for paths in ([tmp_path], [empty], []):
         with pytest.raises(ImageError, match=r"expected images in .+, found none"):

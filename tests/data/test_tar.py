@@ -118,6 +118,20 @@ def test_damaged_header_is_refused(tmp_path: Path, picture: Picture) -> None:
         TarSource(path)
 
 
+@pytest.mark.parametrize("damage", ["a hole", "two files"])
+def test_more_behind_the_end_is_refused(tmp_path: Path, picture: Picture, damage: str) -> None:
+    """A download with a block of zeros in it, and two files put together: photographs would be missing."""
+    path = write_tar(tmp_path / "a.tar", {f"{i}.png": png(picture(16, 16, i)) for i in range(3)})
+    content = path.read_bytes()
+    with tarfile.open(path) as tar:
+        second = tar.getmembers()[1].offset
+    path.write_bytes(content + content if damage == "two files" else content[:second] + bytes(512) + content[second:])
+    with pytest.raises(ImageError, match=r"a\.tar: expected nothing behind the end of the tar file at byte \d+, found"):
+        TarSource(path)
+    path.write_bytes(content + bytes(1 << 20))
+    assert len(TarSource(path)) == 3
+
+
 def test_corrupt_member_is_named(tmp_path: Path, picture: Picture) -> None:
     """One bad photograph raises when it is read, not when the file is opened, and does not touch the others."""
     good = png(picture(16, 16))

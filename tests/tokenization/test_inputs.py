@@ -4,6 +4,7 @@ import fcntl
 import io
 import json
 import os
+import shutil
 import sys
 import tarfile
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch.utils.data import DataLoader
 
 from ssdd.data import find
@@ -22,7 +24,7 @@ from ssdd.data.images import ImageError
 from ssdd.runtime.files import only_one
 from ssdd.tokenization import LatentBatchSampler, LatentDataset, Part, collate_fn, finish, tokenize, verify
 from ssdd.tokenization.inputs import expand, is_parquet, is_shard, split_columns
-from ssdd.tokenization.labels import LabelFile
+from ssdd.tokenization.labels import LabelFile, class_of
 from ssdd.tokenization.plan import InputShards
 from tests.images import png, write_tar
 from tests.tokenization.conftest import Job
@@ -168,6 +170,81 @@ def test_parquet_shards(job: Job, tmp_path: Path, picture: Picture) -> None:
         tokenize(job(paths=(f"{pattern}?image=photo",), shard_images=None), tmp_path / "none", workers=0)
 
 
+def test_parquet_shards_that_name_their_classes(job: Job, tmp_path: Path, picture: Picture) -> None:
+    """Classes have the numbers of the data set, whatever their words' order; a file of labels has its own. A column of
+    text is kept under a name that a file can have."""
+    pyarrow = pytest.importorskip("pyarrow", reason="needs the extra: pip install 'ssdd[parquet]'")
+    names = ["tench", "goldfish", "great white shark"]
+    feature = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+    meta = {b"huggingface": json.dumps({"info": {"features": feature}}).encode()}
+    for shard in range(2):
+        images = [png(picture(40, 40, 3 * shard + i)) for i in range(3)]
+        columns = {"image": images, "label": [0, 1, 2 - shard], "my text": ["a", "b", "c"], "my_text": ["d", "e", "f"]}
+        table = pyarrow.table({**columns, "a text of more than 24 letters": ["x", "y", "z"]})
+        pytest.importorskip("pyarrow.parquet").write_table(
+            table.replace_schema_metadata(meta), tmp_path / f"{shard}.parquet"
+        )
+    settings = {"paths": (str(tmp_path / "{0..1}.parquet"),), "shard_images": None}
+    tokenize(job(**settings), tmp_path / "out", workers=0)
+    members = ("my_text", "my_text0001", "a_text_of_more_than_24_l")
+    data = LatentDataset(tmp_path / "out", members=members)
+    assert data.classes == names
+    assert [int(item["label"]) for item in data.stream()] == [0, 1, 2, 0, 1, 1]
+    assert [data[2][name] for name in members] == ["c", "f", "z"]
+    (tmp_path / "labels.csv").write_text("file_name,label\n0.parquet[0],b\n1.parquet[1],a\n")
+    tokenize(job(**settings, label_file=str(tmp_path / "labels.csv")), tmp_path / "own", workers=0)
+    assert LatentDataset(tmp_path / "own").classes == ["a", "b"]
+
+
+def test_several_images_of_one_sample(job: Job, tmp_path: Path, picture: Picture) -> None:
+    """Names up to their first dot are a sample; what has the whole name of an image is that image's alone."""
+    members: dict[str, bytes] = {"scan.txt": b"of all"}
+    for i in range(3):
+        members |= {f"scan.{i:04}.{kind}": b"%d" % (i % 2) for kind in ("cls", "json")}
+        members[f"scan.{i:04}.png"] = png(picture(40, 40, i))
+    write_tar(tmp_path / "a.tar", members)
+    tokenize(job(paths=(str(tmp_path / "a.tar"),)), tmp_path / "out", workers=0)
+    items = list(LatentDataset(tmp_path / "out", members=("txt", "json")).stream())
+    assert [(int(item["label"]), item["txt"], item["json"]) for item in items] == [
+        (0, "of all", "0"),
+        (1, "of all", "1"),
+        (0, "of all", "0"),
+    ]
+
+
+def test_images_by_their_names(job: Job, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pattern of image files is what it fits; the folder of each is its class."""
+    monkeypatch.chdir(photographs)
+    tokenize(job(paths=("[bc]*/?.png", "ant/1.png")), tmp_path / "out", workers=0)
+    data = LatentDataset(tmp_path / "out")
+    assert [data.classes[item["label"]] for item in data.stream()] == ["cow", "cow", "ant"]
+
+
+def test_a_link_to_a_disk_that_is_gone(job: Job, photographs: Path, tmp_path: Path) -> None:
+    """A link that leads nowhere is left out when it is listed; one that leads nowhere later is no broken image."""
+    disk, links = Path(shutil.copytree(photographs / "cow", tmp_path / "disk")), tmp_path / "links"
+    links.mkdir()
+    for name in ("x.png", "é.png", "none.png"):
+        (links / name).symlink_to(disk / name)
+    settings = job(paths=(str(links),), shard_images=1)
+    done = tokenize(settings, tmp_path / "out", part=Part(0, 2), workers=0)
+    assert done.shards == 2
+    disk.rename(tmp_path / "unmounted")
+    with pytest.raises(OSError, match=r"é\.png: expected the image that was listed, found none"):
+        tokenize(settings, tmp_path / "out", part=Part(1, 2), workers=0)
+    (tmp_path / "unmounted").rename(disk)
+    done = tokenize(settings, tmp_path / "out", part=Part(1, 2), workers=0)
+    assert done.manifest is not None
+    assert (done.manifest.images, done.manifest.skipped_images) == (2, 0)
+
+
+def test_no_name_fits(job: Job, photographs: Path, tmp_path: Path) -> None:
+    shutil.copytree(photographs, tmp_path / "data")
+    (tmp_path / "data" / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"names like 'dog/\*' \(--only\), found none; the first name is 'ant/0\.png'"):
+        tokenize(job(paths=(str(tmp_path / "data"),), only="dog/*"), tmp_path / "out", workers=0)
+
+
 @pytest.mark.parametrize("kind", ["csv", "json", "edm", "parquet"])
 def test_a_file_of_labels(job: Job, photographs: Path, tmp_path: Path, kind: str) -> None:
     rows = [{"file_name": f"ant/{i}.png", "label": 1 - i, "caption": f"ant {i}"} for i in range(2)]
@@ -209,6 +286,28 @@ def test_a_file_that_holds_no_labels(tmp_path: Path) -> None:
         LabelFile(str(path))
     with pytest.raises(ImageError, match="expected CSV, JSON or Parquet with labels"):
         LabelFile(str(tmp_path / "nowhere.csv"))
+    path.write_text("file_name,caption\na,one\na,one\n")
+    assert LabelFile(str(path))["a"].caption == "one"
+    path.write_text("file_name,caption\na,one\na,two\n")
+    with pytest.raises(ImageError, match="expected one class and one caption of a, found several"):
+        LabelFile(str(path))
+    path = tmp_path / "labels.json"
+    for content in ('{"a.png": {"label": 3}}', '[{"file_name": "a.png", "caption": ["one", "two"]}]'):
+        path.write_text(content)
+        with pytest.raises(ImageError, match=r"a class or caption as a number or text, found .* for a\.png"):
+            LabelFile(str(path))
+    path.write_text('[{"file_name": "a.png", "caption": "half a pair \\ud83d"}]')
+    assert LabelFile(str(path))["a.png"].caption == "half a pair \\ud83d"
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [(3, 3), (3.0, 3), ("3.0", 3), (" 07 ", 7), ("10.00", 10), ("3.5", "3.5"), ("ant", "ant"), ("v1.0", "v1.0")]
+    + [(cell, None) for cell in (None, "", " ", -1, -1.0, "-1.0", "nan", "NaN", float("nan"))],
+)
+def test_what_a_cell_states(cell: object, expected: int | str | None) -> None:
+    """As pandas writes a column that lacks some."""
+    assert class_of(cell) == expected
 
 
 def test_buckets(job: Job, tmp_path: Path, picture: Picture) -> None:
@@ -220,13 +319,17 @@ def test_buckets(job: Job, tmp_path: Path, picture: Picture) -> None:
         Image.fromarray(picture(height, width, i)).save(folder / f"{i}.png")
     Image.open(folder / "1.png").save(folder / "broken.png")
     (folder / "broken.png").write_bytes(b"no image")
+    text = PngInfo()
+    text.add_text("k", "x" * (3 << 20), zip=True)  # too much of it for Pillow
+    Image.fromarray(picture(30, 90, 9)).save(folder / "6.png", pnginfo=text)
     settings = job(paths=(str(folder),), size=32, bucket_step=8, shard_images=2)
     done = tokenize(settings, tmp_path / "out", workers=0)
     assert done.manifest is not None
     assert done.manifest.skipped_images == 1
     data = LatentDataset(tmp_path / "out")
     shapes = {item["key"].rsplit("-", 1)[1]: tuple(8 * s for s in item["mean"].shape[1:]) for item in data.stream()}
-    assert shapes == {"0": (32, 32), "3": (32, 32), "1": (16, 48), "5": (16, 48), "2": (48, 16), "4": (40, 24)}
+    long = dict.fromkeys("156", (16, 48))
+    assert shapes == {"0": (32, 32), "3": (32, 32), "2": (48, 16), "4": (40, 24), **long}
     for name, (height, width) in shapes.items():
         assert height * width <= 32 * 32
         assert height % 8 == width % 8 == 0, name
@@ -400,7 +503,7 @@ def test_integers_and_words_as_classes(job: Job, shards: Path, tmp_path: Path, p
 def test_names_that_are_no_text(job: Job, tmp_path: Path, picture: Picture) -> None:
     """As a name of a broken image, of a class, and of a member of an input shard."""
     folder = tmp_path / "photographs"
-    for name in (b"k\xff/a\xfe.png", b"l/broken\xff.png"):
+    for name in (b"k\xff/a\xfe.png", b"l/broken\xff.png", b"k\xff/a\xfe.\xfd"):
         path = Path(os.fsdecode(os.fsencode(folder) + b"/" + name))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"no image" if b"broken" in name else png(picture(40, 40, 1)))

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import warnings
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -12,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from .images import ImageError, read_image
+from .images import ImageError, read_header, read_image
 from .loader import start_worker
 from .sources import ImageSource
 
@@ -75,21 +74,11 @@ class _Inspector(Dataset[Inspection]):
             return Inspection(index, broken=str(error))
         except MemoryError:
             return Inspection(index, broken=f"{name}: expected an image that fits memory, found a larger one")
+        header = read_header(content, name=name)
         digest = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
         height, width = image.shape[:2]
         small = _thumbnail(image) if index in self.thumbnails else None
-        return Inspection(index, len(content), digest, height, width, _kind(content), small)
-
-
-def _kind(content: bytes) -> str:
-    """Return format and mode; only the header is parsed."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of many pixels: `read_image` has its own limit
-            with Image.open(io.BytesIO(content)) as image:
-                return f"{image.format} {image.mode}"
-    except Image.DecompressionBombError:
-        return "unknown"
+        return Inspection(index, len(content), digest, height, width, f"{header.kind} {header.mode}", small)
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:

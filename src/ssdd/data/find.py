@@ -193,8 +193,19 @@ def _kind_of_entry(entry: os.DirEntry[str]) -> str | None:
         with open(entry.path, "rb") as file:
             return file.read(16)
 
-    kind = kind_left_out(entry.name, first_bytes)
-    return BROKEN_LINK if kind is not None and entry.is_symlink() and not os.path.exists(entry.path) else kind
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        return BROKEN_LINK
+    return kind_left_out(entry.name, first_bytes)
+
+
+def is_image_file(path: str) -> bool:
+    """Return whether a path is that of a file that `images_in_folder` takes for an image."""
+
+    def first_bytes() -> bytes:
+        with open(path, "rb") as file:
+            return file.read(16)
+
+    return os.path.isfile(path) and kind_left_out(os.path.basename(path), first_bytes) is None
 
 
 def kind_left_out(name: str, first_bytes: Callable[[], bytes]) -> str | None:

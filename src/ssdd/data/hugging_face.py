@@ -65,6 +65,8 @@ class HuggingFaceSource:
         values = [None] * len(self) if self._classes is None else self._classes[:][self._class_column]
         known = [None if isinstance(value, int) and value < 0 else value for value in values]
         if self._names:
+            if (largest := max((value or 0 for value in known), default=0)) >= len(self._names):
+                raise ImageError(f"{self._label}: expected classes below {len(self._names)}, found {largest}")
             return [None if value is None else self._names[value] for value in known], self._names
         found = set(known) - {None}
         largest = max((value for value in found if isinstance(value, int)), default=_MOST_CLASSES)
@@ -144,11 +146,9 @@ def _stream(path: str) -> LoadedSplit:
     return load_split(path)
 
 
-def stream_shards(path: str) -> tuple[int, list[str]]:
-    """Return how many shards a data set that is streamed has, and the names of its classes, if it states them."""
-    split = _stream(path)
-    names = getattr(split.dataset.features.get(split.class_column), "names", None)
-    return split.dataset.num_shards, list(names or [])
+def stream_shards(path: str) -> int:
+    """Return how many shards a data set that is streamed has."""
+    return int(_stream(path).dataset.num_shards)
 
 
 def write_stream_shard(path: str, number: int, target: Path) -> tuple[str, str | None]:

@@ -12,8 +12,9 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -78,8 +79,19 @@ _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {  # EXIF orientation: the way
 }
 
 
+Decoded = TypeVar("Decoded")
+
 # What is wrong with a path itself, and so each time that it is read.
 _PATH_ERRORS = (errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR)
+
+
+class ImageHeader(NamedTuple):
+    """What is known of an image before its pixels are decoded: Pillow's names, and its sides as a viewer shows it."""
+
+    kind: str
+    mode: str
+    height: int
+    width: int
 
 
 class ImageError(ValueError):
@@ -121,9 +133,25 @@ def read_image(
     if isinstance(source, (str, os.PathLike)):
         label = printable(name or os.fspath(source))
         with _open_file(source, label) as stream:
-            return _decode_or_refuse(stream, label, max_pixels)
+            return _decode_or_refuse(stream, label, partial(_decode, max_pixels=max_pixels))
     label = printable(name or str(getattr(source, "name", "<stream>")))
-    return _decode_or_refuse(source, label, max_pixels)
+    return _decode_or_refuse(source, label, partial(_decode, max_pixels=max_pixels))
+
+
+def read_header(content: bytes, *, name: str, max_pixels: int = MAX_PIXELS) -> ImageHeader:
+    """Return what the header of an encoded image says; `read_image` takes it in the same way. Raises `ImageError`."""
+
+    def header(stream: BinaryIO, kind: str, label: str) -> ImageHeader:
+        image = _opened(stream, kind, label, max_pixels).image
+        width, height = image.size if _orientation(image) < 5 else image.size[::-1]
+        return ImageHeader(kind, image.mode, height, width)
+
+    return _decode_or_refuse(io.BytesIO(content), printable(name), header)
+
+
+def use_own_limit() -> None:
+    """Lift Pillow's limit on pixels in this process: `read_image` has its own, of which this would be another."""
+    Image.MAX_IMAGE_PIXELS = None
 
 
 def pil_to_image(image: Image.Image, *, name: str = "<image>") -> Pixels:
@@ -213,9 +241,18 @@ def _open_file(path: str | os.PathLike[str], label: str) -> BinaryIO:
     raise ImageError(f"{label}: expected an image file, found {found}")
 
 
-def _decode_or_refuse(stream: BinaryIO, label: str, max_pixels: int) -> Pixels:
+def _decode_or_refuse(stream: BinaryIO, label: str, decode: Callable[[BinaryIO, str, str], Decoded]) -> Decoded:
+    """Return what ``decode`` makes of the stream, its format and the label. Raises `ImageError`."""
     try:
-        return _decode(stream if stream.seekable() else io.BytesIO(stream.read()), label, max_pixels)
+        stream = stream if stream.seekable() else io.BytesIO(stream.read())
+        stream.seek(0)
+        prefix = stream.read(16)
+        if not prefix:
+            raise ImageError(f"{label}: expected an image, found an empty file")
+        kind = format_of(prefix)
+        if kind is None:
+            raise ImageError(f"{label}: expected an image ({', '.join(readable_formats())}), found bytes {prefix!r}")
+        return decode(stream, kind, label)
     except ImageError:
         raise
     except UnfitFileError as error:
@@ -225,20 +262,19 @@ def _decode_or_refuse(stream: BinaryIO, label: str, max_pixels: int) -> Pixels:
         raise read_failure(error, f"{label}: expected a complete image, found {found}") from error
 
 
-def _decode(stream: BinaryIO, label: str, max_pixels: int) -> Pixels:
-    stream.seek(0)
-    prefix = stream.read(16)
-    if not prefix:
-        raise ImageError(f"{label}: expected an image, found an empty file")
-    kind = format_of(prefix)
-    if kind is None:
-        raise ImageError(f"{label}: expected an image ({', '.join(readable_formats())}), found bytes {prefix!r}")
-    image = _loaded(stream, kind, label, max_pixels)
-    upright = _UPRIGHT.get(_orientation(image), _UPRIGHT[1])
+def _decode(stream: BinaryIO, kind: str, label: str, max_pixels: int) -> Pixels:
+    image = _loaded(_opened(stream, kind, label, max_pixels), kind, label)
+    upright = _UPRIGHT[_orientation(image)]
     return np.ascontiguousarray(upright(pil_to_image(image, name=label)))
 
 
-def _loaded(stream: BinaryIO, kind: str, label: str, max_pixels: int) -> Image.Image:
+class _Opened(NamedTuple):
+    image: PilFile.ImageFile
+    content: bytes  # of some formats
+    profile: bytes | None  # of a PNG file
+
+
+def _opened(stream: BinaryIO, kind: str, label: str, max_pixels: int) -> _Opened:
     stream.seek(0)
     content, profile = b"", None
     if kind in ("PNG", "JPEG", "JPEG2000"):
@@ -252,6 +288,11 @@ def _loaded(stream: BinaryIO, kind: str, label: str, max_pixels: int) -> Image.I
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(f"{label}: expected at most {max_pixels} pixels, found {width} x {height}")
+    return _Opened(image, content, profile)
+
+
+def _loaded(opened: _Opened, kind: str, label: str) -> Image.Image:
+    image, content, profile = opened
     raw_mode = image.tile[0][3] if image.tile else None
     if kind == "JPEG":
         load_jpeg(image, content)
@@ -301,10 +342,12 @@ def _scale_colour_key(image: PilFile.ImageFile, raw_mode: object) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
+    """Return one of ``_UPRIGHT``."""
     try:
-        return int(image.getexif().get(0x0112, 1))
+        found = int(image.getexif().get(0x0112, 1))
     except Exception:  # damaged metadata is common, and no reason to lose a photograph
         return 1
+    return found if found in _UPRIGHT else 1
 
 
 def _integer_levels(image: Image.Image, label: str) -> Pixels:

@@ -16,10 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .images import ImageError
+from .images import ImageError, use_own_limit
 from .sources import ImageSource
 from .transforms import training_crop
 
@@ -231,7 +230,7 @@ def start_worker(_: int) -> None:
     more batches before that; its workers end when it tells them to, or when it is gone.
     """
     torch.set_num_threads(1)
-    Image.MAX_IMAGE_PIXELS = None  # `read_image` has its own limit
+    use_own_limit()
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     # `multiprocessing` ends workers by SIGTERM too, and waits for them, so one from the parent counts. Where the

@@ -4,13 +4,14 @@ import fnmatch
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from .find import check_left_out, expand, images_in_folder
+from .find import check_left_out, expand, images_in_folder, is_image_file
 from .hugging_face import PREFIX, HuggingFaceSource, is_saved_dataset, streaming_path
 from .images import ImageError, file_content, printable, read_image
 from .names import PackedNames
@@ -40,7 +41,31 @@ class ImageSource(Protocol):
     def read(self, index: int) -> np.ndarray: ...
 
 
-class FolderSource:
+class FilesSource:
+    """Image files by their paths, in this order."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._paths = PackedNames(paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def name(self, index: int) -> str:
+        return self._paths[index]
+
+    def key(self, index: int) -> str:
+        return os.path.basename(self._paths[index])
+
+    def content(self, index: int) -> bytes:
+        """Return the encoded image. Raises ImageError."""
+        return file_content(self._paths[index])
+
+    def read(self, index: int) -> np.ndarray:
+        """Return uint8 (H, W, 3). Raises ImageError."""
+        return read_image(self._paths[index])
+
+
+class FolderSource(FilesSource):
     """Image files of a folder, recursively, sorted by name.
 
     ``left_out``: other files, by their extension.
@@ -52,24 +77,10 @@ class FolderSource:
         if not self.folder.is_dir():
             raise ImageError(f"{printable(str(folder))}: expected a folder of images, found none at this path")
         names, self.left_out = images_in_folder(self.folder)
-        self._paths = PackedNames(str(self.folder / name) for name in names)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def name(self, index: int) -> str:
-        return self._paths[index]
+        super().__init__(str(self.folder / name) for name in names)
 
     def key(self, index: int) -> str:
         return os.path.relpath(self._paths[index], self.folder)
-
-    def content(self, index: int) -> bytes:
-        """Return the encoded image. Raises ImageError."""
-        return file_content(self._paths[index])
-
-    def read(self, index: int) -> np.ndarray:
-        """Return uint8 (H, W, 3). Raises ImageError."""
-        return read_image(self._paths[index])
 
 
 class NpzSource:
@@ -189,7 +200,7 @@ class ConcatSource:
 
 
 def open_source(paths: Sequence[str | Path]) -> ConcatSource:
-    """Return folders, uncompressed tar files, .npz files and Hugging Face data sets as one source, in this order.
+    """Return folders, images, uncompressed tar files, .npz files and Hugging Face data sets as one source, in order.
 
     Patterns and lists stand for what ``find.expand`` makes of them.
     A folder that ``save_to_disk`` of the package ``datasets`` wrote is read as a data set, its split ``train``.
@@ -200,7 +211,11 @@ def open_source(paths: Sequence[str | Path]) -> ConcatSource:
         ImageError: a missing or damaged path; no image in all of them.
         ImportError: a data set, and the package ``datasets`` is not installed.
     """
-    source = ConcatSource([_open(path) for path in expand(paths)])
+    sources: list[ImageSource] = []
+    for are_images, group in groupby(expand(paths), is_image_file):
+        files = list(group)
+        sources += [FilesSource(files)] if are_images else map(_open, files)
+    source = ConcatSource(sources)
     check_left_out(paths, len(source), source.left_out)
     if not len(source):
         raise ImageError(f"expected images in {', '.join(map(str, paths)) or 'the data paths'}, found none")
@@ -224,6 +239,6 @@ def _open(path: str | Path) -> ImageSource:
         return NpzSource(path) if path.suffix == ".npz" else TarSource(path)
     label = printable(str(path))
     raise ImageError(
-        f"{label}: expected a folder or a tar file of images, found nothing there; "
+        f"{label}: expected a folder or a tar file of images, or an image, found nothing there; "
         "a Hugging Face data set is given as hf:OWNER/NAME"
     )

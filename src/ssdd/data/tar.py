@@ -34,6 +34,7 @@ _COMPRESSED = {
 _PAX_THAT_MATTERS = (b"path=", b"size=", b"GNU.sparse")
 _LONGEST_PAX = 1 << 16
 _TAR = ".tar"
+_CHUNK = 1 << 20
 _NO_CONTENT = -1
 _OPEN_FILES = 128  # a data set may have more shards than a process may have files open (often 1024, or 256)
 
@@ -215,6 +216,18 @@ class _Headers:
             if member.name is not None:
                 yield member.name, member.offset, member.size
             at = member.after
+        self._check_rest(at)
+
+    def _check_rest(self, at: int) -> None:
+        """Raise ImageError unless zeros follow the end mark: else there are members that a hole hides, or of a second
+        tar file."""
+        for begin in range(at, self._end, _CHUNK):
+            rest = os.pread(self._file.fileno(), min(_CHUNK, self._end - begin), begin)
+            if rest.count(0) != len(rest):
+                raise ImageError(
+                    f"{self._label}: expected nothing behind the end of the tar file at byte {at}, found more: it is "
+                    "damaged, or several files were put one after the other, which have to be several files"
+                )
 
     def _block(self, at: int) -> bytes:
         return os.pread(self._file.fileno(), min(_BLOCK, max(0, self._end - at)), at)

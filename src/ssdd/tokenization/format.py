@@ -155,6 +155,7 @@ class ShardIndex(Struct, frozen=True, kw_only=True):
         labels: Class of each latent.
         skipped: Images without latents.
         left_out: Other files of an input shard, by their kind.
+        classes: Names of the classes by number, of an input shard that states them.
         statistics: Those of the stored means; None for a shard without latents.
         shape: Shape of the latents; None for the plan's.
         info: What the container's own index says of the shard; None where there is none.
@@ -174,6 +175,7 @@ class ShardIndex(Struct, frozen=True, kw_only=True):
     labels: list[Label]
     skipped: list[SkippedImage]
     left_out: dict[str, Count] = {}
+    classes: list[str] = []
     statistics: Moments | None
     shape: Shape | None = None
     info: dict[str, Any] | None = None

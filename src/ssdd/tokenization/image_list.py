@@ -4,7 +4,6 @@ Every process opens them in milliseconds, however many images there are.
 """
 
 import hashlib
-import io
 import json
 import os
 import struct
@@ -15,10 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ..data.find import check_left_out
-from ..data.images import ImageError, printable
+from ..data.images import ImageError, ImageReadError, printable, read_header
 from ..data.names import PackedNames
 from .crops import CropProtocol
 from .labels import NO_LABEL, LabelColumn
@@ -75,11 +73,11 @@ def make_list(
     names, captions, classes = PackedNames(), PackedNames(), LabelColumn()
     rows, members, extensions = bytearray(), bytearray(), dict[str, int]()
     shapes, order, left_out = array("i"), array("q"), Counter[str]()
-    first_name, is_annotated = "", labels is None
+    seen, first_name, is_annotated = 0, "", labels is None
     sources = [listed_source(path) for path in paths]
     for number, source in enumerate(sources):
         for image in source.images(left_out):
-            first_name = first_name or image.name
+            seen, first_name = seen + 1, first_name or image.name
             if not selection.takes(image.name):
                 continue
             is_annotated = is_annotated or (labels is not None and image.name in labels)
@@ -95,7 +93,7 @@ def make_list(
                 shapes.append(_shape(buckets, image))
         added = range(len(order), len(names))
         order.extend(sorted(added, key=names.encoded) if source.kind == "tar" else added)
-    check_left_out(paths, len(names), left_out)
+    check_left_out(paths, seen, left_out)
     if not first_name:
         raise ImageError(f"expected images in {', '.join(map(printable, paths))}, found none")
     if not len(names):
@@ -106,11 +104,13 @@ def make_list(
         raise ValueError(f"expected names like {first_name!r} in the file of labels, found none of the images in it")
     if selection.rule == "folder" and not classes.kinds:
         raise ValueError(f"expected images in folders that name their class in {', '.join(paths)}, found none")
-    longest = max((source.classes for source in sources), key=len)  # whole numbers go up to the largest of a data set
-    if any(list(source.classes) != list(longest[: len(source.classes)]) for source in sources):
+    from_file = labels is not None and labels.has_labels
+    stated = [] if from_file or selection.rule == "none" else [source.classes for source in sources]
+    longest = max(stated, key=len, default=())  # whole numbers go up to the largest of a data set
+    if any(list(order) != list(longest[: len(order)]) for order in stated):
         raise ValueError("expected data sets with the same classes, found different ones: tokenize each by itself")
-    numbers, class_names = classes.numbered(longest if all(len(source.classes) for source in sources) else ())
-    if selection.rule == "auto" and classes.kinds < 2 and (labels is None or not labels.has_labels):
+    numbers, class_names = classes.numbered(longest if all(map(len, stated)) else ())
+    if selection.rule == "auto" and classes.kinds < 2 and not from_file:
         numbers, class_names = np.full_like(numbers, NO_LABEL), []
     in_order, counts = np.asarray(order), [len(names)]
     if buckets is not None:
@@ -144,14 +144,17 @@ def _version_of(kind: str, path: str) -> list[int]:
 
 
 def _shape(protocol: CropProtocol, image: FoundImage) -> int:
-    """Return the bucket of an image by its header; any for one that cannot be read, which is skipped later."""
+    """Return the bucket of an image by its header; any for a broken one, which is skipped later.
+
+    Raises ImageReadError where it cannot be read now.
+    """
     try:
-        with Image.open(io.BytesIO(image.source.content(image))) as opened:
-            turned = opened.getexif().get(0x0112, 1) >= 5
-            width, height = opened.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        header = read_header(image.source.content(image), name=str(image))
+    except ImageReadError:
+        raise
+    except ImageError:
         return 0
-    return protocol.shape_of(*((width, height) if turned else (height, width)))
+    return protocol.shape_of(header.height, header.width)
 
 
 class ImageList:

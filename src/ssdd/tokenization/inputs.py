@@ -51,7 +51,7 @@ def split_columns(path: str) -> tuple[str, dict[str, str]]:
 
 def _inside(path: str) -> list[str]:
     if streaming_path(path):
-        return [f"{path}#{number}" for number in range(stream_shards(path)[0])]
+        return [f"{path}#{number}" for number in range(stream_shards(path))]
     if path.startswith(PREFIX):
         return [path]
     if is_remote(path):
@@ -87,9 +87,13 @@ def _remote_files(address: str) -> list[str]:
     """Return the shards of a remote folder or pattern; without any, its images."""
     system, path = file_system(address)
     names = retried(address, lambda: system.glob(path) if "*" in path else system.find(path))
-    found = sorted(system.unstrip_protocol(name) for name in names)
+    inside = len(path.split("*")[0].rpartition("/")[0] if "*" in path else path)
+    visible = [name for name in names if "/." not in name[inside:]]
+    found = sorted(system.unstrip_protocol(name) for name in visible)
     shards = [name for name in found if is_shard(name)]
     images = [name for name in found if Path(name).suffix.lower() in IMAGE_SUFFIXES]
     if not shards and not images:
         raise ImageError(f"{printable(address)}: expected tar or Parquet files, or images, found none")
+    others = Counter(Path(name).suffix or "without extension" for name in set(found) - set(shards or images))
+    check_left_out([address], len(shards or images), others)
     return shards or images

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..data.images import ImageError, printable, reason_of
 from ..data.packages import parquet
-from .format import Label
+from .format import Label, escaped
 
 LabelRule = Literal["auto", "folder", "none"]
 NO_LABEL = -1
@@ -50,7 +50,14 @@ class LabelFile:
                 raise ImageError(
                     f"{printable(path)}: expected columns file_name, and label or caption, found {columns}"
                 )
-            self._annotations[str(name)] = Annotation(class_of(label), None if caption is None else str(caption))
+            cells = [cell for cell in (label, caption) if cell is not None]
+            if odd := [cell for cell in cells if not isinstance(cell, str | int | float)]:
+                found = printable(f"{str(odd[0])[:80]} for {name}")
+                raise ImageError(f"{printable(path)}: expected a class or caption as a number or text, found {found}")
+            entry = Annotation(class_of(label), None if caption is None else escaped(str(caption)))
+            if self._annotations.setdefault(str(name), entry) != entry:
+                name = printable(str(name))
+                raise ImageError(f"{printable(path)}: expected one class and one caption of {name}, found several")
         self.has_labels = any(entry.label is not None for entry in self._annotations.values())
         self.has_captions = any(entry.caption is not None for entry in self._annotations.values())
 
@@ -92,12 +99,11 @@ def class_of(value: object) -> Label:
 
     Whole numbers stay numbers, also as words and with a fraction of 0; nothing, NaN, "" and -1 stand for no class.
     """
-    if value is None or value == "" or value != value:
+    words = "" if value is None else str(value).strip()
+    if words.lower() in ("", "nan"):
         return None
-    whole = isinstance(value, float) and value.is_integer()
-    words = str(int(value) if whole else value).strip()  # type: ignore[call-overload]
-    if re.fullmatch(r"-?[0-9]{1,18}", words):
-        return int(words) if int(words) >= 0 else None
+    if whole := re.fullmatch(r"(-?[0-9]{1,18})(\.0*)?", words):
+        return int(whole[1]) if int(whole[1]) >= 0 else None
     return words
 
 

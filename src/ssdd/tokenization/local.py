@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..data.images import use_own_limit
 from ..data.loader import end_with_parent
 from ..runtime.memory import keep_freed_memory
 from ..runtime.processes import usable_cores
@@ -146,6 +147,7 @@ def _begin(work: Work, devices: Any, done: Any) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
     threading.Thread(target=end_with_parent, daemon=True).start()
     keep_freed_memory()
+    use_own_limit()
     _here = work, devices.get(), done
 
 

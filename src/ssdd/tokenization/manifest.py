@@ -30,7 +30,8 @@ def make_manifest(plan: Plan, shards: Iterable[ShardIndex]) -> Manifest:
 
     Raises ValueError if no image is in them.
     """
-    statistics, entries, labels = LatentStatistics(), list[ShardEntry](), set[Label]()
+    statistics, entries = LatentStatistics(), list[ShardEntry]()
+    labels, stated = set[Label](), set[tuple[str, ...]]()
     skipped: list[SkippedImage] = []
     skipped_images, unlabelled, left_out = 0, 0, Counter[str]()
     for shard in shards:
@@ -40,6 +41,7 @@ def make_manifest(plan: Plan, shards: Iterable[ShardIndex]) -> Manifest:
         left_out.update(shard.left_out)
         unlabelled += shard.labels.count(None)
         labels.update(shard.labels)
+        stated.add(tuple(shard.classes))
         entries.append(
             ShardEntry(
                 name=shard_name(shard.number, plan.container),
@@ -56,7 +58,9 @@ def make_manifest(plan: Plan, shards: Iterable[ShardIndex]) -> Manifest:
         raise ValueError(f"expected usable images, found none: {skipped_images} skipped; {reason}")
     fields = {name: getattr(plan, name) for name in Plan.__struct_fields__}
     if plan.shard_images is None:
-        classes = plan.classes or class_order(labels)
+        classes = class_order(labels)
+        if len(orders := stated - {()}) == 1 and set(classes) <= set(*orders):  # numbers of the data set's own
+            classes = list(*orders)
         fields["classes"] = classes if len(labels - {None}) > (plan.data.labels == "auto") else []
         if plan.data.labels == "folder" and not classes:
             raise ValueError("expected images whose folder or .cls names their class (--labels folder), found none")

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..data.hugging_face import stream_shards, write_stream_shard
+from ..data.hugging_face import write_stream_shard
 from ..data.remote import is_remote, local_copy
 from ..runtime.dtypes import Dtype
 from .containers import writer_version
@@ -111,12 +111,14 @@ class ShardImages:
         image: Returns one of them.
         left_out: Other files of an input shard, by their kind.
         input_bytes: Size of an input shard; None for images of a list.
+        classes: Names of the classes by number, where an input shard states them and no file takes their place.
     """
 
     count: int
     image: Callable[[int], FoundImage]
     left_out: Counter[str] = field(default_factory=Counter)
     input_bytes: int | None = None
+    classes: Sequence[str] = ()
 
 
 class InputShards:
@@ -133,13 +135,10 @@ class InputShards:
         return (ShardTask(number, input=path) for number, path in enumerate(self._paths))
 
     def describe(self) -> tuple[DataInfo, list[str]]:
-        """Return what identifies the data, and the classes of a data set that states them; others are known later."""
+        """Return what identifies the data; their classes are known when all shards are."""
         names = "\n".join(_name(path) for path in self._paths)
         digest = sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
-        streams = {path.rpartition("#")[0] for path in self._paths if is_stream_shard(path)}
-        classes = [stream_shards(stream)[1] for stream in streams]
-        stated = len(classes) == 1 and self._job.labels != "none" and self._job.label_file is None
-        return self._job.describe_data(None, len(self._paths), digest), classes[0] if stated else []
+        return self._job.describe_data(None, len(self._paths), digest), []
 
     @contextmanager
     def open(self, task: ShardTask) -> Iterator[ShardImages]:
@@ -163,7 +162,8 @@ class InputShards:
     def _images(self, source: Source, input_bytes: int | None) -> ShardImages:
         left_out, selection = Counter[str](), self._selection
         images = [selection.annotated(image) for image in source.images(left_out) if selection.takes(image.name)]
-        return ShardImages(len(images), images.__getitem__, left_out, input_bytes)
+        classes = () if selection.labels is not None and selection.labels.has_labels else source.classes
+        return ShardImages(len(images), images.__getitem__, left_out, input_bytes, classes)
 
 
 def _name(path: str) -> str:

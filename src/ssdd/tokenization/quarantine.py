@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.images import use_own_limit
+
 _SLOTS = 64
 
 
@@ -44,7 +46,9 @@ class ReadingNotes:
 
 @contextmanager
 def reading_notes(folder: Path | None, plan: str, number: int) -> Iterator[tuple[ReadingNotes, list[int]]]:
-    """Yield the notes of a shard of a plan, and the images that an earlier process was reading when it died.
+    """Yield the notes of a shard of a plan, and the images that earlier processes were reading when they died.
+
+    These stay in the file until the shard is there: where several images end a process, each ends another one.
 
     Args:
         folder: The output; None where that is not on this machine, which then keeps notes of its own.
@@ -54,9 +58,10 @@ def reading_notes(folder: Path | None, plan: str, number: int) -> Iterator[tuple
     path = (folder or _private_folder(plan)) / f".reading-{number:06d}"
     suspects: list[int] = []
     if path.is_file():
-        suspects = [value - 1 for value in np.fromfile(path, np.int64).tolist() if value]
+        suspects = sorted({value - 1 for value in np.fromfile(path, np.int64).tolist() if value})
     with path.open("w+b") as file:
         file.write(bytes(8 * _SLOTS))  # not a hole, whose first use on a full disk would be a signal
+        file.write((np.array(suspects, np.int64) + 1).tobytes())
         file.flush()
         with mmap.mmap(file.fileno(), 8 * _SLOTS) as mapped, memoryview(mapped) as view, view.cast("q") as notes:
             try:
@@ -92,6 +97,7 @@ def crashing(read: Callable[[int], object], suspects: list[int]) -> dict[int, st
 
 
 def _read(read: Callable[[int], object], image: int) -> None:
+    use_own_limit()
     try:
         read(image)
     except Exception:  # an error is no crash: it is met again, and named, where the shard is made

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from ..data.images import use_own_limit
 from ..data.packages import require
 from ..runtime.memory import keep_freed_memory
 from ..runtime.text import one_safe_line
@@ -99,6 +100,7 @@ def _open(work: Work, device: str) -> OpenWork:
     key = work.plan.digest, work.image_list, device
     if key not in _open_jobs:
         keep_freed_memory()
+        use_own_limit()
         _open_jobs[key] = work.open(device)
     return _open_jobs[key]
 

@@ -339,6 +339,7 @@ class _Shard:
             labels=self._labels,
             skipped=self._skipped,
             left_out=dict(self._images.left_out),
+            classes=[escaped(name) for name in self._images.classes],
             statistics=Moments(**statistics.state()) if statistics.count else None,
             shape=None if writer.shape == job.plan.latent_shape else writer.shape,
             info=writer.info,

@@ -1,7 +1,8 @@
-"""What holds images: a folder, a tar file, a Parquet file, a data set, a remote file. Each lists them and reads them.
+"""What holds images: a folder, a tar file, a Parquet file, a data set, a single file. Each lists them and reads them.
 
 In a tar file the members of one webdataset sample share their name up to its first dot: ``0001.jpg``, ``0001.cls``,
-``0001.txt``. ``.cls`` is its class; the others but images are kept beside the latent.
+``0001.txt``. ``.cls`` is its class; the others but images are kept beside the latent. Where a sample has several
+images, as ``scan.0001.jpg`` and ``scan.0002.jpg`` are, what has all of the name of one, ``scan.0001.txt``, is its own.
 """
 
 import io
@@ -15,19 +16,20 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import groupby
+from os.path import splitext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data.find import LINK, images_in_folder
+from ..data.find import LINK, images_in_folder, is_image_file
 from ..data.hugging_face import HuggingFaceSource, is_saved_dataset
 from ..data.images import ImageError, file_content, printable, read_failure, read_image, reason_of
 from ..data.packages import parquet
 from ..data.remote import file_system, is_remote, remote_content
 from ..data.sources import ImageSource, open_source
-from ..data.tar import file_version, read_part, tar_members
-from .format import Label
+from ..data.tar import TarMember, file_version, read_part, tar_members
+from .format import Label, escaped
 from .labels import LabelFile, LabelRule, class_of, folder_of
 
 _CLASS = "cls"
@@ -131,8 +133,8 @@ class Source:
         return {}
 
     def is_gone(self, image: FoundImage) -> bool:
-        """Whether the file that holds an image is there no more: not unreadable, but lost."""
-        return not os.path.lexists(self.path)
+        """Whether the file that holds an image is there no more, or a link to it leads nowhere: it is lost."""
+        return not os.path.exists(self.path)
 
 
 class Folder(Source):
@@ -156,7 +158,7 @@ class Folder(Source):
         return read_image(self.label(image))
 
     def is_gone(self, image: FoundImage) -> bool:
-        return not os.path.lexists(self.label(image))
+        return not os.path.exists(self.label(image))
 
 
 class Tar(Source):
@@ -176,27 +178,31 @@ class Tar(Source):
             members = tar_members(file, os.fstat(file.fileno()).st_size, label)
             for key, sample in groupby(members, lambda member: _split(member.name)[0]):
                 images: list[tuple[str, Place]] = []
-                others: dict[str, Place] = {}
-                kinds: dict[str, str] = {}
-                for name, offset, size, kind in sample:
-                    extension = _split(name)[1].lower()
-                    length = len(extension.encode("utf-8", "surrogateescape"))
-                    if kind is None:
-                        images.append((name, Place(offset, size)))
-                    elif kind != LINK and 0 < length <= _LONGEST_EXTENSION and size <= _MOST_MEMBER_BYTES:
-                        others[extension], kinds[extension] = Place(offset, size), kind
+                others: list[TarMember] = []
+                for member in sample:
+                    if member.kind is None:
+                        images.append((member.name, Place(member.offset, member.size)))
+                    elif member.kind != LINK and member.size <= _MOST_MEMBER_BYTES:
+                        others.append(member)
                     else:
-                        left_out[kind] += 1
-                stated = others.pop(_CLASS, None)
-                if not images:
-                    left_out.update(kinds.values())
-                    continue
-                value: Label = folder_of(key)
-                if stated is not None:
-                    content = os.pread(file.fileno(), min(stated.size, _MOST_CLASS_BYTES), stated.offset)
-                    value = _stated_class(content, f"{label}:{key}")
+                        left_out[member.kind] += 1
+                own = {splitext(name)[0]: dict[str, Place]() for name, _ in images} if len(images) > 1 else {}
+                shared: dict[str, Place] = {}
+                for member in others:
+                    stem, last = splitext(member.name)
+                    owner = own.get(stem)
+                    extension = escaped(_split(member.name)[1] if owner is None else last[1:]).lower()
+                    if images and 0 < len(extension.encode()) <= _LONGEST_EXTENSION:
+                        (shared if owner is None else owner)[extension] = Place(member.offset, member.size)
+                    else:
+                        left_out[member.kind or ""] += 1
                 for name, place in images:
-                    yield FoundImage(self, name, value, place, others)
+                    kept = shared | own.get(splitext(name)[0], {})
+                    value: Label = folder_of(key)
+                    if (stated := kept.pop(_CLASS, None)) is not None:
+                        content = os.pread(file.fileno(), min(stated.size, _MOST_CLASS_BYTES), stated.offset)
+                        value = _stated_class(content, f"{label}:{key}")
+                    yield FoundImage(self, name, value, place, kept)
 
     def label(self, image: FoundImage) -> str:
         return f"{self._name}:{image.name}"
@@ -258,9 +264,10 @@ class Parquet(Source):
         self._image = _column(schema, image, [f.name for f in schema if _holds_images(f.type)], "image", name)
         usual = [n for n in ("label", _CLASS) if n in schema.names]
         self._class = _column(schema, label, usual, "label", name) if has_classes and (label or usual) else None
+        self.classes = _class_names(schema, self._class)
         text = (pyarrow.string(), pyarrow.large_string())
         names = [column.name for column in schema if column.type in text and column.name != self._class]
-        self._texts = [n for n in names if re.fullmatch(rf"[\w.-]{{1,{_LONGEST_EXTENSION}}}", n, re.ASCII)]
+        self._texts = _extensions(names)
         groups = [self._file.metadata.row_group(k).num_rows for k in range(self._file.num_row_groups)]
         self._ends = np.cumsum(groups, dtype=np.int64)
         self._lock = threading.Lock()
@@ -271,11 +278,10 @@ class Parquet(Source):
         values = [None] * rows
         if self._class is not None:
             values = self._file.read(columns=[self._class])[self._class].to_pylist()
-        names = _class_names(self._file.schema_arrow, self._class)
         for row, cell in enumerate(values):
             value = class_of(cell)
-            if isinstance(value, int) and value < len(names):
-                value = names[value]
+            if isinstance(value, int) and value < len(self.classes):
+                value = self.classes[value]
             yield FoundImage(self, f"{base}[{row}]", value, Place(row))
 
     def label(self, image: FoundImage) -> str:
@@ -289,8 +295,8 @@ class Parquet(Source):
         return content
 
     def members(self, image: FoundImage) -> dict[str, bytes]:
-        cells = {name: self._cell(name, image) for name in self._texts}
-        return {name: text.encode() for name, text in cells.items() if text is not None}
+        cells = {extension: self._cell(name, image) for name, extension in self._texts.items()}
+        return {extension: text.encode() for extension, text in cells.items() if text is not None}
 
     def _cell(self, column: str, image: FoundImage) -> Any:
         row = image.place.offset
@@ -322,6 +328,17 @@ def _column(schema: Any, asked: str | None, usual: Sequence[str], what: str, nam
         return next((column for column in _USUAL_COLUMNS if column in usual), usual[0])
     columns = printable(", ".join(schema.names))
     raise ImageError(f"{printable(name)}: expected a column {asked or f'of {what}s'}, found the columns {columns}")
+
+
+def _extensions(columns: Sequence[str]) -> dict[str, str]:
+    """Return the extension under which the text of each column is kept: its name, or one that a file name can have."""
+    found: dict[str, str] = {}
+    for column in columns:
+        safe = re.sub(r"[^\w.-]", "_", column, flags=re.ASCII)[:_LONGEST_EXTENSION] or "_"
+        if safe in found.values():
+            safe = f"{safe[: _LONGEST_EXTENSION - 4]}{len(found):04}"
+        found[column] = safe
+    return found
 
 
 def _class_names(schema: Any, column: str | None) -> list[str]:
@@ -368,34 +385,36 @@ class Rows(Source):
         return False
 
 
-class RemoteImage(Source):
-    """An image file that lies elsewhere, named with the folder that may name its class."""
+class ImageFile(Source):
+    """An image file, here or elsewhere, named with the folder that may name its class."""
 
-    kind = "remote"
+    kind = "file"
 
     def images(self, left_out: Counter[str]) -> Iterator[FoundImage]:
-        name = "/".join(self.path.split("://", 1)[1].split("/")[-2:])
+        name = "/".join(self.path.rpartition("://")[2].split("/")[-2:])
         yield FoundImage(self, name, folder_of(name))
 
     def label(self, image: FoundImage) -> str:
         return self.path
 
     def content(self, image: FoundImage) -> bytes:
-        return remote_content(self.path)
+        return remote_content(self.path) if is_remote(self.path) else file_content(self.path)
 
     def is_gone(self, image: FoundImage) -> bool:
+        if not is_remote(self.path):
+            return super().is_gone(image)
         system, path = file_system(self.path)
         return not system.exists(path)
 
 
-LISTED: dict[str, Callable[[str], Source]] = {source.kind: source for source in (Folder, Tar, Rows, RemoteImage)}
+LISTED: dict[str, Callable[[str], Source]] = {source.kind: source for source in (Folder, Tar, Rows, ImageFile)}
 """Sources whose images are listed once, by their kind."""
 
 
 def listed_source(path: str) -> Source:
     """Return what lists the images of a path that makes no shard by itself."""
-    if is_remote(path):
-        return RemoteImage(path)
+    if is_remote(path) or is_image_file(path):
+        return ImageFile(path)
     if Path(path).is_file() and not path.endswith(".npz"):
         return Tar(path)
     return Folder(path) if Path(path).is_dir() and not is_saved_dataset(Path(path)) else Rows(path)

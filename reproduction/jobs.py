@@ -64,11 +64,17 @@ def execute(job: Job, deadline: float) -> None:
 
 
 def run_jobs(jobs: Sequence[Job], log: Path, deadline: float) -> None:
-    """Run the commands that are not done, and append a line about each to the log. Raises as ``execute``."""
+    """Run the commands that are not done, and append a line about each to the log.
+
+    Raises as ``execute``, and ValueError for a result that another command has made.
+    """
+    made = {line.get("result"): line["command"] for line in read_log(log)}
     for number, job in enumerate(jobs, 1):
         finished = job.result.is_file()
         print(f"[{number}/{len(jobs)}]{' done:' if finished else ''} {job.command}", flush=True)
         if finished:
+            if (before := made.get(str(job.result), job.command)) != job.command:
+                raise ValueError(f"{job.result}: expected the result of this command, found that of another: {before}")
             continue
         begin = time.monotonic()
         if begin >= deadline:
@@ -76,7 +82,8 @@ def run_jobs(jobs: Sequence[Job], log: Path, deadline: float) -> None:
         try:
             execute(job, deadline)
         finally:
-            line = {"run": job.run, "command": job.command, "seconds": time.monotonic() - begin}
+            line = {"run": job.run, "command": job.command, "result": str(job.result)}
+            line |= {"seconds": time.monotonic() - begin}
             with log.open("a") as file:
                 file.write(json.dumps(line) + "\n")
 

@@ -88,6 +88,7 @@ def test_settings_of_a_recipe_that_have_no_effect_any_more() -> None:
     [
         (("tiny-kl-vae", "--one-step-share", "0.5"), "--one-step-share has no effect in the stage kl-vae"),
         (("tiny-kl-vae", "--loss.flow=1"), "--loss.flow has no effect in the stage kl-vae"),
+        (("kl-vae", "--decoder", "L"), "--decoder has no effect here: a KL-VAE's is as wide as its encoder"),
         (("tiny-encoder", "--teacher_steps", "8"), "--teacher-steps has no effect in the stage flow"),
         (("tiny-distillation", "--loss.kl", "0"), "--loss.kl has no effect in the stage distillation"),
         (

@@ -26,7 +26,7 @@ from reproduction.claims import (
     frechet_difference,
     judge,
 )
-from reproduction.jobs import Job, Stopped, execute
+from reproduction.jobs import Job, Stopped, execute, read_log, run_jobs
 from reproduction.run import Plan, main
 from reproduction.runs import ROWS, SCALES, Run, images_seen, runs
 from reproduction.table import measure, read_results
@@ -254,6 +254,17 @@ def test_failed_command(tmp_path: Path) -> None:
     job = Job("joint", ("train", "no-such-recipe"), tmp_path / "never")
     with pytest.raises(ChildProcessError, match="status 2: ssdd train no-such-recipe"):
         execute(job, math.inf)
+
+
+def test_a_result_of_another_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of other settings that is there already is taken for this one's, and compared with others."""
+    monkeypatch.setattr("reproduction.jobs.execute", lambda job, deadline: job.result.touch())
+    job = Job("joint", ("train", "--seed", "1"), tmp_path / "result")
+    for _ in range(2):
+        run_jobs([job], tmp_path / "log", math.inf)
+    assert [line["command"] for line in read_log(tmp_path / "log")] == ["ssdd train --seed 1"]
+    with pytest.raises(ValueError, match="found that of another: ssdd train --seed 1"):
+        run_jobs([replace(job, arguments=("train", "--seed", "2"))], tmp_path / "log", math.inf)
 
 
 def test_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,19 @@ def test_export_needs_nothing_but_the_run(
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_export_of_another_encoder(
+    ssdd: Callable[..., Any], stopped: Callable[..., Path], small_model: Callable[[int], Path], tmp_path: Path
+) -> None:
+    """A frozen encoder that has changed since would be exported with a decoder that was trained on another."""
+    encoder = Path(shutil.copytree(small_model(0), tmp_path / "encoder"))
+    run = stopped(tmp_path / "run", "--encoder", str(encoder), recipe="tiny-pretraining")
+    shutil.rmtree(encoder)
+    shutil.copytree(small_model(1), encoder)
+    line = ssdd("train", "export", run, "--out", tmp_path / "model").error_line()
+    assert "expected the encoder that this run began with, found other weights: put these back" in line
+    assert not (tmp_path / "model").exists()
+
+
 def test_export_knows_foreign_latents(small: Small, stopped: Callable[..., Path], tmp_path: Path) -> None:
     """The exported decoder gets latents of another scale than it was trained on."""
     (tmp_path / "loud.py").write_text(

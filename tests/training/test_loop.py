@@ -40,6 +40,8 @@ def test_flow_run_leaves_what_a_person_wants(
         model = train(small("--log.sample-images", "12", "--log.sample-count", "3", *validated(photographs)), run)
     ae = AutoencoderSSDD.from_pretrained(model)
     assert (ae.config.sample_size, ae.config.num_inference_steps) == (16, 8)
+    single = small("--one-step-share", "0.5").build_stage(objectives=False)
+    assert single.default_steps == 1, "a model that was trained for one step too takes eight"
     z = ae.normalize_latents(ae.encode(torch.rand(4, 3, 16, 16) * 2 - 1).latent_dist.mode())
     assert 0.2 < z.std() < 5, "the stored statistics don't normalise the latents"
 

@@ -28,9 +28,10 @@ class Patches(nn.Module):
         super().__init__()
         torch.manual_seed(7)
         self.conv = nn.Conv2d(3, 3, 4, stride=4)
+        self.shift = nn.Parameter(torch.zeros(1, 3, 1))  # of three dimensions, as positions of a transformer are
 
     def encode(self, x):
-        return self.conv(x)
+        return self.conv(x) + self.shift[..., None]
 """
 
 LOSSES = """
@@ -59,11 +60,14 @@ number = 3
 """
 
 
-def test_own_encoder_is_trained_with_the_decoder(small: Small, stopped: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_own_encoder_is_trained_with_the_decoder(
+    small: Small, stopped: Callable[..., Path], tmp_path: Path, optimizer: str
+) -> None:
     """It gets no gradient, its trained weights are lost, or a resumed run begins with those of the code."""
     (tmp_path / "mine.py").write_text(ENCODER)
     name = f"{tmp_path}/mine.py:Patches"
-    options = ("--encoder", name)
+    options = ("--encoder", name, "--optimizer.name", optimizer)
     folder = train(small(*options), tmp_path / "whole")
     stopped(tmp_path / "run", *options)
     train(small(*options), tmp_path / "run")
@@ -73,6 +77,7 @@ def test_own_encoder_is_trained_with_the_decoder(small: Small, stopped: Callable
     trained, fresh = load_own_encoder(name, folder), load_own_encoder(name, tmp_path)
     assert not torch.equal(saved["conv.weight"], fresh.source.conv.weight), "it was not trained"
     assert torch.equal(saved["conv.weight"], trained.source.conv.weight)
+    assert saved["shift"].count_nonzero() == 3
     ae = AutoencoderSSDD.from_pretrained(folder)
     assert ae.encoder is None
     assert len(ae.config.latents_std) == 3

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from ssdd import AutoencoderSSDD
+from ssdd.cli.common import model_of_run
 from ssdd.runtime.files import only_one
 from ssdd.training.checkpoint import list_checkpoints, read_checkpoint
-from ssdd.training.config import TrainConfig
+from ssdd.training.config import TrainConfig, to_json
 from ssdd.training.loop import train
 from tests.training.runs import exported, newest, stats
 
@@ -131,11 +133,26 @@ def test_skipped_updates_are_still_counted_after_resuming(start: tuple[str, ...]
     train(small(*start, "--total-images", "12"), tmp_path / "run")
     (folder,) = (tmp_path / "run" / "checkpoints").iterdir()
     state = json.loads((folder / "state.json").read_text())
+    assert (state["skipped_updates"], state["skipped_in_a_row"]) == (0, 0)
     (folder / "state.json").write_text(json.dumps({**state, "skipped_updates": 5}))
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "total_images": 24}))
     train(small(*start), tmp_path / "run")
     assert stats(tmp_path / "run")[-1]["skipped_updates"] == 5
+
+
+def test_what_is_left_of_a_run_without_a_checkpoint(start: tuple[str, ...], small: Small, tmp_path: Path) -> None:
+    """It may have had other settings: its figures and its best model are not this one's."""
+    run, found = tmp_path / "run", tmp_path / "run" / "validation.jsonl"
+    (run / "best").mkdir(parents=True)
+    (run / "config.json").write_text(to_json(small(*start, "--optimizer.learning-rate", "1")))
+    (run / "best.json").write_text('{"images": 8, "psnr_1": 99.0}')
+    for path in (found, run / "stats.jsonl"):
+        path.write_text('{"images": 0, "psnr_1": 99.0}\n')
+    train(small(*start, "--validation.count", "4", "--validation.share", "0.25", "--validation.steps", "1"), run)
+    assert [json.loads(line)["images"] for line in found.read_text().splitlines()] == [0, 24]
+    assert "99.0" not in found.read_text() + (run / "best.json").read_text()
+    AutoencoderSSDD.from_pretrained(run / "best")
 
 
 @pytest.mark.slow
@@ -214,6 +231,12 @@ def test_run_can_be_lengthened(small: Small, start: tuple[str, ...], tmp_path: P
     options = (*start, "--optimizer.warmup-images", "8")
     train(small(*options), tmp_path / "whole")
     train(small(*options, "--total-images", "12"), tmp_path / "grown")
+    assert model_of_run(str(tmp_path / "grown")) == str(tmp_path / "grown"), "a finished run is its model"
+    model_of_run.cache_clear()
+    config = (tmp_path / "grown" / "config.json").read_text()
+    (tmp_path / "grown" / "config.json").write_text(to_json(small(*options)))
+    assert model_of_run(str(tmp_path / "grown")).endswith("grown@12/model"), "a run that goes on is its old model"
+    (tmp_path / "grown" / "config.json").write_text(config)
     train(small(*options), tmp_path / "grown")
     assert newest(tmp_path / "grown") == newest(tmp_path / "whole")
     assert [line["images"] for line in stats(tmp_path / "grown")] == [8, 12, 16, 24]

@@ -82,6 +82,14 @@ def test_rows_of_skipped_updates() -> None:
     count.add(torch.tensor(True), 24)
     count.read()
     assert count.read() == {"skipped": 4, "row": 0, "longest": 0, "seen": 20}
+    for _ in range(2):
+        count.add(torch.tensor(False), 28)
+    kept = count.until_now()
+    assert kept == {"skipped_updates": 6, "skipped_in_a_row": 2}
+    assert count.read()["longest"] == 2, "a checkpoint hides a row from the log"
+    resumed = FiniteCount(torch.device("cpu"), *kept.values())
+    resumed.add(torch.tensor(False), 32)
+    assert resumed.read() == {"skipped": 7, "row": 3, "longest": 3, "seen": 32}
 
 
 def test_stats_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:

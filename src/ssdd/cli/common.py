@@ -144,12 +144,14 @@ def model_of_run(name: str) -> str:
     """
     run = Path(name)
     checkpoints = any((run / "checkpoints").glob("[0-9]*[0-9]"))
-    if not checkpoints or (run / "model").is_dir() or not (run / "config.json").is_file():
+    if not checkpoints or not (run / "config.json").is_file():
         return name
     from ..training.export import export_checkpoint, find_checkpoint
 
     checkpoint = find_checkpoint(run)
     images = int(checkpoint.name)
+    if (run / "model").is_dir() and images >= _total_images(run):
+        return name
     folder = Path(tempfile.mkdtemp(prefix="ssdd-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     model = folder / f"{run.resolve().name}@{images}" / "model"
@@ -157,6 +159,14 @@ def model_of_run(name: str) -> str:
     export_checkpoint(checkpoint, model)
     print(f"{name}: this run is not finished; its averaged model after {images:,} images is used", file=sys.stderr)
     return str(model)
+
+
+def _total_images(run: Path) -> int:
+    """Return how many images a run is to see; 0 where its settings cannot be read."""
+    try:
+        return int(json.loads((run / "config.json").read_text())["total_images"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return 0
 
 
 def pays(optimize: Optimize, images: int) -> bool:

@@ -284,11 +284,17 @@ def distillation(axes: Axes) -> DistillationConfig:
 
 @_stage("kl-vae")
 def kl_vae(axes: Axes) -> KLVAEConfig:
-    """Baseline: KL-VAE with the same encoder, by L1 + LPIPS + KL, and a PatchGAN from half of the run on.
+    """Baseline: KL-VAE with the same encoder, by L1 + LPIPS + KL, and a PatchGAN after a while.
 
-    At another resolution than the first it starts from the run at that one.
+    It comes in after half of the run, but after 12.8 million images at the latest. At another resolution than the first
+    the run starts from that at the first, with the PatchGAN at once. Raises ValueError for a size of decoder: that is
+    as wide as the encoder.
     """
     scale = SCALES[axes.scale]
+    if axes.decoder is not None:
+        raise ValueError(
+            "--decoder has no effect here: a KL-VAE's is as wide as its encoder (--model.decoder-width: another)"
+        )
     if axes.resolution in (None, scale.crops[0]):
         stage, start_gan = "kl-vae", scale.plans["kl-vae"].images // 2
         model = KLVAEModelConfig(axes.latent or scale.latent, scale.encoder_width, scale.encoder_groups)

@@ -8,9 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints.identity import identify_weights
 from ..runtime.files import write_json
 from .checkpoint import list_checkpoints, read_checkpoint, save_tensors
 from .config import read_config
+from .run_folder import check_trained_on
 
 if TYPE_CHECKING:
     from .state import TrainingState
@@ -46,7 +48,8 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> None:
     """Write the averaged model of a tokenizer's checkpoint as a folder that ``from_pretrained`` reads.
 
     The latents' statistics are those that the encoder came with, if any: what a finished run measures needs its
-    photographs. Raises ValueError or OSError with one line where the checkpoint is damaged.
+    photographs. Raises ValueError or OSError with one line where the checkpoint is damaged, or what the run started
+    from has changed: its frozen encoder is a part of the result.
     """
     run = checkpoint.parents[1]
     try:
@@ -54,6 +57,8 @@ def export_checkpoint(checkpoint: Path, folder: Path) -> None:
     except ValueError as error:
         raise ValueError(f"{run / 'config.json'}: {error}") from error
     stage = config.build_stage(objectives=False)
+    weights = {name: identify_weights(network) for name, network in stage.given.items()}
+    check_trained_on(run, weights, "put these back to export what it has learnt")
     if stage.normalize_latents is not None:
         known = json.loads((run / "latents.json").read_text())
         stage.normalize_latents(tuple(known["latents_mean"]), tuple(known["latents_std"]))

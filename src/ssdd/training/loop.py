@@ -23,12 +23,12 @@ from .export import report_nonfinite
 from .log import RunLog
 from .optimizers import schedule_notes
 from .parts import PartSize, PartWatch, dead_parts, table
-from .run_folder import check_settings, check_trained_on, has_started, record_start, write_settings
+from .run_folder import check_settings, check_trained_on, forget_start, has_started, record_start, write_settings
 from .state import TrainingState, to_device
 from .step import Autocast, autocast_for, take_update, training_flops
 from .task import Task
 from .tokenizer import TokenizerTask
-from .watch import FiniteCount, StopRequest, TrainingStopped, stop_requests
+from .watch import StopRequest, TrainingStopped, stop_requests
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +81,7 @@ def _train(task: Task, run: Path, processes: Processes, stop: StopRequest) -> Pa
     if has_started(run) and processes.main:
         check_trained_on(run, trained_on)
     elif processes.main:
+        forget_start(run)
         write_settings(config, run)  # the first file of a run: others without it would be somebody else's
     processes.wait()
     to_device(task.stage, config, device)
@@ -94,7 +95,7 @@ def _train(task: Task, run: Path, processes: Processes, stop: StopRequest) -> Pa
     if processes.main:
         record_start(config, run, trained_on, processes)
     log = RunLog(run, config, processes, state.seen, share_of_peak)
-    finite_count, watch = FiniteCount(device, state.skipped), PartWatch(task.stage.model)
+    watch = PartWatch(task.stage.model)
     batches = task.batches(state.seen, processes, state.data_position)
     if state.seen == 0:
         _look_at_result(state, autocast, log, samples=False, validation=True)
@@ -105,15 +106,14 @@ def _train(task: Task, run: Path, processes: Processes, stop: StopRequest) -> Pa
         waited = time.monotonic() - begin
         logs = log.ends_interval(before + config.batch_size)
         result = take_update(state, batch, autocast, watch if logs else None)
-        finite_count.add(result.finite, before)
+        state.finite.add(result.finite, before)
         log.add(result.values, result.finite, state.seen, waited)
         ended = state.seen >= config.total_images
 
         if logs:
-            counts = finite_count.read()  # here, and nowhere else, the loop waits for the device
-            state.skipped = counts["skipped"]
+            counts = state.finite.read()  # here, and where it saves, the loop waits for the device
             counted = {name: sum_over_processes(count) for name, count in task.counts().items()}
-            more = {"skipped_updates": state.skipped, **counted, "learning_rate": result.rate}
+            more = {"skipped_updates": counts["skipped"], **counted, "learning_rate": result.rate}
             means = log.write(state.seen, watch.read(), **more)
             if counts["longest"] >= nonfinite_limit(config):
                 log.close()

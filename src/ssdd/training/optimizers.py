@@ -81,9 +81,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     undecayed = [p for name, p in named if p.dim() <= 1 or name.endswith(UNDECAYED)]
     weights = [(name, p) for name, p in named if p.dim() > 1 and not name.endswith(UNDECAYED)]
     if config.name == "muon":
-        ends = [p for name, p in weights if name.removesuffix(".weight").endswith(ENDS)]
-        hidden = [p for name, p in weights if not name.removesuffix(".weight").endswith(ENDS)]
-        return Muon(hidden, ends, undecayed, config)
+        hidden = [p for name, p in weights if _is_hidden(name, p)]
+        others = [p for name, p in weights if not _is_hidden(name, p)]
+        return Muon(hidden, others, undecayed, config)
     groups = [
         {"params": [p for _, p in weights], "weight_decay": config.weight_decay},
         {"params": undecayed, "weight_decay": 0.0},
@@ -97,6 +97,11 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     optimizer: torch.optim.Optimizer = RAdamScheduleFree(groups, lr=config.learning_rate, betas=config.betas)
     optimizer.train()  # type: ignore[attr-defined]  # and always: ``evaluation_point`` gives what is saved
     return optimizer
+
+
+def _is_hidden(name: str, weight: Tensor) -> bool:
+    """Return whether Muon takes a weight: a matrix or a convolution of images, at neither end of the network."""
+    return weight.dim() in (2, 4) and not name.removesuffix(".weight").endswith(ENDS)
 
 
 class Muon(torch.optim.Optimizer):

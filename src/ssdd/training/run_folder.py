@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -55,7 +56,15 @@ def check_settings(config: RunConfig, run: Path) -> None:
         raise ValueError(f"{run}: expected a new folder or a run's, found other files: choose another --out folder")
 
 
-def check_trained_on(run: Path, now: dict[str, Any]) -> None:
+def forget_start(run: Path) -> None:
+    """Remove what a run that came to no checkpoint has measured and drawn: it may have had other settings."""
+    for name in ("best", "samples", "tensorboard"):
+        shutil.rmtree(run / name, ignore_errors=True)
+    for name in ("best.json", "latents.json", "stats.jsonl", "validation.jsonl"):
+        (run / name).unlink(missing_ok=True)
+
+
+def check_trained_on(run: Path, now: dict[str, Any], advice: str = "choose another --out folder") -> None:
     """Raise ValueError with one line if a run was begun on something else, as far as its file says."""
     path = run / _TRAINED_ON
     if not path.is_file():
@@ -72,10 +81,10 @@ def check_trained_on(run: Path, now: dict[str, Any]) -> None:
         if counts[0] != counts[1]:
             raise ValueError(
                 f"{run}: expected the {counts[0]} {name} that this run began with, found {counts[1]}: "
-                "the order of all of them would change; choose another --out folder"
+                f"the order of all of them would change; {advice}"
             )
         what = "others" if isinstance(value, dict) else "other weights"
-        raise ValueError(f"{run}: expected the {name} that this run began with, found {what}: choose another --out")
+        raise ValueError(f"{run}: expected the {name} that this run began with, found {what}: {advice}")
 
 
 def _agree(before: Any, now: Any) -> bool:

@@ -19,6 +19,7 @@ from .distribution import blocks, full_state, shard, spread
 from .optimizers import Update
 from .stages.base import Objective
 from .task import Task
+from .watch import FiniteCount
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,9 @@ class TrainingState:
         self.average = Average(stage.model, config.average, config.batch_size)
         # Before the model is spread over processes: a checkpoint has it in one piece.
         tensors, numbers = self._read()
-        self.seen, self.skipped = int(numbers["images_seen"]), int(numbers["skipped_updates"])
+        self.seen = int(numbers["images_seen"])
+        skipped, in_a_row = int(numbers["skipped_updates"]), int(numbers.get("skipped_in_a_row", 0))
+        self.finite = FiniteCount(processes.device, skipped, in_a_row)
         self.saved = self.seen if tensors else -1
         self.data_position = self._position_of(numbers.get("data"))
         if tensors:
@@ -110,7 +113,7 @@ class TrainingState:
         tensors = {"model": self.trained_weights(), "average": self.averaged_weights()}
         numbers: dict[str, Any] = {
             "images_seen": self.seen,
-            "skipped_updates": self.skipped,
+            **self.finite.until_now(),
             "data": gather(self.task.data_position()),
         }
         if self.stage.adversary is not None:

@@ -24,7 +24,7 @@ class TrainingStopped(Exception):
 
 
 class FiniteCount:
-    """Count skipped updates on the device; the host reads the counts at log steps only.
+    """Count skipped updates on the device; the host reads the counts at log steps and for a checkpoint only.
 
     It counts those ``skipped`` in all, those in a ``row`` until now, the ``longest`` row since the last reading, and
     the images ``seen`` at the start of the last skipped update (-1 if there is none).
@@ -32,10 +32,11 @@ class FiniteCount:
     Args:
         device: device of the counts.
         skipped: number of updates that the run skipped before.
+        row: how many of them were the last.
     """
 
-    def __init__(self, device: torch.device, skipped: int = 0) -> None:
-        self.numbers = torch.tensor([skipped, 0, 0, -1], device=device)
+    def __init__(self, device: torch.device, skipped: int = 0, row: int = 0) -> None:
+        self.numbers = torch.tensor([skipped, row, row, -1], device=device)
 
     def add(self, finite: Tensor, seen: int) -> None:
         """Count an update that began at ``seen`` images."""
@@ -49,6 +50,11 @@ class FiniteCount:
         skipped, row, longest, last = (int(n) for n in self.numbers.tolist())
         self.numbers[2] = self.numbers[1]
         return {"skipped": skipped, "row": row, "longest": longest, "seen": last}
+
+    def until_now(self) -> dict[str, int]:
+        """Return what a checkpoint keeps."""
+        skipped, row, *_ = (int(n) for n in self.numbers.tolist())
+        return {"skipped_updates": skipped, "skipped_in_a_row": row}
 
 
 class StopRequest:

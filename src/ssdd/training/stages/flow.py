@@ -27,7 +27,7 @@ from ..starting import Start, start_flow
 from .base import Network, Stage, State, StepLosses
 
 STEPS = 8
-"""Default number of decoding steps of a model that is not distilled."""
+"""Default number of decoding steps of a model that was not trained for a single one."""
 
 
 class TrainingPoint(NamedTuple):
@@ -154,6 +154,11 @@ class FlowStage(Stage):
 
     # ---- result ------------------------------------------------------------------------------------------------
 
+    @property
+    def default_steps(self) -> int:
+        """Return the number of decoding steps of the result where none is asked for: one, if it was trained for it."""
+        return 1 if isinstance(self.config, DistillationConfig) or self.config.one_step_share else STEPS
+
     def result(self, state: State) -> AutoencoderSSDD:
         decoder = self.start.decoder
         autoencoder = AutoencoderSSDD(
@@ -162,7 +167,7 @@ class FlowStage(Stage):
             decoder_layers=decoder.size.layers,
             decoder_heads=decoder.size.heads,
             decoder_groups=decoder.size.groups,
-            num_inference_steps=self.steps[-1],
+            num_inference_steps=self.default_steps,
             sample_size=self.config.data.resolution,
             **_latent_normalization(decoder),
             **self.statistics,

@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path[:0] = [str(root := Path(__file__).parents[1]), str(root / "src")]  # of this checkout, installed or not
 
 from reproduction.claims import Model, claims  # noqa: E402
-from reproduction.jobs import Job, begin, read_log, run_jobs, run_until_stopped  # noqa: E402
+from reproduction.jobs import Job, begin, precision_options, read_log, run_jobs, run_until_stopped  # noqa: E402
 from reproduction.runs import SCALES, runs  # noqa: E402
 from reproduction.table import EVALUATED, EXTRACTOR, build_table, markdown, plot_steps, read_results  # noqa: E402
 from ssdd.training.config import differences, to_json  # noqa: E402
@@ -69,6 +69,7 @@ class Plan:
         if run.predecessor:
             yield from self._trainings(run.predecessor)
             arguments += ["--encoder" if run.encoder else "--model.start-from", str(self.folder(run.predecessor))]
+        arguments += precision_options()
         yield Job(name, (*arguments, "--data.paths", *self.data), folder / "model" / "config.json")
 
     def _evaluation(self, model: Model, steps: set[int | None]) -> Job:

@@ -1,13 +1,15 @@
 """Every training run that the claims need, at three scales.
 
 Runs that are compared see as many images of the same photographs, with the same augmentation, batch, weight average,
-LPIPS weight and encoder architecture; each has the optimiser and the rate that suit it best. The images of a student's
-distillation count: its baseline is trained for as much longer. docs/reproduction.md says which claim needs which runs.
+LPIPS weight and encoder architecture; each has the optimiser and the rate of its stage's recipe. The images of a
+student's distillation count: its baseline is trained for as much longer. docs/reproduction.md says which claim needs
+which runs.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
+from ssdd.recipes import RECIPES, Axes, ScaleName
 from ssdd.training.config import (
     AverageConfig,
     DataConfig,
@@ -35,6 +37,8 @@ ROWS = ("kl-vae", "distillation", "shared-encoder", "resolutions", "compression"
 class Scale:
     """How large the models are, how long they are trained, and on what they are compared."""
 
+    recipes: ScaleName
+    """Scale of the recipes whose optimisers and rates the runs have."""
     encoder_width: int
     encoder_groups: int
     decoder: str
@@ -49,10 +53,6 @@ class Scale:
     distillation_images: int
     finetuning_images: int
     batch_size: int
-    learning_rate: float
-    """Of SSDD, by Muon."""
-    kl_vae_learning_rate: float
-    """Of the KL-VAE, and of every discriminator, by Adam."""
     average_halflife: float
     compile: bool
     workers: int
@@ -71,6 +71,7 @@ class Scale:
 
 
 _GPU = Scale(
+    recipes="gpu",
     encoder_width=64,
     encoder_groups=32,
     decoder="S",
@@ -82,8 +83,6 @@ _GPU = Scale(
     distillation_images=32_000,
     finetuning_images=32_000,
     batch_size=64,
-    learning_rate=1e-3,
-    kl_vae_learning_rate=1e-3,
     average_halflife=5000,
     compile=True,
     workers=14,
@@ -93,6 +92,7 @@ _GPU = Scale(
 )
 _CPU = replace(
     _GPU,
+    recipes="cpu",
     encoder_width=32,
     encoder_groups=8,
     decoder="XXS",
@@ -104,7 +104,6 @@ _CPU = replace(
     distillation_images=1600,
     finetuning_images=1600,
     batch_size=16,
-    kl_vae_learning_rate=1.5e-3,
     average_halflife=1000,
     compile=False,
     workers=1,
@@ -112,6 +111,7 @@ _CPU = replace(
 )
 _TINY = replace(
     _CPU,
+    recipes="tiny",
     resolution=32,
     large_resolution=64,
     augmentation=2.0,
@@ -156,7 +156,7 @@ def runs(scale: Scale) -> dict[str, Run]:
         loss=FlowLoss(lpips_network="squeeze"),
         **_settings(scale),
     )
-    shorter = _shorter(scale, scale.distillation_images)
+    shorter = _shorter(scale, "distillation", scale.distillation_images)
     result = {
         "joint": Run(joint),
         "distillation": Run(
@@ -168,7 +168,7 @@ def runs(scale: Scale) -> dict[str, Run]:
                 model=KLVAEModelConfig(scale.latents[0], scale.encoder_width, scale.encoder_groups),
                 loss=KLVAELoss(lpips_network="squeeze", adversarial=0.5, adversarial_from_images=total // 2),
                 discriminator=_discriminator(scale),
-                **_settings(scale) | {"optimizer": _optimizer(scale, "adamw"), "total_images": total},
+                **_settings(scale) | {"optimizer": _optimizer(scale, "kl-vae"), "total_images": total},
             )
         ),
     }
@@ -177,7 +177,7 @@ def runs(scale: Scale) -> dict[str, Run]:
         result[f"decoder-{size}"] = Run(replace(joint, model=model), encoder="joint")
     for side in (scale.resolution, scale.large_resolution):
         data = replace(joint.data, resolution=side, scale=1.0)
-        settings = _shorter(scale, scale.finetuning_images) | {"data": data}
+        settings = _shorter(scale, "finetuning", scale.finetuning_images) | {"data": data}
         tuned = FlowConfig(model=ModelConfig(train_encoder=False), loss=joint.loss, **settings)
         result[f"finetuned-{side}"] = Run(tuned, start_from=f"decoder-{scale.decoder}")
     for latent in scale.latents[1:]:
@@ -204,7 +204,7 @@ def _settings(scale: Scale) -> dict[str, Any]:
     return {
         "data": DataConfig(resolution=scale.resolution, scale=scale.augmentation, workers=scale.workers),
         "validation": ValidationConfig(images=scale.images // 4, count=32),
-        "optimizer": _optimizer(scale, "muon"),
+        "optimizer": _optimizer(scale, "encoder"),
         "average": AverageConfig(halflife_images=scale.average_halflife),
         "total_images": scale.images,
         "batch_size": scale.batch_size,
@@ -213,11 +213,10 @@ def _settings(scale: Scale) -> dict[str, Any]:
     }
 
 
-def _shorter(scale: Scale, images: int) -> dict[str, Any]:
-    """Return the settings to go on with a finished run: at a fifth of its rate."""
-    rate = scale.learning_rate / 5
+def _shorter(scale: Scale, stage: str, images: int) -> dict[str, Any]:
+    """Return the settings to go on with a finished run."""
     return _settings(scale) | {
-        "optimizer": OptimizerConfig("muon", rate, warmup_images=images // 16, decay_images=images // 2),
+        "optimizer": replace(_optimizer(scale, stage), warmup_images=images // 16, decay_images=images // 2),
         "average": AverageConfig(halflife_images=min(scale.average_halflife, images / 8)),
         "validation": ValidationConfig(images=images // 4, count=32),
         "total_images": images,
@@ -225,13 +224,16 @@ def _shorter(scale: Scale, images: int) -> dict[str, Any]:
     }
 
 
-def _optimizer(scale: Scale, name: Literal["muon", "adamw"]) -> OptimizerConfig:
-    rate = scale.learning_rate if name == "muon" else scale.kl_vae_learning_rate
-    return OptimizerConfig(name, rate, warmup_images=scale.images // 25, decay_images=scale.images // 4)
+def _optimizer(scale: Scale, stage: str) -> OptimizerConfig:
+    """Return that of a recipe, with the warm-up and decay of a run of full length."""
+    recipe = RECIPES[stage](Axes(scale=scale.recipes))
+    return replace(recipe.optimizer, warmup_images=scale.images // 25, decay_images=scale.images // 4)
 
 
 def _discriminator(scale: Scale) -> DiscriminatorConfig:
-    return DiscriminatorConfig(scale.kl_vae_learning_rate, warmup_images=scale.images // 25)
+    recipe = RECIPES["kl-vae"](Axes(scale=scale.recipes))
+    assert isinstance(recipe, KLVAEConfig)
+    return replace(recipe.discriminator, warmup_images=scale.images // 25)
 
 
 def _log(images: int, batch: int) -> LogConfig:

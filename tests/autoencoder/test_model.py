@@ -184,6 +184,14 @@ def test_pickled_weights_are_refused(ae: AutoencoderSSDD, tmp_path: Path) -> Non
         ae.save_pretrained(tmp_path, safe_serialization=False)
 
 
+def test_saved_whole_where_it_was_in_several_files(ae: AutoencoderSSDD, tmp_path: Path) -> None:
+    """The list of files that are gone would be believed."""
+    ae.save_pretrained(tmp_path, max_shard_size="2MB")
+    ae.save_pretrained(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    AutoencoderSSDD.from_pretrained(tmp_path)
+
+
 def test_a_pickle_renamed_to_safetensors_is_refused(ae: AutoencoderSSDD, tmp_path: Path) -> None:
     ae.save_pretrained(tmp_path)
     torch.save(ae.state_dict(), tmp_path / "x.bin")

@@ -48,6 +48,13 @@ def test_half_precision_is_far_above_what_is_seen(plain: AutoencoderSSDD) -> Non
     assert psnr(fast.decode(z).sample / scale, image / scale) > 40
 
 
+def test_a_precision_that_is_asked_for(plain: AutoencoderSSDD) -> None:
+    """Also of a model whose pipelines are told to decode in float32."""
+    ae = copy.deepcopy(plain)
+    ae.register_to_config(force_upcast=True)
+    assert ae.optimize(dtype=torch.float16, compile=False).dtype == torch.float16
+
+
 def test_returns_itself_ready_for_inference(plain: AutoencoderSSDD) -> None:
     ae = copy.deepcopy(plain).train()
     assert ae.optimize(compile=False) is ae

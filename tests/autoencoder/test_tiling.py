@@ -16,6 +16,7 @@ from ssdd import AutoencoderSSDD
 from ssdd.autoencoder import tiling
 from ssdd.autoencoder.estimate import free_bytes
 from ssdd.autoencoder.tiling import Span, TileGrid, decode_tiles, encode_tiles
+from ssdd.checkpoints.taef2 import TAEF2Encoder
 from ssdd.data.pixels import image_to_tensor
 from ssdd.nn.blocks import GroupNorm, GroupNormSilu
 from ssdd.nn.whole_image import NormStatistics
@@ -78,6 +79,31 @@ def test_tiles_with_gradients(ae: AutoencoderSSDD) -> None:
     assert 0 < float(z.grad.abs().max()) < torch.inf
     with torch.no_grad():
         torch.testing.assert_close(ae.decode(z).sample, image)
+
+
+def test_latents_of_tiles_have_the_dtype_of_the_model(ae: AutoencoderSSDD) -> None:
+    """Pipelines go on with them in the dtype of their own networks."""
+    half, x = copy.deepcopy(ae).to(torch.bfloat16), torch.rand(1, 3, 160, 136) * 2 - 1
+    half.tile_sample_min_size = 128
+    whole = half.encode(x).latent_dist.mode()
+    half.enable_tiling()
+    tiled = half.encode(x).latent_dist.mode()
+    assert whole.dtype == tiled.dtype == torch.bfloat16
+    assert not torch.equal(whole, tiled), "there are no tiles"
+
+
+@torch.no_grad()
+def test_tiles_of_the_encoder_in_the_package(picture: Callable[..., np.ndarray]) -> None:
+    """Its norms, over the whole image, are shared by the tiles: 22 dB of the latents' variance, and 15 without that."""
+    ae = AutoencoderSSDD.from_preset("f8c32", "XXS", has_encoder=False)
+    ae.attach_encoder(TAEF2Encoder())
+    dark, bright = picture(128, 128, 0) // 4, 255 - picture(128, 128, 1) // 4
+    x = image_to_tensor(np.concatenate([dark, bright], axis=1))[None]
+    whole = ae.encode(x).latent_dist.mode()
+    ae.enable_tiling()
+    ae.tile_sample_min_size = 128
+    tiled = ae.encode(x).latent_dist.mode()
+    assert float(10 * torch.log10(whole.var() / (whole - tiled).square().mean())) > 20
 
 
 def test_one_tile_is_bit_identical(ae: AutoencoderSSDD) -> None:

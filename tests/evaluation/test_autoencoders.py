@@ -226,6 +226,7 @@ def test_steps_are_checked(folders: dict[str, Path]) -> None:
     for name in ("AutoencoderSSDD", "AutoencoderKL"):
         load_autoencoder(str(folders[name])).check_steps(4)
     autoencoder = load_autoencoder(str(folders["ConsistencyDecoderVAE"]))
+    assert not autoencoder.has_steps, "evaluate --steps 1 2 would end at it"
     autoencoder.check_steps(None)
     autoencoder.check_steps(2)
     with pytest.raises(ValueError, match=r"^consistencydecodervae: expected 2 decoding steps, no other .*found 1"):

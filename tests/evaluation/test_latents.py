@@ -215,6 +215,9 @@ def test_where_statistics_can_be_saved(tmp_path: Path, monkeypatch: pytest.Monke
     tiny = config_folder(tmp_path / "tiny", "AutoencoderTiny")
     with pytest.raises(ValueError, match=r"expected AutoencoderSSDD or AutoencoderKL .* found AutoencoderTiny"):
         saved_folder(str(tiny))
+    flux = config_folder(tmp_path / "flux", "AutoencoderSSDD", batch_norm_mean=[0.0] * 16)
+    with pytest.raises(ValueError, match="expected a model without a batch norm"):
+        saved_folder(str(flux))
     for name in ("ssdd-f8c4-demo", "somebody/model", "jpeg:2000"):
         with pytest.raises(ValueError, match=rf"^{name}: expected the folder of a model .* save_pretrained"):
             saved_folder(name)

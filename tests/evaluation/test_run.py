@@ -12,14 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
+from ssdd import AutoencoderSSDD
 from ssdd.data.sources import open_source
 from ssdd.evaluation.autoencoders import Bicubic, Jpeg, load_autoencoder
 from ssdd.evaluation.distances import read_statistics
 from ssdd.evaluation.metrics import BatchMetrics
 from ssdd.evaluation.protocols import EvaluationSet, Protocol
 from ssdd.evaluation.results import Evaluation, Row, as_text
-from ssdd.evaluation.run import Entry, Run, reconstruction_name
-from ssdd.evaluation.saved_images import SavedImages
+from ssdd.evaluation.run import Entry, Run, numbered
+from ssdd.evaluation.saved_images import SavedImages, reconstruction_name
 
 PROTOCOL = Protocol("test-v1", "random", 32, crops=2)
 
@@ -43,8 +44,8 @@ class Means:
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         return images.float().mean((1, 2))
 
-    def frechet_name(self, count: int) -> str:
-        return f"FD-{count} Means"
+    def frechet_name(self, count: int | None) -> str:
+        return "FD Means" if count is None else f"FD-{count} Means"
 
 
 def evaluation_set(photographs: Path, protocol: Protocol = PROTOCOL) -> EvaluationSet:
@@ -156,6 +157,36 @@ def test_two_models_of_one_name(tiny_model: Path, photographs: Path, tmp_path: P
     rows = run([Entry(a, 1), Entry(a, 2)], [Entry(b)], [Entry(b)], photographs=photographs).rows
     assert [row.name for row in rows] == ["a@64", "a@64", "a@64 (2)", "a@64 (3)"]
     assert [row.group for row in rows] == [0, 0, 1, 2]
+
+
+def test_precisions_of_two_models_of_one_name(tiny_model: Path, photographs: Path, tmp_path: Path) -> None:
+    """A precision is compared with another model's, or a model is measured again when the command goes on."""
+    for run_name in ("a", "b"):
+        shutil.copytree(tiny_model, tmp_path / run_name / "ck")
+    other = AutoencoderSSDD.from_pretrained(tmp_path / "b" / "ck")
+    other.decoder.conv_out.weight.data.mul_(2)
+    other.save_pretrained(tmp_path / "b" / "ck")
+
+    def group(folder: str) -> list[Entry]:
+        path = str(tmp_path / folder / "ck")
+        plain, half = load_autoencoder(path), load_autoencoder(path, dtype=torch.bfloat16)
+        return [Entry(plain, 1), Entry(half, 1, plain)]
+
+    groups = numbered([group("a"), group("b")], [])
+    rows = run(*groups, photographs=photographs).rows
+    assert [row.label for row in rows] == [
+        "ck, 1 step",
+        "ck, 1 step, bfloat16",
+        "ck, 1 step (2)",
+        "ck, 1 step, bfloat16 (2)",
+    ]
+    assert [row.precision_of for row in rows] == [None, "ck, 1 step", None, "ck, 1 step (2)"]
+    change = float(np.nanmean(rows[3].values["psnr"] - rows[2].values["psnr"]))
+    assert rows[3].minus_precision["psnr"].mean == pytest.approx(change, abs=1e-9)
+    again = numbered([group("a"), group("b")], rows)
+    assert all(any(entry.same_as(row) for row in rows) for entries in again for entry in entries)
+    assert numbered([group("b")], rows[:1])[0][0].number == 2
+    assert numbered([group("b")], rows[2:])[0][0].number == 2, "the same model under another label"
 
 
 def test_what_cannot_be_used_is_counted(photographs: Path) -> None:
@@ -359,6 +390,59 @@ def test_saved_reconstructions_are_a_row(tiny_model: Path, photographs: Path, tm
     same_numbers(by_model, by_files, 1e-12)
     assert by_files.distances == by_model.distances
     assert by_files.costs["parameters"] == 0
+
+
+def test_saved_crops_are_those_of_the_model(tmp_path: Path, picture: Callable[..., np.ndarray]) -> None:
+    """Several crops an image, and names that cannot be a file's everywhere."""
+    originals = tmp_path / "originals"
+    originals.mkdir()
+    for i, name in enumerate(("IMG (1).png", "b.png")):
+        Image.fromarray(picture(40, 48, i)).save(originals / name)
+    protocol = Protocol("test-v3", "random", 16, crops=3)
+    options = {"extractors": [Means()], "save_to": tmp_path / "made"}
+    work = new_run(originals, protocol, **options)
+    work.add([Entry(Bicubic(8))])
+    (folder,) = (tmp_path / "made").iterdir()
+    saved = SavedImages(str(folder), open_source([originals]), protocol)
+    assert (saved.pairs, saved.all_paired) == (2, True)
+    work.add([Entry(saved)])
+    assert work.evaluation is not None
+    by_model, by_files = work.evaluation.rows
+    same_numbers(by_model, by_files, 1e-12)
+    assert by_files.distances == by_model.distances
+    limited = new_run(originals, protocol, limit=1, extractors=[Means()])
+    limited.add([Entry(saved)])
+    assert limited.evaluation is not None
+    assert limited.evaluation.rows[0].distances["means"]["count"] == 3
+    whole = SavedImages(str(originals), open_source([originals]), protocol)
+    limited.add([Entry(whole)])
+    assert limited.evaluation.rows[1].values["mse"].tolist() == [0.0] * 3, "whole images are not cropped alike"
+
+
+def test_two_originals_of_one_name(tmp_path: Path, picture: Callable[..., np.ndarray]) -> None:
+    """Each reconstruction is to be of one of them."""
+    for i in range(2):
+        (tmp_path / str(i)).mkdir()
+        Image.fromarray(picture(40, 40, i)).save(tmp_path / str(i) / "x.png")
+    both = open_source([tmp_path / "0", tmp_path / "1"])
+    with pytest.raises(ValueError, match="expected one original for each image, found 2 called x"):
+        SavedImages(str(tmp_path / "0"), both, PROTOCOL)
+    with pytest.raises(ValueError, match=r"expected a name for each, found x\.png for .*0/x\.png and .*1/x\.png"):
+        Run(EvaluationSet(both, PROTOCOL), BatchMetrics(), save_to=tmp_path / "made")
+
+
+def test_heading_of_sets_of_other_sizes(photographs: Path, tmp_path: Path) -> None:
+    batch = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
+    np.savez(tmp_path / "samples.npz", batch)
+    samples = Entry(SavedImages(str(tmp_path / "samples.npz"), evaluation_set(photographs).source, PROTOCOL))
+    work = new_run(photographs, extractors=[Means()])
+    for entry, heading in ((samples, "FD-6 Means"), (Entry(Bicubic(8)), "FD Means")):
+        work.add([entry])
+        assert work.evaluation is not None
+        assert work.evaluation.extractors[0]["frechet_name"] == heading
+    limited = new_run(photographs, extractors=[Means()], limit=2)
+    with pytest.raises(ValueError, match="expected images that are all partners of originals for --limit"):
+        limited.add([samples])
 
 
 def test_images_without_partners_are_compared_as_a_set(photographs: Path, tmp_path: Path) -> None:

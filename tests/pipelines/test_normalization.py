@@ -162,6 +162,8 @@ def test_batch_norm_means_what_it_means_in_its_pipeline(monkeypatch: pytest.Monk
         torch.testing.assert_close(arrives(build("FLUX.2", vae), z, monkeypatch), RAW)
     odd = torch.ones(1, 4, 3, 5)
     torch.testing.assert_close(ours.denormalize_latents(odd), patches(torch.ones(1, 4, 4, 6))[:, :, :3, :5])
+    with pytest.raises(ValueError, match="expected latents without a batch norm"):
+        ours.use_normalization("scale")
     with pytest.raises(AttributeError, match="bn"):
         _ = AutoencoderSSDD.from_kl_vae(kl_vae(), decoder="XXS").bn
 

@@ -281,14 +281,15 @@ def reconstruct(
     models: Models,
 ) -> Reconstruction:
     """Decode the latent of a picture and compare. Raises ValueError for an image that is not finite."""
-    has_steps = autoencoder.steps is not None and autoencoder.only_steps is None
     latent, seed, device = encoded.latent, settings.seed, models.device
     if isinstance(latent, Tensor):
         latent = add_latent_noise(latent, settings.latent_noise, seed, [0])
     noise = autoencoder.noise(latent, seed, [0])
 
+    steps = settings.steps if autoencoder.has_steps else None
+
     def decode() -> tuple[Tensor, float]:
-        return timed(lambda: autoencoder.decode(latent, settings.steps if has_steps else None, noise), device)
+        return timed(lambda: autoencoder.decode(latent, steps, noise), device)
 
     on_gpu = device.type == "cuda"
     (decoded, seconds), peak = memory_growth(decode, device) if on_gpu else (decode(), None)
@@ -301,7 +302,7 @@ def reconstruct(
         name,
         result.images[0],
         models.metrics(picture, result.images[0]),
-        settings.steps if has_steps else None,
+        steps,
         latent[0].float().cpu() if isinstance(latent, Tensor) else None,
         _shape_in_words(latent),
         encoded.latent_bytes,

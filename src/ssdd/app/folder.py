@@ -93,6 +93,6 @@ def _entries(models: Models, labels: Sequence[str], settings: Settings, size: in
             continue
         if jpeg_bytes is None:
             jpeg_bytes = autoencoder.latent_bytes(autoencoder.encode(torch.zeros(1, 3, size, size)))[0]
-        steps = settings.steps if autoencoder.steps is not None and autoencoder.only_steps is None else None
+        steps = settings.steps if autoencoder.has_steps else None
         entries.append(Entry(autoencoder, steps, latent_noise=settings.latent_noise))
     return entries

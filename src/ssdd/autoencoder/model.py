@@ -258,6 +258,10 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
             raise OSError(f"could not write the model {save_directory} ({error})") from error
         for weights in Path(save_directory).glob("diffusion_pytorch_model*.safetensors"):
             share(weights)
+        suffix = "" if variant is None else f".{variant}"
+        if (Path(save_directory) / f"diffusion_pytorch_model{suffix}.safetensors").is_file():
+            # of what was there before, in several files, which are gone
+            (Path(save_directory) / f"diffusion_pytorch_model.safetensors.index{suffix}.json").unlink(missing_ok=True)
 
     def enable_layerwise_casting(
         self, storage_dtype: torch.dtype = torch.float8_e4m3fn, compute_dtype: torch.dtype | None = None, **kwargs: Any
@@ -367,7 +371,8 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput:
         """Return the posterior of the raw latent: ``ae.encode(x).latent_dist.mode()`` is (B, c, H/f, W/f).
 
-        It runs in the dtype of the encoder, whatever the decoder's.
+        It runs in the dtype of the encoder, whatever the decoder's, and the latent is of that dtype; an encoder which
+        ``attach_encoder`` gave decides itself.
 
         Args:
             x: Images (B, 3, H, W) in [-1, 1]; H and W are multiples of the spatial factor f.
@@ -391,6 +396,8 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
                 moments = torch.cat([self._encode(image) for image in x.split(1)])
             else:
                 moments = self._encode(x)
+        if self.encoder is not None:  # an attached one has the dtype that it wants
+            moments = moments.to(x.dtype)
         posterior = DiagonalGaussianDistribution(moments)
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 

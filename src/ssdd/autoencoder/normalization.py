@@ -91,6 +91,8 @@ def pipeline_entries(config: Mapping[str, Any], normalization: Normalization) ->
         raise ValueError(
             f"expected a normalisation, one of {', '.join(get_args(Normalization))}; found {normalization!r}"
         )
+    if config.get("batch_norm_mean") is not None:
+        raise ValueError("expected latents without a batch norm, found FLUX.2's, which its pipelines undo themselves")
     if config["latents_convention"] != "measured":
         raise ValueError(
             "expected measured latent statistics, found the constants of a pipeline, which its generative model was "

@@ -28,9 +28,10 @@ def optimize(
 ) -> None:
     """See ``AutoencoderSSDD.optimize``."""
     device = autoencoder.device
-    dtype = dtype or fastest_dtype(device)
-    if dtype == torch.float16 and autoencoder.config.force_upcast:
-        dtype = torch.float32
+    fastest = fastest_dtype(device)
+    if fastest == torch.float16 and autoencoder.config.force_upcast:
+        fastest = torch.float32
+    dtype = dtype or fastest
     autoencoder.eval().requires_grad_(False)
     autoencoder.for_inference = True
     autoencoder.decoder.to(dtype)

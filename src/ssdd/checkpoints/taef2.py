@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..nn.blocks import GroupNorm  # whose tiles share their statistics
 from .embedded import TAEF2_FOLDER
 
 WIDTH, LATENT_CHANNELS = 64, 32
@@ -25,7 +26,7 @@ class Block(nn.Module):
         self.pool: nn.Module | None = None
         if pool:
             into, back = nn.Conv2d(WIDTH, _POOL_WIDTH, 1, bias=False), nn.Conv2d(_POOL_WIDTH, WIDTH, 1, bias=False)
-            self.pool = nn.Sequential(into, nn.GroupNorm(4, _POOL_WIDTH), nn.ReLU(), back)
+            self.pool = nn.Sequential(into, GroupNorm(4, _POOL_WIDTH), nn.ReLU(), back)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 64, h, w) -> the same."""

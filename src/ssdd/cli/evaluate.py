@@ -152,8 +152,8 @@ def _report(folder: Path) -> int:
 
     check_report()
     evaluation = Evaluation.load(folder)
+    print(as_text(evaluation))
     try:
-        print(as_text(evaluation))
         write_report(evaluation, folder)
     except Exception as error:  # whatever a damaged or hostile result leads to
         raise ValueError(f"{folder}: expected a result as ssdd evaluate wrote it, found {first_line(error)}") from error
@@ -167,7 +167,7 @@ def _evaluate(options: Evaluate, processes: "Processes", out: Path | None) -> in
     from ..evaluation.metrics import BatchMetrics
     from ..evaluation.report import check_report
     from ..evaluation.results import REPORT, file_name
-    from ..evaluation.run import Run
+    from ..evaluation.run import Run, numbered
     from ..runtime.processes import broadcast
 
     earlier = _earlier(options) if processes.main else None
@@ -207,7 +207,8 @@ def _evaluate(options: Evaluate, processes: "Processes", out: Path | None) -> in
     if processes.main:
         left_out.say()
     work.finish_distances()
-    missing = _missing(groups, broadcast(earlier.rows if earlier is not None else []), work)
+    rows = broadcast(earlier.rows if earlier is not None else [])
+    missing = _missing(numbered(groups, rows), rows, work)
     if options.save_reconstructions is not None and not options.overwrite:
         labels = [file_name(entry.label) for entries in missing for entry in entries]
         check_outputs(options.save_reconstructions, labels, labels)
@@ -255,8 +256,7 @@ def _show(evaluation: "Evaluation", out: Path | None, as_json: bool) -> int:
 
 def _earlier(options: Evaluate) -> "Evaluation | None":
     """Return the result to add to: of --add-to, or of an interrupted run in --out."""
-    from ..evaluation.results import REPORT, RESULTS, Evaluation, as_text
-    from ..evaluation.weights import first_line
+    from ..evaluation.results import REPORT, RESULTS, Evaluation
 
     if options.add_to is not None:
         return Evaluation.load(options.add_to)
@@ -267,12 +267,6 @@ def _earlier(options: Evaluate) -> "Evaluation | None":
         check_outputs(options.out, names, [] if options.overwrite else names)
         return None
     evaluation = Evaluation.load(options.out)
-    try:
-        _ = evaluation.data["limit"], list(evaluation.data["skipped"]), list(evaluation.data["sources"])
-        _ = as_text(evaluation)
-    except Exception as error:  # whatever a damaged or hostile result leads to
-        found = first_line(error)
-        raise ValueError(f"{options.out}: expected a result as ssdd evaluate wrote it, found {found}") from error
     if evaluation.finished:
         raise OutputExists(
             f"{options.out / RESULTS} exists already; pass --overwrite to replace it, or --add-to for more rows"
@@ -368,9 +362,7 @@ def _groups(
             groups.append([Entry(first)])
             continue
         others = [load_autoencoder(name, device, dtype, options.encoder) for dtype in dtypes[1:]]
-        choices = (options.steps if first.steps is not None else ()) or (None,)
-        for number in choices:
-            first.check_steps(number)
+        choices = (options.steps if first.has_steps else ()) or (None,)
         if pays(options.optimize, min(len(evaluation_set), options.limit or len(evaluation_set))):
             for autoencoder in (first, *others):
                 if isinstance(autoencoder, PretrainedAutoencoder):

@@ -59,6 +59,11 @@ class Autoencoder(ABC):
     only_steps: int | None = None  # the one number of decoding steps that a decoder knows
     encoder: str | None = None  # the encoder that was attached to a model without one
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether there is a number of decoding steps to choose."""
+        return self.steps is not None and self.only_steps is None
+
     def describe(self) -> dict[str, Any]:
         """Return the attributes that identify the autoencoder, as JSON types."""
         described = {

@@ -86,13 +86,15 @@ class Extractor(ABC):
         """Weights and preprocessing: features are comparable where this is equal, whatever folder they came from."""
         return f"sha256 {self.sha256}, {self.preprocessing}"
 
-    def frechet_name(self, count: int) -> str:
-        """Return the name of the Fréchet distance between sets of this many images: "FID-50k", "FD-5k DINOv2-L"."""
-        if count >= 1000:
-            number = f"{count // 1000}k" if count % 1000 == 0 else f"{count // 100 / 10:.1f}k"
+    def frechet_name(self, count: int | None) -> str:
+        """Return the name of the Fréchet distance between sets of so many images: FID-50k, FD-5k DINOv2-L, or FID."""
+        if count is None:
+            number = ""
+        elif count >= 1000:
+            number = f"-{count // 1000}k" if count % 1000 == 0 else f"-{count // 100 / 10:.1f}k"
         else:
-            number = str(count)
-        return f"FID-{number}" if self.name == INCEPTION else f"FD-{number} {self.title}"
+            number = f"-{count}"
+        return f"FID{number}" if self.name == INCEPTION else f"FD{number} {self.title}"
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:

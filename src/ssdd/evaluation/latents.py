@@ -149,7 +149,13 @@ def saved_folder(name: str) -> Path:
             "the model into a folder of yours first, with save_pretrained(FOLDER)"
         )
     folder = find_model(name, Path)
-    if (kind := read_config(folder)["_class_name"]) not in SAVED_IN:
+    config = read_config(folder)
+    if config.get("batch_norm_mean") is not None:
+        raise ValueError(
+            f"{name}: expected a model without a batch norm to save the statistics in, found one that normalises its "
+            "latents by FLUX.2's, whatever other statistics say"
+        )
+    if (kind := config["_class_name"]) not in SAVED_IN:
         raise ValueError(f"{name}: expected {' or '.join(SAVED_IN)} to save the statistics in, found {kind}")
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{folder}: expected a folder that may be written to, found one that is read-only")

@@ -83,6 +83,7 @@ class Row:
     Attributes:
         label: unlike that of any other row.
         name: the label without the steps.
+        number: tells models of one name apart, behind the name where it is not 1.
         group: number of its model among the models.
         steps: number of decoding steps, None where there is none to choose.
         precision_of: label of the row in the first precision, whose latents it decodes.
@@ -108,6 +109,7 @@ class Row:
     values: dict[str, np.ndarray]
     valid: np.ndarray
     spectrum: Sequence[float | None]
+    number: int = 1
     image_metrics: dict[str, Estimate] = field(default_factory=dict)
     minus_first_row: dict[str, Estimate] = field(default_factory=dict)
     minus_precision: dict[str, Estimate] = field(default_factory=dict)
@@ -246,7 +248,10 @@ class Evaluation:
             if stored.get("format") != FORMAT:
                 raise ValueError(f"format {stored.get('format', 1)}, which another release reads")
             with np.load(folder / Path(stored["crops"]).name, allow_pickle=False) as arrays:
-                return _from_dict(stored, dict(arrays))
+                evaluation = _from_dict(stored, dict(arrays))
+            _ = evaluation.data["limit"], list(evaluation.data["skipped"]), list(evaluation.data["sources"])
+            _ = as_text(evaluation)  # whose numbers and names of metrics are as damaged as the file
+            return evaluation
         except Exception as error:  # whatever a damaged or hostile file leads to
             raise ValueError(f"{path}: expected a result of format {FORMAT}, found {first_line(error)}") from error
 

@@ -7,9 +7,9 @@ Shapes: B crops of one size, n crops of a set, H x W pixels, c latent channels, 
 """
 
 import hashlib
+import itertools
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.images import save_image
+from ..data.images import printable, save_image
 from ..data.pixels import images_to_tensor
 from ..runtime.memory import memory_growth
 from ..runtime.peak import timed
@@ -43,7 +43,7 @@ from .protocols import (
     silent,
 )
 from .results import PICTURES, Crops, Evaluation, Picture, Row, describe_extractor, file_name, ranked, ranking_metric
-from .saved_images import SavedImages
+from .saved_images import SavedImages, reconstruction_name
 from .spectrum import FREQUENCIES, Spectra, mean_power, spectra
 
 _LATENT_NOISE_SEED = 1_000_003
@@ -60,12 +60,14 @@ class Entry:
         steps: number of decoding steps, None for the autoencoder's own.
         encoder: whose latents it decodes, where not its own: the same model in another precision.
         latent_noise: standard deviation of the noise that is added to each latent, in standard deviations of it.
+        number: tells models of one name apart; see ``numbered``.
     """
 
     autoencoder: Autoencoder | SavedImages
     steps: int | None = None
     encoder: Autoencoder | None = None
     latent_noise: float = 0.0
+    number: int = 1
 
     @property
     def name(self) -> str:
@@ -80,13 +82,33 @@ class Entry:
     def _named(self, steps: str) -> str:
         dtype = "" if self.encoder is None else f", {self.autoencoder.describe()['dtype']}"
         noise = f", latent noise {self.latent_noise:g}" if self.latent_noise else ""
-        return f"{self.autoencoder.name}{steps}{dtype}{noise}"
+        return f"{self.autoencoder.name}{steps}{dtype}{noise}" + _behind(self.number)
 
     def same_as(self, row: Row) -> bool:
         """Return whether a row is of the same weights, and of as many steps, whether these were typed or not."""
         steps = self.autoencoder.steps if self.steps is None else self.steps
         described = row.model | self.autoencoder.describe()
         return (row.name, row.steps, row.model) == (self.name, steps, described)
+
+
+def numbered(groups: Sequence[Sequence[Entry]], rows: Sequence[Row]) -> list[list[Entry]]:
+    """Return the entries of models, each with the number that tells it from others of its name, there or beside it."""
+    known = [(row.name.removesuffix(_behind(row.number)), row.model["source"], row.number) for row in rows]
+    result, given = list[list[Entry]](), set[tuple[str, int]]()
+    for entries in groups:
+        names, source = {entry.name for entry in entries}, entries[0].autoencoder.describe()["source"]
+        of_name = [(other, number) for name, other, number in known if name in names]
+        used = {number for name, number in given if name in names} | {n for other, n in of_name if other != source}
+        own = [number for other, number in of_name if other == source and number not in used]
+        number = min(own, default=next(n for n in itertools.count(1) if n not in used))
+        given |= {(name, number) for name in names}
+        result.append([replace(entry, number=number) for entry in entries])
+    return result
+
+
+def _behind(number: int) -> str:
+    """Return what stands behind the name of the second model that is called so, and of others."""
+    return "" if number == 1 else f" ({number})"
 
 
 # ---- one pass over the crops -----------------------------------------------------------------------------------------
@@ -186,6 +208,8 @@ class Run:
         self.protocol = self.evaluation_set.protocol
         self.images = draw_images(len(self.evaluation_set), self.limit, self.protocol.seed)
         self.sources = [str(Path(source).resolve()) if Path(source).exists() else source for source in self.sources]
+        if self.save_to is not None:
+            self._check_names()
         if self.cache is None and self.out is not None:
             self.cache = self.out / "reference"
         self.reals: Features | None = None
@@ -194,12 +218,33 @@ class Run:
         elif self.processes.main and self.cache is not None:
             self.reals = self._load({extractor.name: self._kept(extractor) for extractor in self.extractors})
 
+    def _check_names(self) -> None:
+        """Raise ValueError if two reconstructions would be saved under one name."""
+        names: dict[str, str] = {}
+        for i in range(len(self.evaluation_set)) if self.images is None else self.images:
+            original = self.evaluation_set.source.name(i)
+            for crop in range(self.protocol.crops):
+                name = reconstruction_name(self.evaluation_set.source.key(i), crop)
+                if (other := names.setdefault(name, original)) is not original:
+                    raise ValueError(
+                        f"--save-reconstructions: expected a name for each, found {name} for {printable(other)} and "
+                        f"{printable(original)}: evaluate them one after the other, or rename one"
+                    )
+
     def add(self, entries: Sequence[Entry]) -> None:
         """Measure the rows of one model, or none; in the main process they are in ``evaluation`` then, and saved.
 
         Raises ValueError if the set has no usable image, a crop does not fit the autoencoder, or the crops are others
         than those of the rows that are there.
         """
+        number = broadcast(self._number(entries) if self.processes.main else None)
+        entries = [replace(entry, number=number) for entry in entries]
+        for entry in filter(_is_a_set_alone, entries):
+            if self.limit is not None and self.extractors:
+                raise ValueError(
+                    f"{entry.name}: expected images that are all partners of originals for --limit, found others, of "
+                    "which sets are compared as a whole: leave out --limit"
+                )
         originals = broadcast(self.reals is None)
         measured = self._pass(entries, originals)
         fingerprint = "" if measured is None else measured.census.fingerprint()
@@ -227,6 +272,16 @@ class Run:
         if self.out is not None:
             self._draw(entries, rows, self.out)
         self._save()
+
+    def _number(self, entries: Sequence[Entry]) -> int:
+        """Return the number of a model with which no label is that of a row that is there."""
+        rows = self.evaluation.rows if self.evaluation is not None else []
+        number, labels = 1, {row.label for row in rows}
+        if entries:
+            number = numbered([entries], rows)[0][0].number
+        while any(replace(entry, number=number).label in labels for entry in entries):
+            number += 1
+        return number
 
     def _check(self, fingerprint: str) -> None:
         if self.evaluation is None:
@@ -267,11 +322,12 @@ class Run:
             for entry, records, features in zip(entries, found.rows, found.fakes, strict=True):
                 record, made = self._measure(entry, batch)
                 records.append(record)
-                if not isinstance(entry.autoencoder, SavedImages):
+                if not _is_a_set_alone(entry):
                     self._extract(features, made, [batch.numbers[i] for i in np.flatnonzero(record.valid)])
         for entry, features in zip(entries, found.fakes, strict=True):
-            if isinstance(entry.autoencoder, SavedImages) and features:  # all of them, with a partner or without
-                for batch in self._batches(entry.autoencoder.set, Census(), None):
+            saved = entry.autoencoder
+            if isinstance(saved, SavedImages) and not saved.all_paired and features:  # with a partner or without
+                for batch in self._batches(saved.set, Census(), None):
                     self._extract(features, batch.pixels, batch.numbers)
         return self._of_all_processes(found)
 
@@ -390,11 +446,6 @@ class Run:
         new = [extractor for extractor in self.extractors if extractor.name not in known]
         evaluation.extractors += [describe_extractor(extractor, len(evaluation.crops)) for extractor in new]
         autoencoder, encoder = entry.autoencoder, entry.encoder
-        label, name, number = entry.label, entry.name, 1
-        rows = [(row.label, row.name, row.model["source"] == autoencoder.source) for row in evaluation.rows]
-        while any(label == taken or (name == other and not same) for taken, other, same in rows):  # folders of one name
-            number += 1
-            label, name = (f"{words} ({number})" for words in (entry.label, entry.name))
         decodings = [record.decoding for record in records if record.decoding is not None]
         facts = RowFacts(
             parameters=(autoencoder.parameters, autoencoder.decoder_parameters),
@@ -406,9 +457,10 @@ class Run:
         broken = [reason for record in records for reason in record.broken]
         groups = {row.name: row.group for row in evaluation.rows}
         return Row(
-            label=label,
-            name=name,
-            group=groups.get(name, 1 + max(groups.values(), default=-1)),
+            label=entry.label,
+            name=entry.name,
+            number=entry.number,
+            group=groups.get(entry.name, 1 + max(groups.values(), default=-1)),
             steps=autoencoder.steps if entry.steps is None else entry.steps,
             precision_of=None if encoder is None else replace(entry, autoencoder=encoder, encoder=None).label,
             model=autoencoder.describe() | ({"broken": broken} if broken else {}),
@@ -433,9 +485,21 @@ class Run:
         for name, fake in fakes.items():
             if self.reals is not None:
                 row.distances[name] = set_distances(self.reals[name], fake)
+        if self.evaluation is not None:
+            self._name_distances(self.evaluation)
         if self.out is not None:
             for path in self._unfinished(row).values():
                 path.unlink(missing_ok=True)
+
+    def _name_distances(self, evaluation: Evaluation) -> None:
+        """Have the headings of Fréchet distances say of how many images they are, where all rows are of as many."""
+        described = {entry["name"]: entry for entry in evaluation.extractors}
+        for extractor in self.extractors:
+            found = [row.distances.get(extractor.name) for row in evaluation.rows]
+            counts = {int(distances["count"]) for distances in found if distances}
+            if counts and extractor.name in described:
+                count = counts.pop() if len(counts) == 1 else None
+                described[extractor.name]["frechet_name"] = extractor.frechet_name(count)
 
     def _unfinished(self, row: Row) -> dict[str, Path]:
         """Return where a row's features are kept until its distances are computed."""
@@ -488,6 +552,11 @@ class Run:
                     save_image(out / picture.files[row.label], made.images[0], overwrite=True)
 
 
+def _is_a_set_alone(entry: Entry) -> bool:
+    """Return whether these are saved images, not all of which are partners of originals."""
+    return isinstance(entry.autoencoder, SavedImages) and not entry.autoencoder.all_paired
+
+
 def _columns(records: Sequence[_RowRecord]) -> dict[str, np.ndarray]:
     """Return (n,) numbers by metric, NaN in batches of images that are too small for it."""
     return {
@@ -507,13 +576,6 @@ def choose_crops(row: Row, metric: Metric) -> list[Picture]:
 
     failed = [Picture(int(i), [f"{row.label} has no finite reconstruction"]) for i in np.flatnonzero(~row.valid)[:1]]
     return [*named(worst, "worst"), *failed, *reversed(named(reversed(best), "best"))]
-
-
-def reconstruction_name(name: str, crop: int = 0) -> str:
-    """Return where a reconstruction is saved: the original's name, without what could lead out of the folder."""
-    parts = [re.sub(r"[^\w. -]+", "_", part).lstrip(".") or "_" for part in re.split(r"[/\\]", name)]
-    stem = "/".join(parts).rpartition(".")[0] or "/".join(parts)
-    return f"{stem}{f'_{crop}' if crop else ''}.png"
 
 
 def add_latent_noise(latent: Any, level: float, seed: int, numbers: Sequence[int]) -> Any:

@@ -4,6 +4,8 @@ Shapes: B crops of one size, H x W pixels.
 """
 
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -29,8 +31,12 @@ def images_path(name: str) -> str | None:
 class SavedImages:
     """Images that stand beside the originals of a set: paired where the names agree, whatever the extension.
 
-    As a set they are compared in any case. A reconstruction is cropped as its original is, but for one that has the
-    size of the crops already.
+    A file is what ``reconstruction_name`` calls a crop, or else a whole image, which is cropped as its original is
+    unless it has the size of the crop already. As a set they are compared in any case: ``all_paired`` where each file
+    is one of these, and then crop by crop as a model's.
+
+    Raises:
+        ValueError: an image is the partner of several originals.
     """
 
     parameters = decoder_parameters = 0
@@ -40,10 +46,16 @@ class SavedImages:
         self.path, self.name = path, Path(path).name
         self.source = open_source([path])
         self.set = EvaluationSet(self.source, protocol)
-        places = {_stem(self.source.key(i)): i for i in range(len(self.source))}
-        self._partners = {i: places.get(_stem(originals.key(i))) for i in range(len(originals))}
+        self._originals = originals
+        self._places = {_stem(self.source.key(i)): i for i in range(len(self.source))}
+        stems = Counter(_stem(originals.key(i)) for i in range(len(originals)))
+        if shared := next((stem for stem, n in stems.items() if n > 1 and stem in self._places), None):
+            raise ValueError(f"{path}: expected one original for each image, found {stems[shared]} called {shared}")
+        files = [[self._file(i, k) for k in range(protocol.crops)] for i in range(len(originals))]
         self.digest = _digest(self.source)
-        self.pairs = sum(partner is not None for partner in self._partners.values())
+        self.pairs = sum(of_image[0] is not None for of_image in files)
+        used = {file[0] for of_image in files for file in of_image if file is not None}
+        self.all_paired = len(used) == len(self.source)
 
     def describe(self) -> dict[str, Any]:
         """Return what the report says of it, as ``Autoencoder.describe`` does."""
@@ -77,17 +89,34 @@ class SavedImages:
                 images[i], valid[i] = image, True
         return Rounded(images, valid), broken
 
+    def _file(self, image: int, crop: int) -> tuple[int, bool] | None:
+        """Return which image is the partner of a crop, and whether it is that crop's alone."""
+        name = self._originals.key(image)
+        own = self._places.get(_stem(reconstruction_name(name, crop)))
+        whole = self._places.get(_stem(name))
+        if own is not None:
+            return own, True
+        return None if whole is None else (whole, crop == 0)
+
     def _partner(self, key: CropKey, height: int, width: int) -> np.ndarray | None:
-        index = self._partners.get(key.image)
-        if index is None:
+        found = self._file(key.image, key.crop)
+        if found is None:
             return None
+        index, is_own = found
         image = self.source.read(index)
-        if image.shape[:2] == (height, width):
+        if is_own and image.shape[:2] == (height, width):
             return image
         if self.set.refusal(image):
             return None
         crop = list(self.set.crops(image, key.image))[key.crop]
         return crop if crop.shape[:2] == (height, width) else None
+
+
+def reconstruction_name(name: str, crop: int = 0) -> str:
+    """Return where a reconstruction is saved: the original's name, without what could lead out of the folder."""
+    parts = [re.sub(r"[^\w. -]+", "_", part).lstrip(".") or "_" for part in re.split(r"[/\\]", name)]
+    stem = "/".join(parts).rpartition(".")[0] or "/".join(parts)
+    return f"{stem}{f'_{crop}' if crop else ''}.png"
 
 
 def _digest(source: ImageSource) -> str:

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.evaluation.results import make_evaluation
+
 Ssdd = Callable[..., Any]
 
 OWN = """
@@ -289,3 +291,13 @@ def test_compression_study(ssdd: Ssdd, photos: Path, tmp_path: Path) -> None:
     assert all(name in result.out for name in ("4x16x16", "16x8x8", "64x4x4"))
     pytest.importorskip("matplotlib", reason="the report needs it")
     assert 'id="figure-compression"' in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_damaged_result_is_not_added_to(ssdd: Ssdd, tmp_path: Path) -> None:
+    make_evaluation(tmp_path).save(tmp_path)
+    path = tmp_path / "evaluation.json"
+    found = json.loads(path.read_text())
+    del found["data"]["limit"]
+    path.write_text(json.dumps(found))
+    line = ssdd("evaluate", "ssdd-f8c4-demo", "--add-to", tmp_path).error_line()
+    assert "expected a result as ssdd evaluate wrote it, found KeyError: 'limit'" in line

@@ -186,7 +186,7 @@ def test_pictures_of_other_folders_are_not_read(tmp_path: Path, place: object) -
         Evaluation.load(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["cut", "no mask", "no limit"])
+@pytest.mark.parametrize("damage", ["cut", "no mask"])
 def test_damaged_numbers_are_refused_in_one_line(tmp_path: Path, damage: str) -> None:
     make_evaluation(tmp_path).save(tmp_path)
     path = next(tmp_path.glob("crops-*.npz"))
@@ -197,10 +197,6 @@ def test_damaged_numbers_are_refused_in_one_line(tmp_path: Path, damage: str) ->
     np.savez_compressed(path, **arrays)
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-100])
-    if damage == "no limit":
-        found = json.loads((tmp_path / "evaluation.json").read_text())
-        del found["data"]["limit"]
-        (tmp_path / "evaluation.json").write_text(json.dumps(found))
     with pytest.raises(ValueError, match="expected a result of format 2, found") as error:
         Evaluation.load(tmp_path)
     assert "\n" not in str(error.value)

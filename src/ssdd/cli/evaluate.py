@@ -147,11 +147,11 @@ def run(options: Evaluate | Report) -> int:
 
 def _report(folder: Path) -> int:
     from ..evaluation.report import check_report, write_report
-    from ..evaluation.results import Evaluation, as_text
+    from ..evaluation.results import as_text
     from ..evaluation.weights import first_line
 
     check_report()
-    evaluation = Evaluation.load(folder)
+    evaluation = _load(folder)
     print(as_text(evaluation))
     try:
         write_report(evaluation, folder)
@@ -254,19 +254,33 @@ def _show(evaluation: "Evaluation", out: Path | None, as_json: bool) -> int:
     return SKIPPED if skipped else 0
 
 
+def _load(folder: Path) -> "Evaluation":
+    """Return a result that a table can be made of and rows added to. Raises FileNotFoundError or ValueError."""
+    from ..evaluation.results import Evaluation, as_text
+    from ..evaluation.weights import first_line
+
+    evaluation = Evaluation.load(folder)
+    try:
+        _ = evaluation.data["limit"], list(evaluation.data["skipped"]), list(evaluation.data["sources"])
+        _ = as_text(evaluation)
+    except Exception as error:  # whatever a damaged or hostile result leads to
+        raise ValueError(f"{folder}: expected a result as ssdd evaluate wrote it, found {first_line(error)}") from error
+    return evaluation
+
+
 def _earlier(options: Evaluate) -> "Evaluation | None":
     """Return the result to add to: of --add-to, or of an interrupted run in --out."""
-    from ..evaluation.results import REPORT, RESULTS, Evaluation
+    from ..evaluation.results import REPORT, RESULTS
 
     if options.add_to is not None:
-        return Evaluation.load(options.add_to)
+        return _load(options.add_to)
     if options.out is None:
         return None
     if options.overwrite or not (options.out / RESULTS).is_file():
         names = [RESULTS, REPORT]
         check_outputs(options.out, names, [] if options.overwrite else names)
         return None
-    evaluation = Evaluation.load(options.out)
+    evaluation = _load(options.out)
     if evaluation.finished:
         raise OutputExists(
             f"{options.out / RESULTS} exists already; pass --overwrite to replace it, or --add-to for more rows"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ssdd.autoencoder import AutoencoderSSDD
@@ -99,3 +100,30 @@ def test_sample_photographs(monkeypatch: pytest.MonkeyPatch, ssdd: Ssdd, tmp_pat
     pytest.importorskip("skimage")
     files = _images(())
     assert [read_image(f.path).shape[2] for f in files] == [3, 3, 3, 3], "a sample photograph is missing"
+
+
+def test_embedded_models(
+    ssdd: Ssdd, tmp_path: Path, picture: Picture, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without --model all models of the package are on the sheet, those after the first in one step."""
+    other = tmp_path / "other"
+    model = AutoencoderSSDD.from_pretrained(tiny_model).eval()
+    torch.nn.init.zeros_(model.decoder.conv_out.weight)
+    model.save_pretrained(other)
+    monkeypatch.setattr("ssdd.cli.demo.embedded_names", lambda: [str(tiny_model), str(other)])
+    image = picture(24, 40)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    result = ssdd("demo", tmp_path / "a.png", "--out", tmp_path / "out", "--device", "cpu")
+    assert result.status == 0, f"the demo fails: {result.err}"
+    expected = ImageComparison()(image, decode_image(model, encode_image(model, image), 1))
+    assert re.findall(r"(\S+), (\d) steps?\b", result.out) == [
+        (str(tiny_model), "1"),
+        (str(tiny_model), "8"),
+        (str(other), "1"),
+    ], "other rows"
+    row = re.search(rf"^{re.escape(str(other))}, 1 step +([\d.]+) ", result.out, re.MULTILINE)
+    assert row, "no row of the second model"
+    assert row[1] == f"{expected.psnr:.2f}", "the second row is not of the second model"
+    assert f"{other}, latents: {4 * 3 * 5 * 2:,} bytes" in result.out, "the second model's latents have no line"
+    page = read_image(tmp_path / "out" / "demo.png")
+    assert page.shape[1] == 12 + 5 * (360 + 12), "the sheet has not five columns"

@@ -1,29 +1,46 @@
-"""``ssdd demo``: sample photographs through the embedded model, on one sheet and in one table."""
+"""``ssdd demo``: sample photographs through the embedded models, on one sheet and in one table."""
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from ..checkpoints.embedded import embedded_names
 from .common import EncoderOptions, Paths, check_outputs, require
 from .reconstruct import describe
 
 if TYPE_CHECKING:
     import numpy as np
+    from tqdm import tqdm
 
+    from ..autoencoder import AutoencoderSSDD
     from ..autoencoder.codec import EncodedImage
     from ..data.find import ImageFile
-    from ..evaluation.pairs import ImageMetrics
+    from ..evaluation.pairs import ImageComparison, ImageMetrics
 
+EMBEDDED = "embedded"
 STEPS = (1, 8)
+"""Of the first model; the others decode in one."""
 SHEET = "demo.png"
 _PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 
 
 @dataclass(frozen=True)
+class DemoModelOptions(EncoderOptions):
+    """Which autoencoders, and how they run."""
+
+    model: str = EMBEDDED
+    """embedded: those in the package; or the name of one, a folder, or a Hugging Face id."""
+
+    def each(self) -> list["DemoModelOptions"]:
+        """Return the options of each model."""
+        return [replace(self, model=name) for name in embedded_names()] if self.model == EMBEDDED else [self]
+
+
+@dataclass(frozen=True)
 class Demo:
-    """Reconstruct photographs at 1 and 8 steps: write OUT/demo.png and print a table."""
+    """Reconstruct photographs, by the first model at 1 and 8 steps: write OUT/demo.png and print a table."""
 
     paths: Paths = ()
     """Your own images, folders, patterns, @list.txt, -, instead of scikit-image's photographs."""
@@ -31,16 +48,22 @@ class Demo:
     """Folder for the sheet and the reconstructions."""
     overwrite: bool = False
     """Replace existing files."""
-    model: EncoderOptions = field(default_factory=EncoderOptions)
+    model: DemoModelOptions = field(default_factory=DemoModelOptions)
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One line of the table: a way to reconstruct, its metrics over the images, seconds an image."""
 
     name: str
     metrics: "list[ImageMetrics]"
     seconds: float
+
+
+class Reconstructed(NamedTuple):
+    """What a model makes of the photographs in so many steps: a line of the table, and a column of the sheet."""
+
+    row: Row
+    images: "list[np.ndarray]"
 
 
 OPTIONS = Demo
@@ -49,7 +72,7 @@ OPTIONS = Demo
 def run(options: Demo) -> int:
     from tqdm.auto import tqdm
 
-    from ..autoencoder.codec import decode_image, encode_image
+    from ..autoencoder.codec import encode_image
     from ..data.images import read_image, save_image
     from ..evaluation.pairs import ImageComparison, bicubic_baseline
 
@@ -57,33 +80,34 @@ def run(options: Demo) -> int:
     names = [SHEET, *(f"{f.output_stem}.png" for f in files)]
     check_outputs(options.out, names, new=[] if options.overwrite else names)
     images = [(f.output_stem, read_image(f.path)) for f in files]
-    autoencoder = options.model.load()
-    options.model.optimize_for(autoencoder, len(images) * len(STEPS))
-    compare = ImageComparison(autoencoder.device)
+    models = options.model.each()
+    compare = ImageComparison(options.model.torch_device())
     target = options.out / SHEET
 
-    bar = tqdm(total=len(images) * len(STEPS), unit="image")
-    encoded = [encode_image(autoencoder, image, options.model.model) for _, image in images]
-    columns: list[list[np.ndarray]] = []
-    rows: list[Row] = []
-    for steps in STEPS:
-        results, begin = [], time.perf_counter()
-        for e in encoded:
-            results.append(decode_image(autoencoder, e, steps))
-            bar.update()
-        seconds = time.perf_counter() - begin
-        columns.append(results)
-        metrics = [compare(i, r) for (_, i), r in zip(images, results, strict=True)]
-        rows.append(Row(f"{steps} step{'s' if steps > 1 else ''}", metrics, seconds / len(images)))
-    bar.close()
-    factor = autoencoder.spatial_factor
+    columns: list[Reconstructed] = []
+    latents: list[str] = []
+    encoded: list[EncodedImage] = []
+    with tqdm(total=len(images) * (len(STEPS) + len(models) - 1), unit="image") as bar:
+        for model in models:
+            title = f"{model.model}, " if len(models) > 1 else ""
+            autoencoder = model.load()
+            steps = STEPS if model is models[0] else (1,)
+            model.optimize_for(autoencoder, len(images) * len(steps))
+            encoded = [encode_image(autoencoder, image, model.model) for _, image in images]
+            latents.append(title + _weight(encoded, images))
+            for n in steps:
+                name = f"{title}{n} step{'s' if n > 1 else ''}"
+                columns.append(_decode(autoencoder, encoded, n, name, images, compare, bar))
+    factor = encoded[0].factor
     baseline = [compare(i, bicubic_baseline(i, factor)) for _, i in images]
-    rows.append(Row(f"bicubic / {factor}", baseline, 0.0))
+    rows = [*(c.row for c in columns), Row(f"bicubic / {factor}", baseline, 0.0)]
 
     for i, (name, _) in enumerate(images):
-        save_image(options.out / f"{name}.png", columns[0][i], overwrite=options.overwrite)
-    save_image(target, _sheet(images, columns, rows, compare.lpips_network), overwrite=options.overwrite)
-    print(_table(rows, images, encoded, autoencoder.config.latent_channels, compare.lpips_network))
+        save_image(options.out / f"{name}.png", columns[0].images[i], overwrite=options.overwrite)
+    save_image(target, _sheet(images, columns, compare.lpips_network), overwrite=options.overwrite)
+    print("\n".join([*_table(rows, compare.lpips_network), *latents]))
+    if compare.lpips_network is None:
+        print("LPIPS left out: no backbone in the torch hub cache (TORCH_HOME)")
     print(f"sheet: {target}")
     return 0
 
@@ -108,43 +132,58 @@ def sample_photographs() -> list[Path]:
     return [Path(skimage.__file__).parent / "data" / name for name in _PHOTOGRAPHS]
 
 
+def _decode(
+    autoencoder: "AutoencoderSSDD",
+    encoded: "Sequence[EncodedImage]",
+    steps: int,
+    name: str,
+    images: "Sequence[tuple[str, np.ndarray]]",
+    compare: "ImageComparison",
+    bar: "tqdm[None]",
+) -> Reconstructed:
+    from ..autoencoder.codec import decode_image
+
+    results, begin = [], time.perf_counter()
+    for latent in encoded:
+        results.append(decode_image(autoencoder, latent, steps))
+        bar.update()
+    seconds = (time.perf_counter() - begin) / len(encoded)
+    metrics = [compare(image, result) for (_, image), result in zip(images, results, strict=True)]
+    return Reconstructed(Row(name, metrics, seconds), results)
+
+
+def _weight(encoded: "Sequence[EncodedImage]", images: "Sequence[tuple[str, np.ndarray]]") -> str:
+    """Say what latents weigh against the pixels."""
+    pixels = sum(image.size for _, image in images)
+    latent = sum(e.mean.numel() * 2 for e in encoded)
+    return f"latents: {latent:,} bytes (16 bits a number) for {pixels:,} bytes of pixels, 1 : {pixels / latent:.0f}"
+
+
 def _sheet(
-    images: "list[tuple[str, np.ndarray]]", columns: "list[list[np.ndarray]]", rows: list[Row], network: str | None
+    images: "Sequence[tuple[str, np.ndarray]]", columns: Sequence[Reconstructed], network: str | None
 ) -> "np.ndarray":
-    """Original, one column per number of steps, difference of the last."""
+    """Original, a column for each way, difference of the last."""
     from ..evaluation.sheet import Panel, difference, sheet
 
     panels = []
     for i, (name, image) in enumerate(images):
-        results = [Panel(c[i], describe(r.metrics[i], network)) for c, r in zip(columns, rows, strict=False)]
-        last = Panel(difference(image, columns[-1][i]), "|original - reconstruction| x 4")
+        results = [Panel(c.images[i], describe(c.row.metrics[i], network)) for c in columns]
+        last = Panel(difference(image, columns[-1].images[i]), "|original - reconstruction| x 4")
         panels.append([Panel(image, f"{name}, {image.shape[1]} x {image.shape[0]}"), *results, last])
-    names = [r.name for r in rows[: len(columns)]]
+    names = [c.row.name for c in columns]
     return sheet(panels, ["original", *names, f"difference, {names[-1]}"])
 
 
-def _table(
-    rows: list[Row],
-    images: "list[tuple[str, np.ndarray]]",
-    encoded: "list[EncodedImage]",
-    channels: int,
-    network: str | None,
-) -> str:
-    """Means over the images, and what a latent weighs against the pixels."""
+def _table(rows: Sequence[Row], network: str | None) -> list[str]:
+    """Return lines of means over the images."""
     from ..evaluation.pairs import mean_metrics
 
     lpips = f"LPIPS-{network}" if network else "LPIPS"
-    lines = [f"{'':14}{'PSNR dB':>9}{'SSIM':>8}{lpips:>16}{'s / image':>11}"]
+    width = max(14, *(len(row.name) + 1 for row in rows))
+    lines = [f"{'':{width}}{'PSNR dB':>9}{'SSIM':>8}{lpips:>16}{'s / image':>11}"]
     for row in rows:
         mean = mean_metrics(row.metrics)
         values = [f"{mean.psnr:.2f}", *("-" if v is None else f"{v:.3f}" for v in (mean.ssim, mean.lpips))]
         seconds = f"{row.seconds:.2f}" if row.seconds else "-"
-        lines.append(f"{row.name:14}{values[0]:>9}{values[1]:>8}{values[2]:>16}{seconds:>11}")
-    pixels = sum(i.size for _, i in images)
-    latent = sum(e.mean.numel() * 2 for e in encoded)
-    lines.append(
-        f"latents: {latent:,} bytes (16 bits a number) for {pixels:,} bytes of pixels, 1 : {pixels / latent:.0f}"
-    )
-    if network is None:
-        lines.append("LPIPS left out: no backbone in the torch hub cache (TORCH_HOME)")
-    return "\n".join(lines)
+        lines.append(f"{row.name:{width}}{values[0]:>9}{values[1]:>8}{values[2]:>16}{seconds:>11}")
+    return lines

@@ -1,4 +1,4 @@
-"""Every training run that the claims need, at three scales.
+"""Every training run that the claims need, at four scales.
 
 Runs that are compared see as many images of the same photographs, with the same augmentation, batch, weight average,
 LPIPS weight and encoder architecture; each has the optimiser and the rate of its stage's recipe. The images of a
@@ -109,6 +109,16 @@ _CPU = replace(
     workers=1,
     rows=("kl-vae", "distillation"),
 )
+_SHORT = replace(
+    _CPU,
+    images=4800,
+    distillation_images=1200,
+    finetuning_images=1200,
+    average_halflife=500,
+    rows=ROWS,
+    protocol="crops-64-v1",
+    large_protocol="crops-128-v1",
+)
 _TINY = replace(
     _CPU,
     recipes="tiny",
@@ -127,9 +137,9 @@ _TINY = replace(
     large_protocol="paper-256-v1",
     rehearsal=True,
 )
-SCALES = {"gpu": _GPU, "cpu": _CPU, "tiny": _TINY}
-"""``gpu``: one GPU, about ten minutes a run. ``cpu``: two CPU cores, two rows. ``tiny``: a rehearsal, whose figures say
-nothing."""
+SCALES = {"gpu": _GPU, "cpu": _CPU, "short": _SHORT, "tiny": _TINY}
+"""``gpu``: one GPU, about ten minutes a run. ``cpu``: two CPU cores, two rows. ``short``: all rows on two cores, each run
+as short as gives an interval at all. ``tiny``: a rehearsal, whose figures say nothing."""
 
 
 @dataclass(frozen=True)

@@ -138,8 +138,8 @@ _TINY = replace(
     rehearsal=True,
 )
 SCALES = {"gpu": _GPU, "cpu": _CPU, "short": _SHORT, "tiny": _TINY}
-"""``gpu``: one GPU, about ten minutes a run. ``cpu``: two CPU cores, two rows. ``short``: all rows on two cores, each as
-short as gives an interval at all. ``tiny``: a rehearsal, whose figures say nothing."""
+"""``gpu``: one GPU, about ten minutes a run. ``cpu``: two CPU cores, two rows. ``short``: all rows on two cores, each
+as short as gives an interval at all. ``tiny``: a rehearsal, whose figures say nothing."""
 
 
 @dataclass(frozen=True)

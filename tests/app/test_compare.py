@@ -29,6 +29,7 @@ from ssdd.app.downloads import command_snippet, write_files
 from ssdd.app.folder import evaluate_folder
 from ssdd.app.markup import metrics_table
 from ssdd.autoencoder.codec import decode_image, load_encoded
+from ssdd.checkpoints.embedded import embedded_names
 from ssdd.evaluation.decoders import load_decoder
 from tests.evaluation.models import CONFIGS, LATENTS, model_class
 
@@ -66,7 +67,7 @@ def test_labels_tell_models_apart(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(parents=True)
     first, second, run = (str(tmp_path / name) for name in ("a/same", "b/same", "run/model"))
     labels = label_models([first, second, run, run, "code/own.py:Code", "OWNER/NAME"])
-    assert list(labels) == [first, second, "run", "own.py:Code", "OWNER/NAME", "ssdd-f8c4-demo", JPEG_LABEL]
+    assert list(labels) == [first, second, "run", "own.py:Code", "OWNER/NAME", *embedded_names(), JPEG_LABEL]
 
 
 def test_every_model_has_its_row(models: Models, comparison: Comparison, tiny_model: Path) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ssdd import AutoencoderSSDD
 from ssdd.autoencoder.codec import pad_to_multiple
+from ssdd.checkpoints.embedded import embedded_names
 from tests.checkpoints.test_original import authors_tensors
 from tests.integrations.fake_comfyui import PACK, FakeComfyUI, InterruptProcessingException
 from tests.pipelines.components import flux2_vae, kl_vae
@@ -250,7 +251,7 @@ def test_choices_and_changes(pack: Any, run: Any, models: Path, tiny_model: Path
     tiny = AutoencoderSSDD.from_pretrained(tiny_model)
     theirs = authors_tensors(tiny.decoder, tiny.encoder)
     save_file({name: tensor.contiguous() for name, tensor in theirs.items()}, models / "ssdd" / "authors.safetensors")
-    names = ["ssdd-f8c4-demo", "ssdd/authors.safetensors", "ssdd/run/model", "vae/mine"]
+    names = [*embedded_names(), "ssdd/authors.safetensors", "ssdd/run/model", "vae/mine"]
     assert node.INPUT_TYPES()["required"]["model"][0] == names
     authors = run("SSDDLoadModel", model="ssdd/authors.safetensors", precision="fp32").autoencoder
     assert torch.equal(authors.decoder.conv_in.weight, tiny.decoder.conv_in.weight)

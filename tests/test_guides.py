@@ -22,7 +22,7 @@ from ssdd.tokenization import CropProtocol, TokenizeJob, tokenize
 from ssdd.training import loop
 from ssdd.training.config import LogConfig
 from tests.guides import PAGES, run_blocks
-from tests.pipelines.components import build, kl_vae
+from tests.pipelines.components import build, flux2_vae, kl_vae
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +50,7 @@ def before_readme(patch: MonkeyPatch) -> None:
 
 def before_drop_in(patch: MonkeyPatch) -> None:
     build("SD", kl_vae(block_out_channels=(32, 32, 32, 32))).save_pretrained("my-pipeline")
+    build("FLUX.2", flux2_vae()).save_pretrained("my-flux2")
 
 
 def before_finetuning(patch: MonkeyPatch) -> None:

@@ -15,7 +15,9 @@ import pytest
 import ssdd
 
 ROOT = Path(__file__).resolve().parents[1]
-EMBEDDED = "ssdd/checkpoints/embedded/ssdd-f8c4-demo"
+EMBEDDED = "ssdd/checkpoints/embedded"
+MODELS = {"ssdd-f8c4-demo": 4, "ssdd-flux2-demo": 32}
+"""Latent channels of the models in the package."""
 PICKLES = {".pt", ".pth", ".pkl", ".ckpt", ".bin"}
 
 
@@ -92,7 +94,7 @@ def test_metadata(metadata):
 
 def test_wheel_has_license_and_type_marker(names):
     licenses = f"ssdd-{ssdd.__version__}.dist-info/licenses"
-    of_taef2 = f"{licenses}/src/{PurePosixPath(EMBEDDED).parent}/taef2/LICENSE"
+    of_taef2 = f"{licenses}/src/{EMBEDDED}/taef2/LICENSE"
     assert {f"{licenses}/LICENSE", f"{licenses}/NOTICE", of_taef2, "ssdd/py.typed"} <= names
 
 
@@ -102,10 +104,11 @@ def test_wheel_has_the_whole_package_and_only_that(names):
     assert {PurePosixPath(name).parts[0] for name in names} == {"ssdd", f"ssdd-{ssdd.__version__}.dist-info"}
 
 
-def test_wheel_has_the_embedded_weights(names):
-    weights = {name for name in names if name.startswith(f"{EMBEDDED}/") and name.endswith(".safetensors")}
-    assert weights
-    assert f"{EMBEDDED}/config.json" in names
+@pytest.mark.parametrize("model", [*MODELS, "taef2"])
+def test_wheel_has_the_embedded_weights(names, model):
+    folder = f"{EMBEDDED}/{model}"
+    assert any(name.startswith(f"{folder}/") and name.endswith(".safetensors") for name in names)
+    assert f"{folder}/README.md" in names
 
 
 def test_help_of_the_installed_module_and_script(installed, site):
@@ -113,17 +116,18 @@ def test_help_of_the_installed_module_and_script(installed, site):
     assert "demo" in installed(str(site / "bin" / "ssdd"), "--help")
 
 
-def test_embedded_model_reconstructs(installed, site):
-    program = """
+@pytest.mark.parametrize("model", MODELS)
+def test_embedded_model_reconstructs(installed, site, model):
+    program = f"""
 import torch, ssdd
 from ssdd import AutoencoderSSDD
 
-ae = AutoencoderSSDD.from_pretrained("ssdd-f8c4-demo").eval()
+ae = AutoencoderSSDD.from_pretrained("{model}").eval()
 x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
 with torch.no_grad():
     z = ae.encode(x).latent_dist.mode()
     y = ae.decode(z, num_inference_steps=1).sample
-assert z.shape == (1, 4, 8, 8), z.shape
+assert z.shape == (1, {MODELS[model]}, 8, 8), z.shape
 assert y.shape == x.shape, y.shape
 assert torch.isfinite(y).all()
 print(ssdd.__file__)

@@ -16,9 +16,6 @@ from torch import Tensor
 
 from ssdd import AutoencoderSSDD
 from ssdd.autoencoder.normalization import channel_statistics
-from ssdd.checkpoints.embedded import TAEF2
-from ssdd.checkpoints.own_code import ForeignEncoder
-from ssdd.checkpoints.taef2 import TAEF2Encoder
 from ssdd.data.pixels import image_to_tensor
 from tests.images import photo
 from tests.pipelines.components import BATCH_NORM, BUILDERS, build, flux2_vae, generate, kl_vae
@@ -76,17 +73,23 @@ class _Step(tuple[Tensor]):
         return self[0]
 
 
-def arrives(pipeline: Any, z: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tensor:
-    """What is decoded where the generative model's last word is the normalised latent ``z``."""
+def end_with(z: Tensor, pipeline: Any, patch: pytest.MonkeyPatch) -> None:
+    """Make the normalised latent ``z`` the last word of the generative model."""
     word = z
     if isinstance(pipeline, diffusers.FluxPipeline):
         word = pipeline._pack_latents(z, *z.shape)
     if isinstance(pipeline, diffusers.Flux2Pipeline):
         word = pipeline._pack_latents(pipeline._patchify_latents(z))
-    found: list[Tensor] = []
 
     def step(model_output: Tensor, t: Tensor, sample: Tensor, **options: Any) -> _Step:
         return _Step((word.expand_as(sample).to(sample.dtype),))
+
+    patch.setattr(pipeline.scheduler, "step", step)
+
+
+def arrives(pipeline: Any, z: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """What is decoded where the generative model's last word is the normalised latent ``z``."""
+    found: list[Tensor] = []
 
     def decode(self: Any, z: Tensor, return_dict: bool = True, **options: Any) -> Any:
         found.append(z)
@@ -94,7 +97,7 @@ def arrives(pipeline: Any, z: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tensor
         return DecoderOutput(sample=image) if return_dict else (image,)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.scheduler, "step", step)
+        end_with(z, pipeline, patch)
         patch.setattr(type(pipeline.vae), "decode", decode)
         generate(pipeline, output_type="pt")
     assert len(found) == 1
@@ -212,11 +215,15 @@ def test_wrong_normalisations(ae: AutoencoderSSDD) -> None:
         AutoencoderSSDD(latents_convention="guessed")  # type: ignore[arg-type]
 
 
-def test_latents_of_the_encoder_in_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FLUX.2's pipeline hands a decoder of TAEF2's latents what TAEF2 makes of a photograph: both are normalised."""
-    encoder = ForeignEncoder(TAEF2Encoder(), TAEF2)
-    z = encoder(image_to_tensor(photo(32, 32))[None])[:, : encoder.latent_channels].detach()
-    decoder = AutoencoderSSDD.from_preset("f8c32", "XXS", has_encoder=False, **encoder.statistics)
-    pipeline = build("FLUX.2", decoder.eval().requires_grad_(False))
+def test_the_embedded_decoder_of_flux2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FLUX.2's pipeline hands it what TAEF2 makes of a picture, as it is, and the picture comes out."""
+    ae = AutoencoderSSDD.from_pretrained("ssdd-flux2-demo").eval().requires_grad_(False)
+    image = image_to_tensor(photo(32, 32))[None]
+    z = ae.encode(image).latent_dist.mode()
+    pipeline = build("FLUX.2", ae)
     torch.testing.assert_close(arrives(pipeline, z, monkeypatch), z)
-    assert generate(pipeline, output_type="pt").shape == (1, 3, 32, 32)
+    end_with(z, pipeline, monkeypatch)
+    shown = generate(pipeline, output_type="pt")
+    torch.testing.assert_close(shown, (ae.decode(z).sample / 2 + 0.5).clamp(0, 1))
+    error = (shown - (image / 2 + 0.5)).square().mean()
+    assert error < 0.005, f"it is another picture: {float(error)}"

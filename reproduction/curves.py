@@ -158,10 +158,12 @@ class Plan:
         return {1: self.out / "evaluations" / name, **many}
 
     def jobs(self) -> list[Job]:
-        """Return every command once, after those that it needs."""
+        """Return every command once, after those that it needs: the whole curves of the first seed first."""
         jobs: list[Job] = []
-        for count in self.scale.counts:
-            for seed in self.seeds(count):
+        for seed in range(SEEDS):
+            for count in self.scale.counts:
+                if seed not in self.seeds(count):
+                    continue
                 for kind in self.kinds(count):
                     jobs += [self._distil(seed, count)] if kind == STUDENT else self._train(kind, seed, count)
                 jobs += [self._evaluate(seed, count, steps) for steps in self.evaluations(seed, count)]

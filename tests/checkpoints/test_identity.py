@@ -1,6 +1,7 @@
 """Whose latents: a digest that names, precisions and folders do not change, and decoders that are refused by it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from msgspec import structs
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -16,6 +18,11 @@ from ssdd import AutoencoderSSDD
 from ssdd.autoencoder.codec import load_encoded
 from ssdd.checkpoints.identity import LatentIdentity, OtherEncoderError, check_decoder, find_decoder, identify
 from ssdd.evaluation.decoders import load_decoder, load_decoder_of
+from ssdd.nn.decoder import Decoder
+from ssdd.nn.encoder import Encoder
+from ssdd.nn.presets import decoder_size, encoder_size
+from tests.checkpoints.test_original import authors_tensors
+from tests.evaluation.test_autoencoders import to_ldm
 
 Ssdd = Callable[..., Any]
 
@@ -61,8 +68,6 @@ def test_scale_and_shift_are_the_config_s(kl_vae: AutoencoderKL, tmp_path: Path)
 
 def test_kl_vae_by_folder_pipeline_and_single_file(kl_vae: AutoencoderKL, tmp_path: Path) -> None:
     """One digest, and the KL-VAE's own images, however it is given."""
-    from tests.evaluation.test_autoencoders import to_ldm
-
     kl_vae.save_pretrained(tmp_path / "pipeline" / "vae")
     save_file(to_ldm(kl_vae.state_dict(), levels=4), tmp_path / "vae.safetensors")
     z = torch.randn(2, 4, 4, 4)
@@ -88,6 +93,45 @@ def test_force_upcast_is_honoured(kl_vae: AutoencoderKL, tmp_path: Path, upcast:
     (tmp_path / "config.json").write_text(json.dumps(config | {"force_upcast": upcast}))
     found = load_decoder(str(tmp_path), dtype=torch.float16)
     assert next(found.model.model.parameters()).dtype == (torch.float32 if upcast else torch.float16)  # type: ignore[union-attr]
+
+
+def test_force_upcast_is_honoured_of_a_single_file(kl_vae: AutoencoderKL, tmp_path: Path) -> None:
+    """Such a file has no config: diffusers takes force_upcast for true there, and SDXL's overflows in float16."""
+    half = {name: tensor.half() for name, tensor in kl_vae.state_dict().items()}
+    save_file(to_ldm(half, levels=4), tmp_path / "vae.safetensors")
+    found = load_decoder(str(tmp_path / "vae.safetensors"), dtype=torch.float16)
+    assert next(found.model.model.parameters()).dtype == torch.float32  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def authors_file(tmp_path: Path) -> Path:
+    """A single file of ours with its encoder, in the layout of the authors."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        tensors = authors_tensors(Decoder(decoder_size("XXS"), 4), Encoder(encoder_size("f8c4", 32)))
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "f8c4.safetensors")
+    return tmp_path / "f8c4.safetensors"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_single_file_of_the_authors_is_a_decoder_of_ours(authors_file: Path, dtype: torch.dtype) -> None:
+    """It was called as somebody else's: no steps to choose, and one image at a time."""
+    decoder = load_decoder(str(authors_file), dtype=dtype)
+    assert decoder.identity.same_encoder(identify(str(authors_file)))
+    decoder.set_steps(2)
+    z = torch.randn(2, 4, 4, 4)
+    model = AutoencoderSSDD.from_original(authors_file).to(dtype)
+    with torch.no_grad():
+        torch.testing.assert_close(decoder.decode(z).sample, model.decode(z, num_inference_steps=2).sample.float())
+
+
+def test_single_file_of_the_authors_without_an_encoder(kl_vae: AutoencoderKL, tmp_path: Path) -> None:
+    """Those for the SD-VAE's latents: to decode takes no encoder."""
+    tensors = authors_tensors(Decoder(decoder_size("XXS"), 4), None)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "decoder.safetensors")
+    kl_vae.save_pretrained(tmp_path / "kl")
+    decoder = load_decoder_of(identify(str(tmp_path / "kl")), str(tmp_path / "decoder.safetensors"))
+    assert decoder.decode(torch.randn(1, 4, 2, 2), 1).sample.shape == (1, 3, 16, 16)
 
 
 def test_images_do_not_depend_on_their_batch(tiny_model: Path) -> None:
@@ -124,10 +168,37 @@ def test_default_decoder_is_the_model_that_made_them(tiny_model: Path, other_mod
     AutoencoderSSDD.from_pretrained(other_model).save_pretrained(folder)
     with pytest.raises(OtherEncoderError, match="another encoder under that name"):
         find_decoder(latents)
-    with pytest.raises(ValueError, match=r"acme/vae, which is not a folder on this machine: pass acme/vae yourself"):
+    with pytest.raises(ValueError, match=r"acme/vae, which is not on this machine: pass acme/vae yourself"):
         find_decoder(LatentIdentity("acme/vae", "0" * 64, 8, 4))
     with pytest.raises(ValueError, match="found none that do"):
         find_decoder(LatentIdentity("", None, 8, 4))
+
+
+def test_default_decoder_is_a_single_file(authors_file: Path, kl_vae: AutoencoderKL, tmp_path: Path) -> None:
+    """Latents of a downloaded file were said to be of nothing on this machine."""
+    save_file(to_ldm(kl_vae.state_dict(), levels=4), tmp_path / "vae.safetensors")
+    for file in (authors_file, tmp_path / "vae.safetensors"):
+        latents = identify(str(file))
+        assert load_decoder_of(latents, None).identity == latents
+    authors_file.write_bytes((tmp_path / "vae.safetensors").read_bytes())
+    with pytest.raises(OtherEncoderError, match="another encoder under that name"):
+        find_decoder(structs.replace(latents, name=str(authors_file), encoder_sha256="0" * 64))
+
+
+def test_default_decoder_lies_in_the_cache_of_the_hub(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was downloaded to tokenize is there to decode, at the very commit."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    entry, commit = tmp_path / "models--acme--vae", "0123456789" * 4
+    (entry / "refs").mkdir(parents=True)
+    (entry / "refs" / "main").write_text(commit)
+    snapshot = shutil.copytree(tiny_model, entry / "snapshots" / commit)
+    latents = structs.replace(identify(str(tiny_model)), name="acme/vae")
+    assert find_decoder(latents) == str(snapshot)
+    (snapshot / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"acme/vae, which is not on this machine: pass acme/vae yourself"):
+        find_decoder(latents)
 
 
 def test_decode_of_files_takes_their_model(ssdd: Ssdd, other_model: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 
 from ssdd import AutoencoderSSDD
@@ -96,7 +97,13 @@ def test_a_manifest_of_somebody_else(
 ) -> None:
     """No download for its sake, and no decoder of a model whose encoder is another."""
     folder, asked = latents(), []
-    monkeypatch.setattr("ssdd.checkpoints.places.hf_hub_download", lambda *a, **_: asked.append(a))
+
+    def ask_the_hub(*arguments: object, local_files_only: bool, **options: object) -> None:
+        if not local_files_only:
+            asked.append(arguments)
+        raise LocalEntryNotFoundError("not in the cache")
+
+    monkeypatch.setattr("ssdd.checkpoints.places.hf_hub_download", ask_the_hub)
     monkeypatch.setattr(AutoencoderSSDD, "from_pretrained", lambda *a, **_: asked.append(a))
     manifest = json.loads((folder / "manifest.json").read_text())
     decode = ("decode", folder, "--out", "images", "--device", "cpu")
@@ -107,7 +114,7 @@ def test_a_manifest_of_somebody_else(
         return ssdd(*decode).error_line()
 
     for name in ("attacker/repo", "attacker/repo/inside"):
-        told = f"they are of {name}, which is not a folder on this machine: pass {name} yourself if you trust it"
+        told = f"they are of {name}, which is not on this machine: pass {name} yourself if you trust it"
         assert line(name=name).endswith(told)
     assert "found another encoder under that name" in line(name="ssdd-f8c4-demo")
     assert "which cannot decode them here" in line(name="/dev/zero")

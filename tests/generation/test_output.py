@@ -303,3 +303,15 @@ def test_decoder_is_known_by_its_weights(decoder: LatentDecoder) -> None:
     assert same.sha256 == decoder.sha256
     model = AutoencoderSSDD.from_preset(encoder="f8c4", decoder="XXS", encoder_width=32, encoder_groups=8).eval()
     assert LatentDecoder(model, NOBODY).sha256 != decoder.sha256
+
+
+def test_decoder_is_known_by_how_latents_enter() -> None:
+    """The same weights on latents of another mean are another decoder."""
+    plain = {"encoder": "f8c4", "decoder": "XXS", "encoder_width": 32, "encoder_groups": 8}
+    digests = set()
+    for mean, std in ((None, None), ([0.0] * 4, (1.0,) * 4), ((0.5,) * 4, (1.0,) * 4), ((0.0,) * 4, (2.0,) * 4)):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = AutoencoderSSDD.from_preset(**plain, decoder_latents_mean=mean, decoder_latents_std=std)
+        digests.add(LatentDecoder(model, NOBODY).sha256)
+    assert len(digests) == 4

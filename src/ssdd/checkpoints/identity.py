@@ -7,7 +7,7 @@ proves nothing.
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 from msgspec import Meta, Struct, structs
 from torch import nn
@@ -107,7 +107,7 @@ def _with_scale(identity: LatentIdentity, config: Mapping[str, Any]) -> LatentId
 
 
 def find_decoder(latents: LatentIdentity) -> str:
-    """Return the name or folder of the model that made some latents, if it is on this machine and still that model.
+    """Return the name, folder or file of the model that made some latents, if it is here and still that model.
 
     What the latents say may be anybody's words: nothing is downloaded and no code is run for their sake.
 
@@ -116,8 +116,9 @@ def find_decoder(latents: LatentIdentity) -> str:
     if not latents.name:
         raise ValueError("expected latents that say which model made them, found none that do: pass the model")
     try:
-        folder = find_model(latents.name, _refuse_download)
-        found = identify(str(folder))
+        is_file = Path(latents.name).is_file()
+        place = latents.name if is_file else str(find_model(latents.name, _find_downloaded))
+        found = identify(place)
     except _DownloadError:
         raise
     except (OSError, ValueError) as error:
@@ -131,18 +132,22 @@ def find_decoder(latents: LatentIdentity) -> str:
             f"the latents are of {latents}, found another encoder under that name ({found!s}): pass the model that "
             "made them"
         )
-    return latents.name if str(folder) == latents.name or embedded_folder(latents.name) else str(folder)
+    return latents.name if embedded_folder(latents.name) else place
 
 
 class _DownloadError(ValueError):
     """Latents name a model that would have to be downloaded."""
 
 
-def _refuse_download(hub_id: str) -> NoReturn:
-    raise _DownloadError(
-        f"the latents say that they are of {hub_id}, which is not a folder on this machine: pass {hub_id} yourself if "
-        "you trust it"
-    )
+def _find_downloaded(hub_id: str) -> Path:
+    """Return the folder of a hub id in the hub's cache. Raise _DownloadError if it is not there."""
+    try:
+        return download(hub_id, read_config, local_files_only=True)
+    except OSError as error:
+        raise _DownloadError(
+            f"the latents say that they are of {hub_id}, which is not on this machine: pass {hub_id} yourself if you "
+            "trust it"
+        ) from error
 
 
 def check_decoder(latents: LatentIdentity, decoder: LatentIdentity, force: bool = False) -> str | None:

@@ -331,8 +331,7 @@ def _load_saved(name: str, device: torch.device, dtype: torch.dtype, encoder: st
     if name.endswith(".safetensors") and not Path(name).is_dir():
         files, source = [Path(name)], name
         folder = files[0].parent
-        with quiet():
-            model = _read_file(files[0]).to(dtype)
+        model = read_single_file(files[0]).to(dtype)
     else:
         folder = find_model(
             name,
@@ -355,9 +354,13 @@ def _load_saved(name: str, device: torch.device, dtype: torch.dtype, encoder: st
     return PretrainedAutoencoder(_display_name(name), model, source, digests, beside)
 
 
-def _read_file(path: Path) -> Any:
-    """Return the AutoencoderKL of a file in LDM's layout, or else the AutoencoderSSDD of one in the authors' layout."""
-    return read_ldm_vae(path) or AutoencoderSSDD.from_original(path)
+def read_single_file(path: Path) -> Any:
+    """Return the KL-VAE of a file in LDM's layout, or else the AutoencoderSSDD of one in the authors' layout.
+
+    It is on the CPU, in the file's precision. Raises CheckpointError for any other file.
+    """
+    with quiet():
+        return read_ldm_vae(path) or AutoencoderSSDD.from_original(path)
 
 
 def _display_name(name: str) -> str:

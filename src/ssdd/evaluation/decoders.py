@@ -20,7 +20,7 @@ from ..checkpoints.encoders import encoder_digest
 from ..checkpoints.identity import LatentIdentity, check_decoder, find_decoder, identify, identify_weights
 from ..checkpoints.own_model import MOST_STEPS
 from ..checkpoints.places import download, find_model
-from .autoencoders import Network, OwnCode, PretrainedAutoencoder, load_autoencoder
+from .autoencoders import Network, OwnCode, PretrainedAutoencoder, load_autoencoder, read_single_file
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +47,11 @@ class LatentDecoder:
 
     @cached_property
     def _weights(self) -> list[str]:
-        """Digests of the weights as they were saved."""
+        """Digests of the weights as they were saved, and the statistics by which a decoder of ours reads latents."""
         if isinstance(self.model, AutoencoderSSDD):
-            return [identify_weights(self.model.decoder)]
+            entering = (self.model.config[f"decoder_latents_{name}"] for name in ("mean", "std"))
+            statistics = [str([float(number) for number in numbers]) for numbers in entering if numbers is not None]
+            return [identify_weights(self.model.decoder), *statistics]
         return sorted(self.model.sha256.values())
 
     @property
@@ -138,13 +140,18 @@ def load_decoder(name: str, device: torch.device | str = "cpu", dtype: torch.dty
 
     Raises ValueError, CheckpointError, OSError or ImportError with one line.
     """
-    folder = _find_folder(name)
-    config = {} if folder is None else read_config(folder)
-    kind = config.get("_class_name")
-    if kind == "AutoencoderSSDD":
-        model = AutoencoderSSDD.from_pretrained(str(folder), torch_dtype=dtype).to(device).eval()
-        return LatentDecoder(model, identify(name))
-    if dtype == torch.float16 and config.get("force_upcast", True) and kind == "AutoencoderKL":
+    folder, config = _find_folder(name), {}
+    if folder is not None:
+        config = read_config(folder)
+        if config.get("_class_name") == "AutoencoderSSDD":
+            model = AutoencoderSSDD.from_pretrained(str(folder), torch_dtype=dtype).to(device).eval()
+            return LatentDecoder(model, identify(name))
+    elif name.endswith(".safetensors"):
+        model = read_single_file(Path(name))
+        if isinstance(model, AutoencoderSSDD):
+            return LatentDecoder(model.to(device, dtype).eval(), _identify_single_file(name, model))
+        config = {**model.config, "_class_name": type(model).__name__}
+    if dtype == torch.float16 and config.get("force_upcast", True) and config.get("_class_name") == "AutoencoderKL":
         logger.info("%s: float32 instead of float16, as its force_upcast asks", name)
         dtype = torch.float32
     loaded = load_autoencoder(name, device, dtype)
@@ -181,6 +188,13 @@ def _find_folder(name: str) -> Path | None:
     if Path(name).is_file() or (":" in name and not Path(name).exists()):
         return None
     return find_model(name, lambda hub: download(hub, read_config), "a single file, code of yours (file.py:NAME), ")
+
+
+def _identify_single_file(name: str, model: AutoencoderSSDD) -> LatentIdentity:
+    """Return whose latents a file in the authors' layout decodes: without an encoder in it, nobody knows."""
+    if model.encoder is None:
+        return LatentIdentity(name, None, model.spatial_factor, model.latent_channels)
+    return identify(name)
 
 
 def identify_network(name: str, loaded: Network) -> LatentIdentity:

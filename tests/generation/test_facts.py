@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from ssdd.generation.result import load_generator
 from tests.generation.test_shared import save_random_generator
@@ -60,3 +61,28 @@ def test_digest_covers_the_statistics(saved: Path, tmp_path: Path) -> None:
     facts["statistics"]["scaling_factor"] = 0.7
     (folder / "generation.json").write_text(json.dumps(facts))
     assert load_generator(folder).digest != load_generator(saved).digest
+
+
+def test_damaged_networks_are_told_in_one_line(saved: Path, tmp_path: Path) -> None:
+    """Some ended with a traceback, and missing weights were drawn by chance."""
+    config = json.loads((saved / "config.json").read_text())
+    weights = saved / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    name = min(tensors)
+    save_file({key: tensor for key, tensor in tensors.items() if key != name}, tmp_path / "less")
+    for number, (file, content, message) in enumerate(
+        (
+            ("config.json", b"{}", "expected a network, LatentTransformer"),
+            ("config.json", b"[]", "expected a JSON object"),
+            ("config.json", json.dumps(config | {"num_layers": "x"}).encode(), "expected a generator, found damaged"),
+            (weights.name, weights.read_bytes()[:-100], "expected a generator, found damaged files"),
+            (weights.name, (tmp_path / "less").read_bytes(), f"expected all weights of a generator, found no {name}"),
+        )
+    ):
+        folder = tmp_path / str(number)
+        shutil.copytree(saved, folder)
+        (folder / file).write_bytes(content)
+        with pytest.raises(ValueError, match=message) as caught:
+            load_generator(folder)
+        assert str(folder) in str(caught.value)
+        assert "\n" not in str(caught.value)

@@ -4,6 +4,7 @@ import itertools
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -243,6 +244,9 @@ def test_images_are_decoded_raw_latents(generator: Generator, decoder: LatentDec
         (["goldfish"], None),
         (["shark"], None),
         (["4"], None),
+        (["-1"], None),
+        (["--5"], None),
+        (["#--5"], None),
         (["tench,2"], None),
     ],
 )
@@ -252,8 +256,15 @@ def test_classes_by_number_name_and_part(words: list[str], expected: list[int] |
     if expected is not None:
         assert parse_classes(words, facts) == expected
         return
-    with pytest.raises(ValueError, match="expected"):
+    with pytest.raises(ValueError, match=r"^expected"):
         parse_classes(words, facts)
+
+
+def test_classes_may_be_integers_of_numpy() -> None:
+    FACTS.check_labels(list(np.arange(len(FACTS.classes))))  # type: ignore[arg-type]
+    for wrong in (np.int64(len(FACTS.classes)), np.float64(0), True, 0.0):
+        with pytest.raises(ValueError, match="expected classes from 0 to"):
+            FACTS.check_labels([wrong])  # type: ignore[list-item]
 
 
 def test_classes_whose_names_are_numbers() -> None:

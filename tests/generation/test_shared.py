@@ -5,7 +5,9 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from ssdd.checkpoints.adapters import Interface
 from ssdd.checkpoints.identity import identify
 from ssdd.evaluation.decoders import load_decoder
 from ssdd.generation.model import build_dit
-from ssdd.generation.pipeline import save_pipeline
+from ssdd.generation.pipeline import LatentDiffusionPipeline, save_pipeline
 from ssdd.generation.result import Generator, LatentFacts, load_generator, save_generator
 from ssdd.generation.sampling import Sampling, generate_images
 from tests.generation.latents import STATISTICS
@@ -130,3 +132,51 @@ def test_pipeline_of_diffusers_gives_our_samples(kind: str, tiny_model: Path, tm
             ValueError, match="expected a decoder that is called as an AutoencoderKL, found AutoencoderKL"
         ):
             save_pipeline(generator, decoder, tmp_path / "other")
+
+
+@pytest.fixture(scope="module")
+def kl_pipeline(tmp_path_factory: pytest.TempPathFactory) -> LatentDiffusionPipeline:
+    """A pipeline around a KL-VAE, which says force_upcast."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae = AutoencoderKL(**blocks, block_out_channels=(32,) * 4, layers_per_block=2)
+    vae.save_pretrained(folder / "kl")
+    generator = load_generator(save_random_generator(folder / "model", folder / "kl"))
+    return LatentDiffusionPipeline(generator.model, vae, msgspec.to_builtins(generator.facts))
+
+
+def test_pipeline_makes_an_image_of_every_class(kl_pipeline: LatentDiffusionPipeline) -> None:
+    """Of "all" it took the first class alone."""
+    options = {"num_inference_steps": 1, "output_type": "latent"}
+    found = kl_pipeline("all", **options).images
+    assert torch.equal(found, kl_pipeline(["cats", "dogs"], **options).images)
+    assert torch.equal(found, kl_pipeline(np.array([0, 1]), **options).images)
+    with pytest.raises(ValueError, match="expected a list of classes, one for each image, found 3"):
+        kl_pipeline(3)  # type: ignore[arg-type]
+
+
+def test_pipeline_decodes_in_batches(kl_pipeline: LatentDiffusionPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All images at once took memory without a bound."""
+    sizes, decode = [], kl_pipeline.vae.decode
+    monkeypatch.setattr(kl_pipeline.vae, "decode", lambda z: sizes.append(len(z)) or decode(z))
+    options = {"num_inference_steps": 1, "output_type": "np"}
+    images = kl_pipeline([0, 1] * 20, **options).images
+    assert sizes == [32, 8]
+    np.testing.assert_allclose(kl_pipeline([0, 1, 0], **options, batch_size=2).images, images[:3], atol=1)
+    assert sizes[2:] == [2, 1]
+    with pytest.raises(ValueError, match="expected a batch_size of at least 1, found 0"):
+        kl_pipeline([0], batch_size=0)
+
+
+@pytest.mark.parametrize("upcast", [True, False])
+def test_pipeline_honours_force_upcast(
+    kl_pipeline: LatentDiffusionPipeline, monkeypatch: pytest.MonkeyPatch, upcast: bool
+) -> None:
+    """The VAE of SDXL overflows in float16."""
+    dtypes, vae = [], kl_pipeline.vae
+    monkeypatch.setattr(vae, "decode", lambda z: dtypes.append(z.dtype) or SimpleNamespace(sample=z))
+    force_upcast = vae.config.force_upcast
+    vae.half().register_to_config(force_upcast=upcast)
+    kl_pipeline._decode(torch.zeros(1, 4, 4, 4))
+    assert (dtypes, vae.dtype) == ([torch.float32 if upcast else torch.float16], torch.float16)
+    vae.float().register_to_config(force_upcast=force_upcast)

@@ -116,7 +116,7 @@ def build_dit(size: str | DiTSize, latent_shape: Shape, classes: int, network: N
     return prepare(model)
 
 
-def model_class(name: str) -> Any:
+def model_class(name: str | None) -> Any:
     """Return the class of a saved network by the ``_class_name`` of its config. Raise ValueError for another."""
     classes = {kind.__name__: kind for kind in (LatentTransformer, DiTTransformer2DModel)}
     if name not in classes:

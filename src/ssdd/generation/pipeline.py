@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
@@ -55,32 +56,50 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         shift: float = 1.0,
         seed: int = 0,
         output_type: str = "pil",
+        batch_size: int = 32,
     ) -> ImagePipelineOutput:
         """Return N images, one of each class, as ``images``.
 
         Args:
-            classes: numbers, names or unique parts of names; None for no class in particular.
+            classes: numbers, names or unique parts of names; ``all`` for one image of every class; None for no class
+                in particular.
             num_inference_steps, guidance_scale, sampler, interval, shift, seed: see ``Sampling``.
             output_type: pil; np, uint8 (N, H, W, 3); or latent, raw latents (N, c, h, w).
+            batch_size: images that are sampled and decoded at a time; no image depends on it.
 
         Raises ValueError for a class that there is not, or numbers out of range.
         """
         if output_type not in ("pil", "np", "latent"):
             raise ValueError(f"expected output_type pil, np or latent, found {output_type!r}")
-        wanted = [classes] if isinstance(classes, str) else classes
-        if not isinstance(wanted, list | tuple | range) or not wanted:
-            raise ValueError(f"expected a list of classes, one for each image, found {classes!r}")
-        labels = [parse_classes([c], self.latent_facts)[0] if isinstance(c, str) else c for c in wanted]
+        if batch_size < 1:
+            raise ValueError(f"expected a batch_size of at least 1, found {batch_size}")
+        facts, labels = self.latent_facts, self._labels(classes)
         sampling = Sampling(num_inference_steps, guidance_scale, interval, sampler, seed, shift)
-        facts = self.latent_facts
-        latents = facts.denormalize(generate(Generator(self.transformer, facts), labels, sampling))
+        z = generate(Generator(self.transformer, facts), labels, sampling, batch_size=batch_size)
+        latents = facts.denormalize(z)
         if output_type == "latent":
             return ImagePipelineOutput(images=latents)
-        pixels = tensor_to_image(self._decode(latents).cpu())
+        pixels = np.concatenate([tensor_to_image(self._decode(part).cpu()) for part in latents.split(batch_size)])
         return ImagePipelineOutput(images=self.numpy_to_pil(pixels / 255) if output_type == "pil" else pixels)
 
+    def _labels(self, classes: str | Sequence[int | str | None]) -> list[int | None]:
+        """Return the class of each image."""
+        labels: list[int | None] = []
+        if isinstance(classes, str | list | tuple | range | np.ndarray):
+            for wanted in [classes] if isinstance(classes, str) else classes:
+                labels += parse_classes([wanted], self.latent_facts) if isinstance(wanted, str) else [wanted]
+        if not labels:
+            raise ValueError(f"expected a list of classes, one for each image, found {classes!r}")
+        return labels
+
     def _decode(self, latents: Tensor) -> Tensor:
-        return self.vae.decode(latents.to(self.vae.device, self.vae.dtype)).sample
+        upcast = self.vae.dtype == torch.float16 and self.vae.config.get("force_upcast", False)
+        if upcast:  # as pipelines of diffusers do: float16 would overflow
+            self.vae.to(torch.float32)
+        images = self.vae.decode(latents.to(self.vae.device, self.vae.dtype)).sample
+        if upcast:
+            self.vae.to(torch.float16)
+        return images
 
 
 def save_pipeline(generator: Generator, decoder: LatentDecoder, folder: Path) -> None:

@@ -8,9 +8,11 @@ Shapes: B batch, c latent channels, g x g latent grid.
 
 import difflib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,10 @@ from diffusers.utils import is_accelerate_available
 from torch import Tensor
 
 from ..autoencoder.normalization import latent_map
+from ..checkpoints.adapters import quiet
 from ..checkpoints.config import read_config
 from ..checkpoints.identity import LatentIdentity, OtherEncoderError
+from ..checkpoints.own_code import one_line
 from ..evaluation.weights import sha256
 from ..runtime.files import share
 from .data import Latents, normalization_of
@@ -57,7 +61,8 @@ class LatentFacts:
 
     def check_labels(self, labels: "list[int]") -> None:
         """Raise ValueError for a class that there is not."""
-        if wrong := [label for label in labels if type(label) is not int or not 0 <= label < len(self.classes)]:
+        known = range(len(self.classes))
+        if wrong := [n for n in labels if not isinstance(n, Integral) or isinstance(n, bool) or n not in known]:
             found = f"expected classes from 0 to {len(self.classes) - 1}, found {wrong[0]}"
             raise ValueError(found if self.classes else f"expected no class, this model knows none; found {wrong[0]}")
 
@@ -147,7 +152,7 @@ def parse_classes(names: Sequence[str], facts: LatentFacts) -> list[int]:
 def _class(name: str, numbers: dict[str, int], classes: tuple[str, ...]) -> int:
     if name in numbers:
         return _unless_ambiguous(name, numbers, len(classes))
-    if name.removeprefix("#").lstrip("-").isdecimal():
+    if re.fullmatch(r"#?-?\d+", name):
         return int(name.removeprefix("#"))
     return _class_with(name, classes)
 
@@ -189,9 +194,23 @@ def load_generator(
     """
     folder = _find_folder(name)
     facts = _read_facts(folder / FACTS)
-    model = model_class(read_config(folder)["_class_name"]).from_pretrained(
-        str(folder), use_safetensors=True, torch_dtype=dtype, low_cpu_mem_usage=is_accelerate_available()
-    )
+    config = read_config(folder)
+    try:
+        with quiet():
+            model, info = model_class(config.get("_class_name")).from_pretrained(
+                str(folder),
+                use_safetensors=True,
+                torch_dtype=dtype,
+                low_cpu_mem_usage=is_accelerate_available(),
+                output_loading_info=True,
+            )
+    except Exception as error:  # whatever diffusers makes of a damaged config or file of weights
+        raise ValueError(
+            f"{folder}: expected a generator, found damaged files ({one_line(error)[:400]}): copy or export it again"
+        ) from error
+    if info["missing_keys"]:  # diffusers would fill them with random numbers
+        missing = min(info["missing_keys"])
+        raise ValueError(f"{folder}: expected all weights of a generator, found no {missing}: copy or export it again")
     if facts.latent_shape != sample_shape(model) or len(facts.classes) != null_class(model):
         raise ValueError(f"{folder}: {FACTS} and the model's config.json contradict each other")
     return Generator(prepare(model).to(device).eval(), facts, folder)

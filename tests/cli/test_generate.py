@@ -94,6 +94,15 @@ def test_from_pictures_to_samples(
     with np.load(tmp_path / "npz" / "samples.npz") as found:
         assert found["arr_0"].shape == (4, 32, 32, 3)
         assert found["arr_1"].tolist() == [0, 1, 0, 1]
+    whole = tree(tmp_path / "npz")
+    (tmp_path / "npz" / "samples.npz").write_bytes(b"damaged")
+    in_npz = ("generate", "sample", "run", "--count", 4, "--out", "npz", "--format", "npz", *quick)
+    assert "samples.npz: expected 4 samples, found a damaged file: remove it" in ssdd(*in_npz).error_line()
+    (tmp_path / "npz" / "samples.npz").unlink()
+    assert "4 samples as npz" in ssdd(*in_npz).out
+    assert tree(tmp_path / "npz").keys() == whole.keys(), "grid.png was taken for the sign that all is done"
+    with np.load(tmp_path / "npz" / "samples.npz") as found:
+        assert found["arr_0"].shape == (4, 32, 32, 3)
 
     monkeypatch.setattr("ssdd.cli.evaluate.load_extractors", lambda *arguments: [Colours()])
     measure = ("--data", tmp_path / "photos", "--count", 4, "--guidance", 1, 2, "--workers", 0)

@@ -166,6 +166,15 @@ def test_overwriting_leaves_nothing_of_the_earlier_set(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [FACTS]
 
 
+def test_overwriting_leaves_no_part_of_an_earlier_npz(tmp_path: Path) -> None:
+    """The parts of one that was killed were looked for in another size, and all but the first stayed."""
+    begin(FILES["npz"](tmp_path, LABELS, 3), {"format": "npz", "labels": LABELS}, overwrite=False)
+    make("npz", tmp_path)
+    assert len(list((tmp_path / ".parts").iterdir())) == 3
+    begin(FILES["png"](tmp_path, LABELS, 3), {"format": "png", "labels": LABELS}, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == [FACTS]
+
+
 def test_other_settings_are_told_with_their_values(tmp_path: Path) -> None:
     files = FILES["png"](tmp_path, LABELS, 3)
     begin(files, {"count": 7, "sampling": {"steps": 2, "seed": 0}}, overwrite=False)

@@ -307,10 +307,10 @@ def _finish(options: Sample, files: "SampleFiles") -> int:
         print(f"{missing} of {len(files.parts)} parts are still being made by other processes", file=sys.stderr)
         return 0
     with one_after_another(options.out):
-        if not (options.out / GRID).exists():
+        if not (files.is_finished() and (options.out / GRID).exists()):
             files.finish()
             page = draw_page(files.read(min(COLUMNS * ROWS, options.count)))
-            save_image(options.out / GRID, page)
+            save_image(options.out / GRID, page, overwrite=True)
             print(f"{options.count:,} samples as {options.format} and {GRID} in {options.out}")
         elif os.environ.get("WORLD_SIZE", "1") == "1":
             print(f"{options.count:,} samples are in {options.out}")

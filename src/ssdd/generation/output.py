@@ -60,6 +60,10 @@ class SampleFiles(ABC):
     def read(self, count: int) -> list[np.ndarray]:
         """Return the first images again."""
 
+    def is_finished(self) -> bool:
+        """Return whether parts that are all there are joined, where they are no result by themselves."""
+        return True
+
     def finish(self) -> None:  # noqa: B027 - most have nothing to do
         """Join the parts, where they are no result by themselves."""
 
@@ -140,7 +144,7 @@ class NpzFile(SampleFiles):
     """
 
     def missing(self, part: range) -> Sequence[int]:
-        if (self.out / NPZ).exists():
+        if self.is_finished():
             self._check_whole()
             return ()
         return () if self._path(part).exists() else part
@@ -175,10 +179,17 @@ class NpzFile(SampleFiles):
                 images.append(np.frombuffer(file.read(int(np.prod(shape[1:]))), dtype).reshape(shape[1:]))
         return images
 
+    def is_finished(self) -> bool:
+        return (self.out / NPZ).exists()
+
     def finish(self) -> None:
-        if not (self.out / NPZ).exists():
+        if not self.is_finished():
             self._join()
         shutil.rmtree(self.out / _PARTS, ignore_errors=True)
+
+    def remove(self) -> None:
+        (self.out / NPZ).unlink(missing_ok=True)
+        shutil.rmtree(self.out / _PARTS, ignore_errors=True)  # of any size
 
     def _join(self) -> None:
         with atomic_path(self.out / NPZ) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:

@@ -1,6 +1,7 @@
 """``ssdd generate``: from pictures to samples with the embedded tokenizer, and one line where that cannot be."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from ssdd.checkpoints.identity import identify
 from ssdd.cli.generate import Train
 from ssdd.cli.parse import parse
 from ssdd.evaluation.features import Extractor
+from ssdd.generation.model import build_dit
+from ssdd.generation.result import Generator, load_generator, save_generator
 from ssdd.recipes.generation import GENERATION_RECIPES
 from ssdd.training import loop
+from tests.generation.test_shared import save_random_generator
 
 Ssdd = Callable[..., Any]
 
@@ -38,8 +42,8 @@ class Colours(Extractor):
 
     preprocessing = "none"
 
-    def __init__(self) -> None:
-        super().__init__("colours", torch.nn.Identity(), 3, Path(__file__), "cpu")
+    def __init__(self, name: str = "colours") -> None:
+        super().__init__(name, torch.nn.Identity(), 3, Path(__file__), "cpu")
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         return images.float().mean((2, 3))
@@ -145,6 +149,47 @@ def test_from_pictures_to_samples(
         ),
     ):
         assert message in ssdd("generate", *arguments).error_line()
+
+
+@pytest.fixture
+def generator(tmp_path: Path, tiny_model: Path) -> Path:
+    """Folder of a generator with random weights."""
+    return save_random_generator(tmp_path / "generator", tiny_model)
+
+
+def test_guide_is_checked_before_the_work(ssdd: Ssdd, generator: Path, tmp_path: Path) -> None:
+    """What was refused left a samples.json, which refused the next command with it."""
+    shutil.copytree(generator, tmp_path / "others")
+    facts = json.loads((generator / "generation.json").read_text())
+    (tmp_path / "others" / "generation.json").write_text(json.dumps(facts | {"classes": ["dogs", "cats"]}))
+    square = build_dit("tiny/2", (4, 4, 4), 2, "diffusers")
+    save_generator(Generator(square, load_generator(generator).facts), tmp_path / "square")
+    sample = ("generate", "sample", generator, "--count", 2, "--steps", 1, "--out", "out", "--guide")
+    assert "expected a guide with the generator's classes" in ssdd(*sample, "others").error_line()
+    assert "expected 32 x 32 px, all that diffusers' DiT takes" in ssdd(*sample, "square", "--height", 64).error_line()
+    assert not (tmp_path / "out").exists()
+
+
+def test_search_loses_nothing_that_is_there(
+    ssdd: Ssdd, generator: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ssdd.cli.evaluate.load_extractors", lambda *arguments: [Colours()])
+    search = ("generate", "evaluate", generator, "--data", photos, "--count", 4, "--steps", 1, "--workers", 0)
+    assert ssdd(*search, "--guidance", 2, "--out", "numbers.json").status == 0
+    numbers = (tmp_path / "numbers.json").read_bytes()
+    monkeypatch.setattr("ssdd.generation.evaluation.measure_reference", None)  # refused before the photographs
+    for options, message in (
+        (("--out", "numbers.png"), "numbers.png: expected --out NAME.json"),
+        (("--out", "numbers.json", "--classes", 1, 0), "holds rows with another labels_sha256"),
+        (("--out", "numbers.json", "--overwrite", "--guide", "nowhere"), "nowhere: expected a trained generator"),
+    ):
+        assert message in ssdd(*search, *options).error_line()
+    (tmp_path / "numbers.png").write_bytes(b"of something else")
+    assert "numbers.png exists already" in ssdd(*search, "--out", "numbers.json", "--guidance", 2, 3).error_line()
+    monkeypatch.setattr("ssdd.cli.evaluate.load_extractors", lambda *arguments: [Colours("others")])
+    assert "holds rows with another extractors" in ssdd(*search, "--out", "numbers.json").error_line()
+    assert (tmp_path / "numbers.json").read_bytes() == numbers
+    assert (tmp_path / "numbers.png").read_bytes() == b"of something else"
 
 
 @pytest.mark.parametrize(

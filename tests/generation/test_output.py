@@ -18,12 +18,15 @@ from ssdd.data.sources import open_source
 from ssdd.evaluation.decoders import LatentDecoder
 from ssdd.evaluation.features import Extractor
 from ssdd.evaluation.protocols import EvaluationSet
+from ssdd.evaluation.results import describe_extractor
 from ssdd.generation.evaluation import (
+    GuidedResult,
     SearchFile,
     as_text,
     balanced_labels,
     best,
     describe,
+    describe_labels,
     image_side,
     measure_reference,
     measure_samples,
@@ -35,7 +38,7 @@ from ssdd.generation.evaluation import (
 from ssdd.generation.output import FACTS, FILES, NPZ, Format, SampleFiles, begin, draw_page
 from ssdd.generation.result import Generator
 from ssdd.generation.sampling import Sampling
-from ssdd.runtime.files import OutputExists
+from ssdd.runtime.files import OutputExists, only_one
 from tests.generation.latents import NOBODY
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), np.uint8)
@@ -271,6 +274,81 @@ def test_guidance_search_and_its_protocol(
     assert Image.open(tmp_path / "search.png").width > 400
     with pytest.raises(ValueError, match=r'holds rows with another generator \("g" instead of "h"\)'):
         SearchFile(tmp_path / "search.json", {"generator": "h"}).kept()
+
+
+def result(guidance: float) -> GuidedResult:
+    """A row of a search."""
+    return GuidedResult(Sampling(guidance=guidance), {"means": {"frechet": guidance}})
+
+
+def test_rows_of_other_classes_are_not_gone_on_with(tmp_path: Path) -> None:
+    """As many samples of as many classes, and the rows of the former ones were taken for theirs."""
+    path = tmp_path / "search.json"
+    labels: list[int | None] = [0, 1, 0, 1]
+    SearchFile(path, describe_labels(labels, "in turn")).write([result(1)])
+    assert SearchFile(path, describe_labels(list(np.array(labels)), "in turn")).kept() == [result(1)]
+    for others in ([2, 3, 2, 3], [1, 0, 1, 0]):
+        with pytest.raises(ValueError, match="holds rows with another labels_sha256"):
+            SearchFile(path, describe_labels(others, "in turn")).kept()
+
+
+def test_rows_of_two_searches_at_once_are_all_kept(tmp_path: Path) -> None:
+    """The second one wrote the rows that it knew of, and those of the first were gone."""
+    first, second = (SearchFile(tmp_path / "search.json", {"generator": "g"}) for _ in range(2))
+    assert first.kept() == second.kept() == []
+    with only_one(tmp_path):  # as the run whose numbers these are, while it trains on
+        assert first.write([result(1)]) == [result(1)]
+    assert second.write([result(2)]) == [result(1), result(2)]
+    assert first.write([result(1), result(3)]) == first.kept() == [result(1), result(2), result(3)]
+    assert (tmp_path / "search.png").exists()
+
+
+def test_rows_are_replaced_when_the_first_new_one_is_done(tmp_path: Path) -> None:
+    """Before that, --overwrite has lost nothing."""
+    path = tmp_path / "search.json"
+    SearchFile(path, {"generator": "g"}).write([result(1), result(2)])
+    search = SearchFile(path, {"generator": "h"}, overwrite=True)
+    search.check([Sampling(guidance=guidance) for guidance in (3, 4)])
+    assert search.kept() == []
+    assert len(json.loads(path.read_text())["rows"]) == 2
+    assert search.write([result(3)]) == search.kept() == [result(3)]
+    assert search.write([result(3), result(4)]) == search.kept() == [result(3), result(4)]
+
+
+def test_plot_replaces_no_other_picture(tmp_path: Path) -> None:
+    path, picture = tmp_path / "search.json", tmp_path / "search.png"
+    picture.write_bytes(b"of something else")
+    search = SearchFile(path, {"generator": "g"})
+    two = [Sampling(guidance=guidance) for guidance in (1, 2)]
+    search.check(two[:1])  # without a plot
+    with pytest.raises(OutputExists, match=r"search\.png exists already, where the plot of search\.json would be"):
+        search.check(two)
+    search.write([result(1)])
+    with pytest.raises(OutputExists, match=r"search\.png exists already"):
+        search.write([result(1), result(2)])
+    assert picture.read_bytes() == b"of something else"
+    assert search.kept() == [result(1), result(2)], "what was measured is lost"
+    picture.unlink()
+    for rows in ([result(1), result(2)], [result(3)]):  # its own
+        search.check(two)
+        search.write(rows)
+    picture.write_bytes(b"of something else")
+    SearchFile(path, {"generator": "h"}, overwrite=True).write([result(1), result(2)])
+    assert Image.open(picture).width > 400
+
+
+def test_rows_of_other_extractors_are_seen_before_the_photographs(tmp_path: Path) -> None:
+    """The name of a distance has the number of photographs, which is not known by then."""
+
+    def facts(extractor: Extractor, images: int) -> dict[str, object]:
+        return {"extractors": [describe_extractor(extractor, images)]}
+
+    other = Means()
+    other.sha256 = "0" * 64
+    SearchFile(tmp_path / "search.json", facts(Means(), 8)).write([result(1)])
+    assert SearchFile(tmp_path / "search.json", facts(Means(), 10)).kept() == [result(1)]
+    with pytest.raises(ValueError, match="holds rows with another extractors"):
+        SearchFile(tmp_path / "search.json", facts(other, 8)).kept()
 
 
 def test_published_statistics_give_the_frechet_distance_alone(

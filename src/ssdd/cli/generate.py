@@ -114,11 +114,15 @@ class SampleOptions(GeneratorOptions):
 
         return Sampling(self.steps, guidance, self.interval, self.sampler, self.seed, self.shift)
 
-    def load_guide(self, device: "torch.device") -> "Generator | None":
-        """Return the generator to guide away from, if any."""
+    def load_guide(self, generator: "Generator") -> "Generator | None":
+        """Return the generator to guide away from, if any. Raises OSError or ValueError for one that does not fit."""
         from ..generation.result import load_generator
 
-        return None if self.guide is None else load_generator(self.guide, device, torch_dtype(self.dtype))
+        if self.guide is None:
+            return None
+        guide = load_generator(self.guide, generator.model.device, torch_dtype(self.dtype))
+        generator.facts.check_guide(guide.facts)
+        return guide
 
 
 @dataclass(frozen=True)
@@ -163,8 +167,8 @@ class Evaluate(SampleOptions):
     allow_missing: bool = False
     """Leave out, with a line, extractors that were asked for and cannot be had."""
     out: Path | None = None
-    """JSON file for every number and the protocol, and beside it a plot of a search. A file that is there is gone on
-    with."""
+    """NAME.json for every number and the protocol, and beside it NAME.png, a plot of a search. A file that is there is
+    gone on with."""
     json: bool = False
     """Print what --out writes instead of the table."""
     workers: Workers = 2
@@ -268,8 +272,10 @@ def _sample(options: Sample) -> int:
     check_outputs(options.out, [GRID, FACTS])
     device = _local_device(options)
     generator, decoder = options.load(device, optimize=options.count >= _MANY)
-    guide = options.load_guide(device)
+    guide = options.load_guide(generator)
     grid = generator.latent_grid(options.height, options.width)
+    if guide is not None:
+        guide.latent_grid(options.height, options.width)
     how = {**_how(sampling, labels), "latent_grid": list(grid)}
     part_size = _PART_SIZES.get(options.format, TAR_PART)
     if options.format == "png":  # its parts need not be the same when more processes go on with them
@@ -329,6 +335,7 @@ def _evaluate_shared(options: Evaluate, processes: "Processes") -> int:
 
     from ..data.sources import open_source
     from ..evaluation.protocols import EvaluationSet
+    from ..evaluation.results import describe_extractor
     from ..generation import evaluation
     from ..generation.result import parse_classes, read_facts
     from ..runtime.processes import broadcast, check_same
@@ -340,9 +347,9 @@ def _evaluate_shared(options: Evaluate, processes: "Processes") -> int:
             f"expected photographs to compare with, --data, or their statistics, --reference; found {found}"
         )
     if options.out is not None:
+        if options.out.suffix != ".json":
+            raise ValueError(f"{options.out}: expected --out NAME.json (a plot is NAME.png), found another ending")
         check_outputs(options.out.parent, [options.out.name])
-        if options.overwrite and processes.main:
-            options.out.unlink(missing_ok=True)
     samplings = [options.sampling(guidance) for guidance in options.guidance]
     facts = read_facts(options.run)
     classes = parse_classes(options.classes, facts)
@@ -356,23 +363,20 @@ def _evaluate_shared(options: Evaluate, processes: "Processes") -> int:
             print(f"{others:,} of {len(source):,} photographs are of no class of the generator", file=sys.stderr)
         labels, shares = evaluation.proportional_labels(counts, options.count, options.seed), "as the photographs"
     generator, decoder = options.load(processes.device, optimize=options.count >= _MANY)
-    guide = options.load_guide(processes.device)
+    guide = options.load_guide(generator)
     left_out = LeftOut(options.allow_missing)
     extractors = load_extractors(options.extractors, generator.model.device, left_out)
     if processes.main:
         left_out.say()
     if not extractors:
         raise ValueError("expected at least one feature extractor, found the weights of none")
-    models = _models(options, generator, decoder, guide) | {"samples": options.count, "labels": shares}
+    models = _models(options, generator, decoder, guide) | evaluation.describe_labels(labels, shares)
     models["sampling"] = {name: value for name, value in samplings[0].describe().items() if name != "guidance"}
-    photographs = {
-        "photographs": None if source is None else len(source),
-        "extractors": {e.name: e.sha256 for e in extractors},
-    }
-    check_same(models | photographs)
-    search = evaluation.SearchFile(options.out, models)
+    models["extractors"] = [describe_extractor(extractor, options.count) for extractor in extractors]
+    check_same(models | {"photographs": None if source is None else len(source)})
+    search = evaluation.SearchFile(options.out, models, options.overwrite)
     if processes.main:
-        search.kept()  # before any work
+        search.check(samplings)  # before any work
 
     def progress(items: Iterable[Any], total: int) -> Iterable[Any]:
         return tqdm(items, total=total, disable=not processes.main or bars_are_off())
@@ -397,8 +401,7 @@ def _evaluate_shared(options: Evaluate, processes: "Processes") -> int:
             generator, decoder, labels, sampling, reference, options.batch_size, progress, processes, guide
         )
         if row is not None:
-            results.append(row)
-            search.write(results)
+            results = search.write([*results, row])
     if not processes.main:
         return 0
     for reason in reference.skipped:

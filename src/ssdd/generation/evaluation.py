@@ -3,10 +3,11 @@
 Several processes share the photographs and the samples. Shapes: N samples, S side.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ..evaluation.metrics import SET_METRICS
 from ..evaluation.protocols import PROTOCOLS, Census, EvaluationSet, Progress, Protocol, crop_batches, silent
 from ..evaluation.results import describe_extractor, set_notes, software
 from ..evaluation.weights import sha256
-from ..runtime.files import atomic_path, write_json
+from ..runtime.files import OutputExists, atomic_path, one_after_another, write_json
 from ..runtime.processes import Processes, gather
 from ..runtime.text import aligned
 from ..tokenization.labels import folder_of
@@ -206,25 +207,42 @@ def proportional_labels(counts: Counter[int], count: int, seed: int) -> list[int
 class SearchFile:
     """The JSON file of a search over guidances, and its plot: written after each row, and gone on with.
 
+    Several processes may write to one file.
+
     Attributes:
-        path: of the file; None to keep nothing.
+        path: of the file, with the suffix .json; None to keep nothing. The plot has .png instead.
         facts: everything but the rows, JSON types alone.
+        overwrite: replace what is there, once the first row is done.
     """
 
     path: Path | None
     facts: dict[str, Any]
+    overwrite: bool = False
+    _written: bool = field(default=False, init=False)
+
+    def check(self, samplings: Sequence[Sampling]) -> None:
+        """Raise what ``kept`` and ``write`` would raise in the end for rows of these samplings."""
+        kept = self.kept()
+        if self.path is None or self.overwrite or not _has_plot(len({row.sampling for row in kept} | set(samplings))):
+            return
+        plot = self.path.with_suffix(".png")
+        if len(kept) < 2 and plot.exists():  # of something else
+            raise OutputExists(
+                f"{plot} exists already, where the plot of {self.path.name} would be: choose another --out, or pass "
+                "--overwrite to replace it"
+            )
 
     def kept(self) -> list[GuidedResult]:
         """Return the rows that are there. Raises ValueError if they are of another generator, or other data."""
-        if self.path is None or not self.path.exists():
+        if self.path is None or not self.path.exists() or (self.overwrite and not self._written):
             return []
         try:
             found = json.loads(self.path.read_text())
             rows = [(row.pop("distances"), row) for row in found.pop("rows")]
             results = [GuidedResult(Sampling.read(row), distances) for distances, row in rows]
+            found, expected = _without_names(found), _without_names(json.loads(json.dumps(self.facts)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.path}: expected a result of ssdd generate evaluate, found {error!r}") from error
-        expected = json.loads(json.dumps(self.facts))
         if different := [n for n in expected if n not in (*NAMES, "software") and found.get(n) != expected[n]]:
             raise ValueError(
                 f"{self.path} holds rows with another {other_settings(different, found, expected)}: choose another "
@@ -236,14 +254,32 @@ class SearchFile:
         """Return the facts and all rows, JSON types alone."""
         return {**self.facts, "rows": [{**r.sampling.describe(), "distances": r.distances} for r in results]}
 
-    def write(self, results: Sequence[GuidedResult]) -> None:
-        """Write all rows, and a plot of them if there are several."""
+    def write(self, results: Sequence[GuidedResult]) -> list[GuidedResult]:
+        """Write these rows beside those that are there by now, and a plot if that makes several. Return all rows."""
         if self.path is None:
-            return
-        write_json(self.path, self.content(results))
-        if len(results) > 1 and find_spec("matplotlib"):
-            with atomic_path(self.path.with_suffix(".png"), overwrite=True) as path:
-                path.write_bytes(draw_search(results))
+            return list(results)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with one_after_another(self.path.parent, self.path.name):
+            kept = self.kept()
+            known = {row.sampling for row in kept}
+            rows = [*kept, *(row for row in results if row.sampling not in known)]
+            write_json(self.path, self.content(rows))
+            self._written = True
+            if _has_plot(len(rows)):
+                with atomic_path(self.path.with_suffix(".png"), self.overwrite or len(kept) > 1) as path:
+                    path.write_bytes(draw_search(rows))
+        return rows
+
+
+def _has_plot(rows: int) -> bool:
+    return rows > 1 and find_spec("matplotlib") is not None
+
+
+def _without_names(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return facts without the names of the Fréchet distances, which follow from the numbers of images."""
+    if "extractors" not in facts:
+        return facts
+    return {**facts, "extractors": [{**extractor, "frechet_name": None} for extractor in facts["extractors"]]}
 
 
 def describe(reference: Reference, labels: Sequence[int | None], shares: str, models: dict[str, Any]) -> dict[str, Any]:
@@ -251,11 +287,20 @@ def describe(reference: Reference, labels: Sequence[int | None], shares: str, mo
     return {
         **models,
         "reference": reference.facts,
-        "samples": len(labels),
-        "classes": len(set(labels) - {None}),
-        "labels": shares,
+        **describe_labels(labels, shares),
         "extractors": _extractors(reference, len(labels)),
         "software": software(),
+    }
+
+
+def describe_labels(labels: Sequence[int | None], shares: str) -> dict[str, Any]:
+    """Return how many samples there are of how many classes, in which shares, and the digest of each one's class."""
+    numbers = [None if label is None else int(label) for label in labels]
+    return {
+        "samples": len(labels),
+        "classes": len(set(numbers) - {None}),
+        "labels": shares,
+        "labels_sha256": hashlib.sha256(json.dumps(numbers).encode()).hexdigest(),
     }
 
 

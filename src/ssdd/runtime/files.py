@@ -132,9 +132,9 @@ def only_one(folder: Path, work: str = "trained", part: str | None = None) -> It
 
 
 @contextmanager
-def one_after_another(folder: Path) -> Iterator[None]:
-    """Wait until no other process holds the lock of an existing folder, and hold it."""
-    with (folder / LOCK).open("w") as file:
+def one_after_another(folder: Path, part: str | None = None) -> Iterator[None]:
+    """Wait until no other process holds the lock of an existing folder, or of a named part of it, and hold it."""
+    with (folder / (LOCK if part is None else f"{LOCK}-{part}")).open("w") as file:
         lock(file, fcntl.LOCK_EX)
         yield
 

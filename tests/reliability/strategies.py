@@ -1,4 +1,4 @@
-"""What hypothesis, and the fuzzer in ``fuzz/``, make of valid files, and what must hold for every result.
+"""What hypothesis makes of valid files, and what must hold for every result.
 
 A target takes bytes and either comes to an end or raises the error class that is documented for them, with one line.
 """

@@ -29,11 +29,11 @@ from ssdd import AutoencoderSSDD
 from ssdd.cli.common import ModelOptions
 from ssdd.data.pixels import images_to_tensor
 from ssdd.data.sources import open_source
-from ssdd.evaluation.autoencoders import image_generators
 from ssdd.evaluation.image_metrics import rounded
 from ssdd.evaluation.metrics import BatchMetrics, cached_lpips
 from ssdd.evaluation.protocols import Census, EvaluationSet, Protocol, crop_batches, get_protocol
 from ssdd.nn.decoder import Decoder, Stem, UpLevel
+from ssdd.nn.noise import image_generators
 from ssdd.runtime.text import aligned
 
 BATCH_SIZE = 8

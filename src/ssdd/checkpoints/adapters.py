@@ -4,8 +4,7 @@ Shapes: B batch, H x W pixels, f spatial factor, c latent channels.
 """
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +12,9 @@ from typing import Any, Literal
 
 import diffusers
 import torch
-from diffusers.utils import logging
 from torch import Tensor, nn
 
+from ..runtime.text import quiet
 from .config import STATISTICS, read_config, short
 from .layout import CheckpointError, first
 from .own_code import one_line
@@ -97,7 +96,7 @@ def read_model(name: str, folder: Path, files: list[Path], dtype: torch.dtype, c
         raise CheckpointError(f"{name}: expected a release of diffusers with {kind}, found {diffusers.__version__}")
     variant = "fp16" if ".fp16" in files[0].name else None  # half precision is all that the folder has
     try:
-        with quiet():
+        with quiet("diffusers"):
             model, info = cls.from_pretrained(
                 str(folder), torch_dtype=dtype, variant=variant, use_safetensors=True, output_loading_info=True
             )
@@ -189,14 +188,3 @@ def adapt_encoder(name: str, folder: Path) -> DiffusersEncoder:
     """Return the encoder of a folder of diffusers, in float32. Raises CheckpointError."""
     files = find_weights(name, lambda file: path if (path := folder / file).is_file() else None)
     return DiffusersEncoder(name, read_model(name, folder, files, torch.float32))
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence diffusers' lines on missing weights and unknown config entries: the first raise an error here."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)

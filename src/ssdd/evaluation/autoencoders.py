@@ -26,7 +26,6 @@ from ..checkpoints.adapters import (
     encode,
     only_side,
     probe,
-    quiet,
     read_model,
 )
 from ..checkpoints.encoders import cast, encoder_beside, encoder_digest, load_encoder
@@ -37,6 +36,8 @@ from ..checkpoints.places import download, find_model
 from ..checkpoints.weights import find_weights
 from ..data.pixels import Pixels, image_to_tensor, tensor_to_image
 from ..nn.kl_baseline import AutoencoderKLBaseline
+from ..nn.noise import image_generators
+from ..runtime.text import quiet
 from .weights import sha256
 
 JPEG_AUTO = "jpeg:auto"
@@ -117,12 +118,6 @@ class Autoencoder(ABC):
                 f"{self.name}: expected images with sides that are multiples of {self.spatial_factor}, found "
                 f"{height} x {width}; crop them first"
             )
-
-
-def image_generators(seed: int, numbers: Sequence[int]) -> list[torch.Generator]:
-    """Return a CPU generator for each image number, so that the noise is the same on any device."""
-    states = [np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] for number in numbers]
-    return [torch.Generator("cpu").manual_seed(int(state >> np.uint64(1))) for state in states]
 
 
 def load_autoencoder(
@@ -359,7 +354,7 @@ def read_single_file(path: Path) -> Any:
 
     It is on the CPU, in the file's precision. Raises CheckpointError for any other file.
     """
-    with quiet():
+    with quiet("diffusers"):
         return read_ldm_vae(path) or AutoencoderSSDD.from_original(path)
 
 

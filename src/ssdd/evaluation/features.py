@@ -35,7 +35,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 
-from ..objectives.repa import DinoFeatures, quiet_transformers
+from ..objectives.repa import DinoFeatures
+from ..runtime.text import quiet
 from .weights import (
     MissingWeights,
     cached_checkpoint,
@@ -187,7 +188,7 @@ class ClipEmbedding(Extractor):
         from transformers import CLIPVisionModelWithProjection
 
         try:
-            with quiet_transformers():  # about the text model in the same file
+            with quiet("transformers"):  # about the text model in the same file
                 loaded: Any = CLIPVisionModelWithProjection.from_pretrained(
                     folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
                 )

@@ -23,10 +23,11 @@ from torch import Tensor
 
 from ..data.images import printable, save_image
 from ..data.pixels import images_to_tensor
+from ..nn.noise import image_generators
 from ..runtime.memory import memory_growth
 from ..runtime.peak import timed
 from ..runtime.processes import Processes, broadcast, gather
-from .autoencoders import Autoencoder, image_generators
+from .autoencoders import Autoencoder
 from .distances import FeatureSet, set_distances
 from .features import Extractor
 from .image_metrics import Rounded, rounded

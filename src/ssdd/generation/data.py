@@ -18,15 +18,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..autoencoder.normalization import check_convention
-from ..checkpoints.config import read_statistics
+from ..checkpoints.config import STATISTICS, read_statistics
 from ..checkpoints.identity import LatentIdentity
 from ..data.loader import BatchPositions, start_worker
 from ..data.permutation import KeyedPermutation
 
 Shape = tuple[int, int, int]
 """(c, h, w)."""
-
-STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 
 class Latents(Protocol):

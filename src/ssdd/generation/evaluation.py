@@ -28,7 +28,7 @@ from ..runtime.files import OutputExists, atomic_path, one_after_another, write_
 from ..runtime.processes import Processes, gather
 from ..runtime.text import aligned
 from ..tokenization.labels import folder_of
-from .output import NAMES, other_settings
+from .output import other_settings
 from .result import Generator
 from .sampling import Sampling, generate_images
 
@@ -243,10 +243,10 @@ class SearchFile:
             found, expected = _without_names(found), _without_names(json.loads(json.dumps(self.facts)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.path}: expected a result of ssdd generate evaluate, found {error!r}") from error
-        if different := [n for n in expected if n not in (*NAMES, "software") and found.get(n) != expected[n]]:
+        if different := other_settings(found, expected):
             raise ValueError(
-                f"{self.path} holds rows with another {other_settings(different, found, expected)}: choose another "
-                "--out, or pass --overwrite to replace it"
+                f"{self.path} holds rows with another {different}: choose another --out, or pass --overwrite to "
+                "replace it"
             )
         return results
 

@@ -23,8 +23,8 @@ from ..training.validation import grid
 
 Format = Literal["png", "npz", "tar"]
 GRID, NPZ, FACTS = "grid.png", "samples.npz", "samples.json"
-NAMES = ("decoder",)
-"""Facts that people read: the same weights may have another name."""
+NOT_COMPARED = ("decoder", "software")
+"""Facts that people read: the same weights may have another name, and other releases make the same samples."""
 _PARTS = ".parts"
 TAR_PART = 1000
 """Samples of a tar shard."""
@@ -237,21 +237,23 @@ def begin(files: SampleFiles, facts: dict[str, object], overwrite: bool) -> None
         except ValueError as error:
             raise ValueError(f"{path}: expected how the samples there were made, found no JSON") from error
         expected = json.loads(json.dumps(facts))
-        if different := [name for name in expected if name not in NAMES and found.get(name) != expected[name]]:
+        if different := other_settings(found, expected):
             raise OutputExists(
-                f"{files.out} holds samples that were made with another {other_settings(different, found, expected)}: "
-                "choose another --out, or pass --overwrite to replace them"
+                f"{files.out} holds samples that were made with another {different}: choose another --out, or pass "
+                "--overwrite to replace them"
             ) from None
 
 
-def other_settings(names: Sequence[str], found: dict[str, Any], expected: dict[str, Any]) -> str:
-    """Return which settings differ, with the values of those that are short."""
+def other_settings(found: dict[str, Any], expected: dict[str, Any]) -> str:
+    """Return which settings differ, but for ``NOT_COMPARED``, with the values of those that are short."""
     told = []
-    for name in names:
-        pair = [json.dumps(settings.get(name)) for settings in (found, expected)]
-        if isinstance(found.get(name), dict) and isinstance(expected[name], dict):
-            inner = [key for key in expected[name] if found[name].get(key) != expected[name][key]]
-            told.append(f"{name} ({other_settings(inner, found[name], expected[name])})")
+    for name in expected:
+        before, now = found.get(name), expected[name]
+        if name in NOT_COMPARED or before == now:
+            continue
+        pair = [json.dumps(value) for value in (before, now)]
+        if isinstance(before, dict) and isinstance(now, dict):
+            told.append(f"{name} ({other_settings(before, now)})")
         else:
             told.append(f"{name} ({pair[0]} instead of {pair[1]})" if max(map(len, pair)) < 80 else name)
     return ", ".join(told)

@@ -22,12 +22,12 @@ from diffusers.utils import is_accelerate_available
 from torch import Tensor
 
 from ..autoencoder.normalization import latent_map
-from ..checkpoints.adapters import quiet
 from ..checkpoints.config import read_config
 from ..checkpoints.identity import LatentIdentity, OtherEncoderError
 from ..checkpoints.own_code import one_line
 from ..evaluation.weights import sha256
 from ..runtime.files import share
+from ..runtime.text import quiet
 from .data import Latents, normalization_of
 from .model import model_class, null_class, prepare, sample_shape
 from .transformer import LatentTransformer
@@ -196,7 +196,7 @@ def load_generator(
     facts = _read_facts(folder / FACTS)
     config = read_config(folder)
     try:
-        with quiet():
+        with quiet("diffusers"):
             model, info = model_class(config.get("_class_name")).from_pretrained(
                 str(folder),
                 use_safetensors=True,

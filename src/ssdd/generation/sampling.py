@@ -17,6 +17,7 @@ from torch import Tensor
 from ..data.pixels import tensor_to_image
 from ..evaluation.decoders import LatentDecoder
 from ..flow import Velocity
+from ..nn.noise import image_generators
 from .model import null_class, predict_velocity
 from .result import Generator
 
@@ -163,20 +164,12 @@ def generate(
     samples = []
     for first in range(0, len(order), batch_size):
         part = slice(first, first + batch_size)
-        noise = _noise((channels, height, width), sampling.seed, order[part]).to(model.device)
+        generators = image_generators(sampling.seed, order[part])
+        noise = [torch.randn((channels, height, width), generator=g, device="cpu") for g in generators]
         guide_model = None if guide is None else guide.model
         velocity = guided_velocity(model, classes[part].to(model.device), sampling, guide_model)
-        samples.append(integrate(velocity, noise, sampling.times, sampling.sampler))
+        samples.append(integrate(velocity, torch.stack(noise).to(model.device), sampling.times, sampling.sampler))
     return torch.cat(samples) if samples else torch.empty(0, channels, height, width)
-
-
-def _noise(shape: tuple[int, int, int], seed: int, numbers: Sequence[int]) -> Tensor:
-    draws = []
-    for number in numbers:
-        state = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)
-        random = torch.Generator("cpu").manual_seed(int(state[0] >> np.uint64(1)))
-        draws.append(torch.randn(shape, generator=random, device="cpu"))
-    return torch.stack(draws)
 
 
 def generate_images(

@@ -1,12 +1,23 @@
-"""The default noise of a decoding: one tensor for each size, the same on every device."""
+"""Noise that is the same on every device: for each image its own, and the default of a decoding for each size."""
 
 import functools
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 _CACHED_PIXELS = 2048 * 2048
 """Of an image whose noise is kept: two of them are at most 100 MB."""
+
+
+def image_generators(seed: int, numbers: Sequence[int], device: torch.device | str = "cpu") -> list[torch.Generator]:
+    """Return a generator for each image number: its draws are a function of (seed, number), neither negative.
+
+    The CPU and CUDA streams differ.
+    """
+    states = [np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] for number in numbers]
+    return [torch.Generator(device).manual_seed(int(state >> np.uint64(1))) for state in states]
 
 
 def fixed_noise(seed: int, shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -5,8 +5,6 @@ L = mean over tokens of 1 - cos(MLP(h), y), h the decoder's tokens and y those o
 Shapes: B batch, H x W pixels, N = rows * columns tokens in row-major order, D decoder features, F DINOv2 features.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoints.config import read_json
+from ..runtime.text import quiet
 
 ARCHITECTURES = ("dinov2", "dinov2_with_registers")
 """``model_type`` of the checkpoints that can be read."""
@@ -148,7 +147,7 @@ def _load(folder: Path, name: str) -> Any:
     if kind not in ARCHITECTURES:
         raise ValueError(f"{name}: expected the architecture {' or '.join(ARCHITECTURES)}, found {kind}")
     try:
-        with quiet_transformers():
+        with quiet("transformers"):
             net, report = AutoModel.from_pretrained(
                 folder,
                 use_safetensors=True,
@@ -167,22 +166,6 @@ def _load(folder: Path, name: str) -> Any:
             f"{name}: {len(absent)} tensors that config.json asks for are missing or of another shape in {folder}"
         )
     return net.float()
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Switch transformers' progress bars and load reports off."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

@@ -1,9 +1,11 @@
-"""Tables as plain text, and whether progress is shown."""
+"""Tables as plain text, and how much libraries say."""
 
+import importlib
 import json
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
 _LONGEST = 1500
 
@@ -11,6 +13,21 @@ _LONGEST = 1500
 def bars_are_off() -> bool:
     """Return whether the command has switched progress bars off, by the variable that tqdm has for its default."""
     return os.environ.get("TQDM_DISABLE") == "1"
+
+
+@contextmanager
+def quiet(library: Literal["diffusers", "transformers"]) -> Iterator[None]:
+    """Switch off a library's progress bars and what it says of weights and config, such as those that are missing."""
+    logging: Any = importlib.import_module(f"{library}.utils.logging")
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int = 1, between: str = "  ") -> list[str]:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load
 from torch.utils.data import Dataset, default_collate
 
+from ..checkpoints.config import STATISTICS
 from ..checkpoints.identity import LatentIdentity, identify
 from ..data.packages import require
 from ..data.tar import file_version
@@ -25,7 +26,6 @@ from .labels import NO_LABEL
 from .manifest import plan_digest, read_index, read_manifest
 from .tar import stored_as
 
-_STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 _OPEN_SHARDS = 2048
 """Shards whose places and labels are in memory, in each process: 16 bytes a latent, 64 MB for all of a million."""
 
@@ -77,7 +77,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self.manifest: dict[str, Any] = plain(self._manifest)
         self.classes = self._manifest.classes
         self.latent_shape = self._manifest.latent_shape
-        values = {name: self.manifest["statistics"][name] for name in _STATISTICS}
+        values = {name: self.manifest["statistics"][name] for name in STATISTICS}
         self.statistics = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         self._numbers: dict[Label, int] = {name: number for number, name in enumerate(self.classes)}
         self.digest = plan_digest(self._manifest)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..nn.noise import image_generators
+
 
 class BatchRandom:
     """Draws for some images of a run.
@@ -22,9 +24,7 @@ class BatchRandom:
 
     def __init__(self, seed: int, first: int, count: int, device: torch.device) -> None:
         self.device = device
-        self.generators = [
-            torch.Generator(device).manual_seed(_state(seed, position)) for position in range(first, first + count)
-        ]
+        self.generators = image_generators(seed, range(first, first + count), device)
 
     def normal(self, *shape: int) -> Tensor:
         """Return standard normal draws, (B, *shape)."""
@@ -33,10 +33,6 @@ class BatchRandom:
     def uniform(self, *shape: int) -> Tensor:
         """Return draws from [0, 1), (B, *shape)."""
         return torch.stack([torch.rand(shape, generator=g, device=self.device) for g in self.generators])
-
-
-def _state(seed: int, position: int) -> int:
-    return int(np.random.SeedSequence([seed, position]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def seed_global_generators(seed: int, images_seen: int, rank: int) -> None:

@@ -250,12 +250,12 @@ def measure(plan: Plan, deadline: float) -> None:
 def _measured(plan: Plan, name: str, pattern: str, seen: int, source: Any, reference: Any) -> dict[str, float]:
     """Return the distances of samples after so many latents from the photographs, and the DiT's GFLOP for a latent."""
     from ssdd.evaluation.decoders import load_decoder_of
-    from ssdd.generation.data import open_latents
     from ssdd.generation.evaluation import measure_images, photograph_classes, proportional_labels
     from ssdd.generation.result import load_generator
     from ssdd.generation.sampling import Sampling, generate, generate_images
+    from ssdd.tokenization import LatentDataset
 
-    latents, count = open_latents(str(plan.latents(name, pattern))), plan.scale.samples
+    latents, count = LatentDataset(plan.latents(name, pattern)), plan.scale.samples
     decoder = load_decoder_of(latents.model, str(plan.tokenizer(name)), torch.device(DEVICE))
     if TOKENIZERS[name].recipe != "kl-vae":
         decoder.set_steps(plan.scale.decoding_steps)

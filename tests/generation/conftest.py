@@ -48,7 +48,7 @@ def train(monkeypatch: pytest.MonkeyPatch) -> Train:
     """``train(run, data, seed=1)``: trains the tiny DiT on latents in memory."""
 
     def start(run: Path, data: MemoryLatents, **settings: object) -> Path:
-        monkeypatch.setattr(task, "open_latents", lambda folder: data)
+        monkeypatch.setattr(task, "LatentDataset", lambda folder: data)
         return train_generator(replace(SMALL, **settings), run, torch.device("cpu"))  # type: ignore[arg-type]
 
     return start
@@ -71,7 +71,7 @@ def two(quick: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has learnt two constant latents by their class."""
     run = tmp_path_factory.mktemp("two") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task, "open_latents", lambda folder: two_classes())
+        patch.setattr(task, "LatentDataset", lambda folder: two_classes())
         config = replace(
             SMALL,
             optimizer=replace(SMALL.optimizer, learning_rate=3e-3, decay_images=1600),

@@ -103,7 +103,7 @@ def test_an_earlier_generator_is_exported(train: Train, tmp_path: Path, monkeypa
     assert earlier.facts == last.facts
     assert earlier.digest != last.digest
     last.facts.check_guide(earlier.facts)
-    monkeypatch.setattr(task, "open_latents", lambda folder: replace(random_latents(), digest="5" * 64))
+    monkeypatch.setattr(task, "LatentDataset", lambda folder: replace(random_latents(), digest="5" * 64))
     with pytest.raises(ValueError, match="expected the latents that this run began with, found others"):
         export_generator(find_checkpoint(run, 12), tmp_path / "other")
     assert not (tmp_path / "other").exists()

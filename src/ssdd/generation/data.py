@@ -11,7 +11,7 @@ Shapes: B latents of this process, c latent channels, h x w latent grid.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,50 +19,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..autoencoder.normalization import check_convention
 from ..checkpoints.config import STATISTICS, read_statistics
-from ..checkpoints.identity import LatentIdentity
 from ..data.loader import BatchPositions, start_worker
 from ..data.permutation import KeyedPermutation
+from ..tokenization import LatentDataset
 
 Shape = tuple[int, int, int]
 """(c, h, w)."""
-
-
-class Latents(Protocol):
-    """What training needs of tokenized data; ``ssdd.tokenization.LatentDataset`` is one.
-
-    classes: their names. model: whose latents. digest: of what decides them. latent_shape: (c, h, w); of a set with
-    buckets that of a square. statistics: entries of a model's config. ``ranges_of_shapes()``: each shape with the
-    numbers of its latents. ``data[i]`` has the posterior's ``mean`` and ``logvar``, float32 (c, h, w), the ``label``,
-    an int64 scalar that is -1 for none, and the ``key``.
-    """
-
-    @property
-    def classes(self) -> Sequence[str]: ...
-
-    @property
-    def model(self) -> LatentIdentity: ...
-
-    @property
-    def digest(self) -> str: ...
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]: ...
-
-    @property
-    def statistics(self) -> Mapping[str, Any]: ...
-
-    def ranges_of_shapes(self) -> Sequence[tuple[Shape, range]]: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
-
-
-def open_latents(folder: str) -> Latents:
-    """Tokenized data in a folder. Raises OSError or ValueError with one line if there are none."""
-    from ..tokenization import LatentDataset
-
-    return LatentDataset(folder)
 
 
 def normalization_of(statistics: Mapping[str, Any], channels: int) -> dict[str, Any]:
@@ -118,7 +80,7 @@ class Bucket(NamedTuple):
     numbers: range
 
 
-def find_buckets(data: Latents) -> list[Bucket]:
+def find_buckets(data: LatentDataset) -> list[Bucket]:
     """Return the buckets of a set, the largest first. Raises as ``data[i]`` does."""
     buckets = (Bucket(*found) for found in data.ranges_of_shapes())
     return sorted(buckets, key=lambda bucket: len(bucket.numbers), reverse=True)
@@ -136,7 +98,7 @@ class LatentStream:
         ValueError: there are no data.
     """
 
-    def __init__(self, data: Latents, seed: int, batch_size: int = 1) -> None:
+    def __init__(self, data: LatentDataset, seed: int, batch_size: int = 1) -> None:
         if not len(data):
             raise ValueError("expected latents to train on, found none: all images were skipped")
         self.data, self.seed, self.batch_size = data, seed, batch_size

@@ -28,7 +28,8 @@ from ..checkpoints.own_code import one_line
 from ..evaluation.weights import sha256
 from ..runtime.files import share
 from ..runtime.text import quiet
-from .data import Latents, normalization_of
+from ..tokenization import LatentDataset
+from .data import normalization_of
 from .model import model_class, null_class, prepare, sample_shape
 from .transformer import LatentTransformer
 
@@ -53,7 +54,7 @@ class LatentFacts:
     tokenizer: LatentIdentity
 
     @classmethod
-    def of(cls, data: Latents) -> "LatentFacts":
+    def of(cls, data: LatentDataset) -> "LatentFacts":
         """Return the facts of tokenized data. Raises ValueError without statistics."""
         c, height, width = data.latent_shape
         statistics = normalization_of(data.statistics, c)

@@ -14,10 +14,11 @@ from .. import flow
 from ..autoencoder.normalization import latent_map
 from ..objectives.adversarial import PatchDiscriminator
 from ..objectives.kl import sample_posterior
+from ..tokenization import LatentDataset
 from ..training.random import BatchRandom
 from ..training.stages.base import Network, State, StepLosses
 from .config import GenerationConfig
-from .data import LatentBatch, Latents, Shape, normalization_of
+from .data import LatentBatch, Shape, normalization_of
 from .model import build_dit, dit_size, null_class, predict_velocity, prepare
 
 
@@ -35,7 +36,7 @@ class LatentStage:
 
     adversary: PatchDiscriminator | None = None
 
-    def __init__(self, config: GenerationConfig, data: Latents, shapes: Sequence[Shape] = ()) -> None:
+    def __init__(self, config: GenerationConfig, data: LatentDataset, shapes: Sequence[Shape] = ()) -> None:
         self.config = config
         shapes = shapes or [data.latent_shape]
         if config.network == "diffusers" and any(shape != data.latent_shape for shape in shapes):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..evaluation.decoders import LatentDecoder, load_decoder_of
 from ..runtime.processes import Processes
+from ..tokenization import LatentDataset
 from ..training.checkpoint import read_checkpoint
 from ..training.config import read_run_config
 from ..training.export import write_result
@@ -24,7 +25,7 @@ from ..training.stages.base import State
 from ..training.task import Task
 from ..training.validation import grid
 from .config import GenerationConfig
-from .data import LatentBatch, Latents, LatentStream, latent_batches, open_latents
+from .data import LatentBatch, LatentStream, latent_batches
 from .model import TITLES
 from .result import Generator, LatentFacts, save_generator
 from .sampling import Sampling, generate_images
@@ -69,9 +70,9 @@ class GenerationTask(Task):
     stage: LatentStage
     batch_name = "latents"
 
-    def __init__(self, config: GenerationConfig, data: Latents | None = None) -> None:
+    def __init__(self, config: GenerationConfig, data: LatentDataset | None = None) -> None:
         self.config = config
-        data = open_latents(config.latents) if data is None else data
+        data = LatentDataset(config.latents) if data is None else data
         self.stream = LatentStream(data, config.seed, config.batch_size)
         self.facts = LatentFacts.of(data)
         self.stage = LatentStage(config, data, self.stream.shapes)

@@ -1,6 +1,5 @@
 """The encoder of a diffusers KL-VAE under our names computes the same posterior; anything else is refused."""
 
-import inspect
 import json
 import shutil
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ssdd import AutoencoderSSDD
-from ssdd.checkpoints import kl_vae, weights
+from ssdd.checkpoints import weights
 from ssdd.checkpoints.kl_vae import KLEncoder, read_encoder, read_kl_encoder
 from ssdd.checkpoints.layout import CheckpointError
 from ssdd.nn.encoder import Encoder
@@ -123,14 +122,6 @@ def test_half_precision_files_where_there_are_no_others(tmp_path: Path, shards: 
     vae.half().save_pretrained(tmp_path, variant="fp16", max_shard_size=shards)
     state = read_kl_encoder(tmp_path).state
     torch.testing.assert_close(state["conv_in.weight"], expected["encoder.conv_in.weight"].half())
-
-
-def test_absent_keys_are_those_of_diffusers() -> None:
-    """An old config would be read as another network than diffusers reads it."""
-    arguments = inspect.signature(AutoencoderKL.__init__).parameters
-    for name, value in kl_vae.KL_DEFAULTS.items():
-        default = arguments[name].default
-        assert value == (list(default) if isinstance(default, tuple) else default), name
 
 
 def test_old_config_without_later_keys(saved: tuple[Path, AutoencoderKL], reconfigured: Callable[..., Path]) -> None:

@@ -6,6 +6,7 @@ latents as a batch norm. Files are not trusted: every number of ``config.json`` 
 compared by the headers of the safetensors before any weight is read.
 """
 
+import inspect
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers import AutoencoderKL, AutoencoderKLFlux2
 from torch import Tensor, nn
 
 from ..nn.encoder import BLOCKS, Encoder
@@ -25,31 +27,15 @@ from .weights import find_weights, open_weights, weight_header
 if TYPE_CHECKING:
     from ..autoencoder.normalization import Convention
 
-KL_DEFAULTS: dict[str, Any] = {
-    "in_channels": 3,
-    "down_block_types": ["DownEncoderBlock2D"],
-    "block_out_channels": [64],
-    "layers_per_block": 1,
-    "act_fn": "silu",
-    "latent_channels": 4,
-    "norm_num_groups": 32,
-    "scaling_factor": 0.18215,
-    "shift_factor": None,
-    "use_quant_conv": True,
-    "mid_block_add_attention": True,
-    "force_upcast": True,
-}
-"""What diffusers takes for a key that an ``AutoencoderKL``'s config does not have."""
 
-_FLUX2_DEFAULTS = KL_DEFAULTS | {
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "block_out_channels": [128, 256, 512, 512],
-    "layers_per_block": 2,
-    "latent_channels": 32,
-    "batch_norm_eps": 1e-4,
-    "patch_size": [2, 2],
-}
-_DEFAULTS = {"AutoencoderKL": KL_DEFAULTS, "AutoencoderKLFlux2": _FLUX2_DEFAULTS}
+def _defaults(model: Any) -> dict[str, Any]:
+    """Return what diffusers takes for a key that a config does not have, as JSON types."""
+    parameters = inspect.signature(model).parameters.values()
+    return {p.name: list(p.default) if isinstance(p.default, tuple) else p.default for p in parameters}
+
+
+KL_DEFAULTS = _defaults(AutoencoderKL)
+_DEFAULTS = {"AutoencoderKL": KL_DEFAULTS, "AutoencoderKLFlux2": _defaults(AutoencoderKLFlux2)}
 _OURS = ("AutoencoderSSDD", "AutoencoderKLBaseline")
 
 SAME_NETWORK = (*_OURS, *_DEFAULTS)
@@ -68,24 +54,6 @@ _OLD_ATTENTION: Rules = [
 
 
 @dataclass(frozen=True)
-class EncoderLayout:
-    """What the config of a folder says about its encoder; ``rules`` turn our names into the file's."""
-
-    source: str
-    size: EncoderSize
-    statistics: dict[str, Any]
-    rules: Rules
-    quant_conv: bool = True
-    """False: the file has no last 1x1 convolution, and ours becomes the identity."""
-    convention: "Convention" = "pipeline"
-    """What the statistics are."""
-    force_upcast: bool = False
-    """float16 is not enough for it in SDXL's pipelines."""
-    batch_norm: Mapping[str, Any] | None = None
-    """Of FLUX.2: the config of a batch norm, whose running statistics are in the file."""
-
-
-@dataclass(frozen=True)
 class KLEncoder:
     """Shape and weights of an encoder in our names, and the statistics of its latents that came with it.
 
@@ -96,7 +64,9 @@ class KLEncoder:
     state: dict[str, Tensor]
     statistics: dict[str, Any]
     convention: "Convention" = "pipeline"
+    """What the statistics are."""
     force_upcast: bool = False
+    """float16 is not enough for it in SDXL's pipelines."""
     foreign: bool = False
     """It is somebody else's: the scale of its latents can be anything."""
 
@@ -116,6 +86,23 @@ class KLEncoder:
             "latents_convention": self.convention,
             **self.statistics,
         }
+
+
+@dataclass(frozen=True)
+class EncoderLayout:
+    """What a config says about an encoder, whose weights are still to be read, and how the file names them."""
+
+    source: str
+    encoder: KLEncoder
+    quant_conv: bool = True
+    """False: the file has no last 1x1 convolution, and ours becomes the identity."""
+    batch_norm: Mapping[str, Any] | None = None
+    """Of FLUX.2: the config of a batch norm, whose running statistics are in the file."""
+
+    @property
+    def rules(self) -> Rules:
+        """Our names -> the file's."""
+        return DIFFUSERS_ENCODER if self.encoder.foreign else [(r"^", "encoder.")]
 
 
 def read_kl_encoder(folder: str | Path) -> KLEncoder:
@@ -144,13 +131,12 @@ def encoder_of(source: str, config: dict[str, Any], tensors: Mapping[str, Tensor
 
 
 def _found(layout: EncoderLayout, state: dict[str, Tensor]) -> KLEncoder:
-    statistics = layout.statistics
-    if layout.batch_norm is not None:
-        running = {f"batch_norm_{name}": state.pop(f"bn.running_{name}").tolist() for name in ("mean", "var")}
-        stated = {**layout.batch_norm, **running}
-        statistics = read_batch_norm(layout.source, stated, layout.size.latent_channels)
-    foreign = layout.rules is DIFFUSERS_ENCODER
-    return KLEncoder(layout.size, state, statistics, layout.convention, layout.force_upcast, foreign)
+    encoder = layout.encoder
+    if layout.batch_norm is None:
+        return replace(encoder, state=state)
+    running = {f"batch_norm_{name}": state.pop(f"bn.running_{name}").tolist() for name in ("mean", "var")}
+    statistics = read_batch_norm(layout.source, {**layout.batch_norm, **running}, encoder.size.latent_channels)
+    return replace(encoder, state=state, statistics=statistics)
 
 
 def read_layout(folder: str | Path) -> EncoderLayout:
@@ -168,12 +154,10 @@ def _layout(source: str, config: dict[str, Any]) -> EncoderLayout:
         statistics |= read_batch_norm(source, config, size.latent_channels)
         convention: Convention = "pipeline" if config.get("latents_convention") == "pipeline" else "measured"
         upcast = config.get("force_upcast") is True
-        return EncoderLayout(source, size, statistics, [(r"^", "encoder.")], True, convention, upcast)
+        return EncoderLayout(source, KLEncoder(size, {}, statistics, convention, upcast))
     if kind not in _DEFAULTS:
         raise CheckpointError(f"{source}: expected AutoencoderKL or AutoencoderSSDD, found {short(kind)}; {_INSTEAD}")
     config = _DEFAULTS[kind] | config
-    if config["shift_factor"] is None:
-        config["shift_factor"] = 0.0
     size = read_size(source, config, config["norm_num_groups"])
     same = {
         "in_channels": 3,
@@ -188,11 +172,12 @@ def _layout(source: str, config: dict[str, Any]) -> EncoderLayout:
             raise CheckpointError(
                 f"{source}: expected {name} {short(expected)} as in ours, found {short(config[name])}; {_INSTEAD}"
             )
-    layout = EncoderLayout(source, size, {}, DIFFUSERS_ENCODER, bool(config["use_quant_conv"]))
+    encoder, quant_conv = KLEncoder(size, {}, {}, foreign=True), bool(config["use_quant_conv"])
     if flux2:  # diffusers knows no scale of it, and runs it in any precision
-        return replace(layout, batch_norm={"batch_norm_eps": config["batch_norm_eps"]})
-    statistics = read_statistics(source, config, size.latent_channels)
-    return replace(layout, statistics=statistics, force_upcast=config["force_upcast"] is not False)
+        return EncoderLayout(source, encoder, quant_conv, {"batch_norm_eps": config["batch_norm_eps"]})
+    statistics = {"shift_factor": 0.0} | read_statistics(source, config, size.latent_channels)
+    upcast = config["force_upcast"] is not False
+    return EncoderLayout(source, replace(encoder, statistics=statistics, force_upcast=upcast), quant_conv)
 
 
 def _read_state(layout: EncoderLayout, files: list[Path]) -> dict[str, Tensor]:
@@ -212,9 +197,9 @@ def _read_state(layout: EncoderLayout, files: list[Path]) -> dict[str, Tensor]:
 
 def _expected(layout: EncoderLayout) -> Expectation:
     with torch.device("meta"):
-        encoder = Encoder(layout.size)
+        encoder = Encoder(layout.encoder.size)
         if layout.batch_norm is not None:
-            encoder.bn = nn.BatchNorm2d(4 * layout.size.latent_channels, affine=False)
+            encoder.bn = nn.BatchNorm2d(4 * layout.encoder.size.latent_channels, affine=False)
             encoder.bn.num_batches_tracked = None
         return Expectation(encoder, layout.rules)
 
@@ -228,6 +213,6 @@ def _identity(layout: EncoderLayout, device: str) -> dict[str, Tensor]:
     """Return the 1x1 convolution that changes nothing, where the file has none."""
     if layout.quant_conv:
         return {}
-    moments = 2 * layout.size.latent_channels
+    moments = 2 * layout.encoder.size.latent_channels
     weight = torch.eye(moments, device=device)[:, :, None, None]
     return {"quant_conv.weight": weight, "quant_conv.bias": torch.zeros(moments, device=device)}

@@ -36,22 +36,24 @@ def take(source: str, tensors: Mapping[str, Tensor], expected: Expectation) -> d
 
     A 1x1 convolution where we have a linear layer is accepted: the same matrix.
 
-    Raises CheckpointError if a tensor is missing, unexpected, of another shape or not floating point.
+    Raises CheckpointError if a tensor is missing, unexpected, of another shape, or not floating point where ours is (or
+    the other way round).
     """
-    names, shapes = expected.names(), expected.module.state_dict()
+    names, expected_state = expected.names(), expected.module.state_dict()
     differences = [f"no {name}" for name in names if name not in tensors]
     differences += [f"unexpected {name}" for name in tensors if name not in names]
     state: dict[str, Tensor] = {}
     for theirs, ours in names.items():
         if theirs not in tensors:
             continue
-        tensor, shape = tensors[theirs], shapes[ours].shape
+        tensor, shape = tensors[theirs], expected_state[ours].shape
         if tensor.dim() == 4 and len(shape) == 2 and tensor.shape[2:] == (1, 1):
             tensor = tensor[:, :, 0, 0]
         if tensor.shape != shape:
             differences.append(f"{theirs} is {list(tensor.shape)}, expected {list(shape)}")
-        elif not tensor.is_floating_point():
-            differences.append(f"{theirs} is {tensor.dtype}, expected floating point")
+        elif tensor.is_floating_point() != expected_state[ours].is_floating_point():
+            what = "floating point" if expected_state[ours].is_floating_point() else expected_state[ours].dtype
+            differences.append(f"{theirs} is {tensor.dtype}, expected {what}")
         else:
             state[ours] = tensor
     if differences:

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..nn.decoder import Decoder
@@ -21,6 +19,7 @@ from ..nn.encoder import Encoder
 from ..nn.presets import DECODERS, DecoderSize, EncoderSize
 from .layout import CheckpointError, Expectation, first, take
 from .names import AUTHORS_DECODER, AUTHORS_ENCODER, DIFFUSERS_ENCODER
+from .weights import read_tensors
 
 MULTI_STEPS = 8
 """Default steps: the release does not say which files are distilled, and eight suit either kind."""
@@ -85,12 +84,7 @@ def _read(source: str | Path | Mapping[str, Tensor]) -> tuple[str, dict[str, Ten
     path = Path(source)
     if not path.is_file():
         raise CheckpointError(f"{path}: expected a safetensors file, found {'a folder' if path.is_dir() else 'none'}")
-    try:
-        return str(path), load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: expected a complete safetensors file, found something else or a part of one ({error})"
-        ) from error
+    return str(path), read_tensors(path)
 
 
 def _decoder_size(name: str, tensors: Mapping[str, Tensor]) -> tuple[DecoderSize, int]:

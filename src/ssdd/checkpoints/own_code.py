@@ -16,14 +16,14 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..nn.encoder import LOGVAR_RANGE
 from ..runtime.files import share
 from .config import BATCH_NORM, MOST_LEVELS, STATISTICS, read_batch_norm, read_statistics, short
-from .layout import CheckpointError, first
+from .layout import CheckpointError, Expectation, take
+from .weights import read_tensors
 
 OWN_CODE = r"((?:.*/)?[^/:]+\.py|[^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*)"
 """``file.py:NAME`` or ``package.module:NAME``."""
@@ -170,24 +170,8 @@ def load_trained_weights(encoder: ForeignEncoder, folder: str | Path) -> None:
         raise CheckpointError(
             f"{path}: expected {encoder.name} as an nn.Module, which these weights are of, found none"
         )
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: expected a complete safetensors file, could not read it ({error})") from error
-    expected = source.state_dict()
-    differences = [f"no {key}" for key in expected if key not in state]
-    differences += [f"unexpected {key}" for key in state if key not in expected]
-    differences += [
-        f"{key} is {list(state[key].shape)}, expected {list(tensor.shape)}"
-        for key, tensor in expected.items()
-        if key in state and state[key].shape != tensor.shape
-    ]
-    if differences:
-        raise CheckpointError(
-            f"{path}: expected the weights of {encoder.name}, found {len(differences)} differences: "
-            f"{first(differences)}"
-        )
-    source.load_state_dict(state)
+    what = f"{path}: expected the weights of {encoder.name}"
+    source.load_state_dict(take(what, read_tensors(path), Expectation(source, [])))
 
 
 def code_file(name: str) -> Path:

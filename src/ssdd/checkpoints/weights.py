@@ -58,6 +58,12 @@ def open_weights(path: Path) -> Any:
         ) from error
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return all tensors of a safetensors file. Raises as ``open_weights``."""
+    with open_weights(path) as file:
+        return {name: file.get_tensor(name) for name in sorted(file.keys())}
+
+
 def weight_header(source: str, file: Any, name: str) -> Tensor:
     """Return a tensor of the shape and dtype in an open file, without memory. Raise CheckpointError."""
     shape, dtype = file.get_slice(name).get_shape(), file.get_slice(name).get_dtype()

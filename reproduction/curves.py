@@ -220,13 +220,14 @@ class Plan:
 def equal_width(encoder: str, decoder: str) -> int:
     """Return the width, in fours, at which a KL-VAE's decoder on this encoder is nearest to our operations."""
     from ssdd import AutoencoderSSDD
+    from ssdd.nn.encoder import Encoder
     from ssdd.nn.kl_baseline import kl_decoder
     from ssdd.training.encoders import choose_encoder
 
-    choice = choose_encoder(encoder)
-    if choice.size is None:
+    network = choose_encoder(encoder).module
+    if not isinstance(network, Encoder):
         raise ValueError(f"{encoder}: expected an encoder of the KL-VAE's architecture, found another")
-    channels, c, factor = choice.size.channels, choice.latent_channels, choice.spatial_factor
+    channels, c, factor = network.size.channels, network.latent_channels, network.spatial_factor
     z = torch.zeros(1, c, 64 // factor, 64 // factor)
     ours = AutoencoderSSDD.from_preset(f"f{factor}c{c}", decoder, has_encoder=False)
     operations, found = _operations(lambda: ours.decode(z, num_inference_steps=1)), {0: 0}

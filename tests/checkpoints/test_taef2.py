@@ -59,4 +59,4 @@ def test_training_on_it(decoder: Path) -> None:
     torch.testing.assert_close(AutoencoderSSDD(**config).normalize_latents(z), z)
     again = start_flow(TeacherConfig(start_from=str(decoder)), train_encoder=False)
     assert again.given is again.decoder, "what it has learned was thrown away"
-    assert again.encoder.latent_channels == 32
+    assert again.encoder.module.latent_channels == 32

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from ssdd import AutoencoderSSDD
 from ssdd.checkpoints.layout import CheckpointError
+from ssdd.nn.encoder import Encoder
 from ssdd.training.config import ModelConfig, TeacherConfig
-from ssdd.training.encoders import EncoderChoice, ForeignEncoder, choose_encoder, resolve_model_folder
-from ssdd.training.starting import start_flow
+from ssdd.training.encoders import EncoderChoice, ForeignEncoder, choose_encoder
+from ssdd.training.starting import find_start, start_flow
 
 MODULE = '''
 from __future__ import annotations
@@ -132,10 +133,10 @@ def assert_is(choice: EncoderChoice, vae: Any) -> None:
         mean, logvar = choice.module(images()).chunk(2, dim=1)
     torch.testing.assert_close(mean, expected.mean, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(logvar, expected.logvar, atol=1e-5, rtol=1e-5)
-    assert choice.latent_channels == vae.config.latent_channels
-    assert choice.size is not None
-    assert choice.size.channels == tuple(vae.config.block_out_channels)
-    assert choice.spatial_factor == choice.size.factor == 32 // mean.shape[2]
+    assert isinstance(choice.module, Encoder)
+    assert choice.module.latent_channels == vae.config.latent_channels
+    assert choice.module.size.channels == tuple(vae.config.block_out_channels)
+    assert choice.module.spatial_factor == 32 // mean.shape[2]
     assert choice.statistics["scaling_factor"] == vae.config.scaling_factor
     assert choice.statistics["shift_factor"] == vae.config.shift_factor
 
@@ -147,9 +148,9 @@ def test_preset() -> None:
     """A new encoder of a named size could not be trained."""
     choice = choose_encoder("f16c6", width=32, groups=8)
     assert choice.module(images()).shape == (2, 12, 2, 4)
-    assert (choice.latent_channels, choice.spatial_factor, choice.statistics) == (6, 16, {})
-    assert choice.size is not None
-    assert (choice.size.channels, choice.size.groups) == ((32, 64, 128, 128, 128), 8)
+    assert isinstance(choice.module, Encoder)
+    assert (choice.module.latent_channels, choice.module.spatial_factor, choice.statistics) == (6, 16, {})
+    assert (choice.module.size.channels, choice.module.size.groups) == ((32, 64, 128, 128, 128), 8)
     assert all(p.requires_grad for p in choice.module.parameters())
     with pytest.raises(ValueError, match=r"expected an encoder like f8c4, .* found 'f7c4'"):
         choose_encoder("f7c4")
@@ -177,28 +178,29 @@ def test_training_run(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.Monk
     run = tmp_path / "runs" / "x"
     (run / "checkpoints" / "000000000064").mkdir(parents=True)
     (run / "config.json").write_text('{"stage": "flow"}')
-    for take in (choose_encoder, resolve_model_folder):
+    for take in (choose_encoder, lambda name: find_start(name, "AutoencoderSSDD")):
         with pytest.raises(CheckpointError, match=r"^runs/x: expected a finished run .* not finished yet") as error:
             take("runs/x")
         one_line(error)
     shutil.copytree(tiny_model, run / "model")
     assert_is(choose_encoder("runs/x"), AutoencoderSSDD.from_pretrained(tiny_model))
-    assert resolve_model_folder("runs/x") == "runs/x/model"
-    assert resolve_model_folder("runs/x/model") == "runs/x/model"
+    for name in ("runs/x", "runs/x/model"):
+        assert find_start(name, "AutoencoderSSDD") == Path("runs/x/model")
 
 
-def test_a_model_to_start_from(kl: tuple[Path, AutoencoderKL]) -> None:
-    """from_pretrained would be given a folder that it cannot read, or another name than the user's."""
-    assert resolve_model_folder("ssdd-f8c4-demo") == "ssdd-f8c4-demo"
-    assert resolve_model_folder("owner/name") == "owner/name"
+def test_a_model_to_start_from(kl: tuple[Path, AutoencoderKL], hub: Callable[..., Path]) -> None:
+    """A model could not be named, or a decoder would start from a model of another class."""
+    assert find_start("ssdd-f8c4-demo", "AutoencoderSSDD").is_dir()
+    stored = hub("somebody/pipeline", kl[0])
+    assert find_start("somebody/pipeline", "AutoencoderKL") == stored / "vae"
     with pytest.raises(
         CheckpointError, match="expected an AutoencoderSSDD to start from, found AutoencoderKL; name it"
     ):
-        resolve_model_folder(str(kl[0]))
-    assert resolve_model_folder(str(kl[0]), "AutoencoderKL") == str(kl[0] / "vae")
+        find_start(str(kl[0]), "AutoencoderSSDD")
+    assert find_start(str(kl[0]), "AutoencoderKL") == kl[0] / "vae"
     for name in ("my/no/such", "./no-such", "no-such"):
-        with pytest.raises(FileNotFoundError, match=f"^{name}: expected a model folder.*found n"):
-            resolve_model_folder(name)
+        with pytest.raises(FileNotFoundError, match=f"^{name}: expected a (model )?folder.*found n"):
+            find_start(name, "AutoencoderSSDD")
 
 
 def test_a_decoder_of_other_latents_to_start_from(small_model: Callable[..., Path], tmp_path: Path) -> None:
@@ -328,8 +330,8 @@ def test_users_code(user: Path, source: str, attribute: str) -> None:
     path = list(sys.path)
     choice = choose_encoder(f"{source}:{attribute}")
     plain = attribute in ("instance", "Plain")
-    assert (choice.spatial_factor, choice.latent_channels) == ((4, 3) if plain else (16, 4))
-    assert choice.size is None
+    assert isinstance(choice.module, ForeignEncoder)
+    assert (choice.module.spatial_factor, choice.module.latent_channels) == ((4, 3) if plain else (16, 4))
     assert choice.statistics == ({"scaling_factor": 0.5} if plain else {})
     choice.module.train()
     moments = choice.module(images(32, 64))

@@ -9,15 +9,17 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from ..autoencoder import AutoencoderSSDD
-from ..checkpoints.config import BATCH_NORM, STATISTICS, read_config
+from ..checkpoints.config import BATCH_NORM, STATISTICS, read_config, short
 from ..checkpoints.embedded import embedded_encoder
 from ..checkpoints.kl_source import kl_encoder
+from ..checkpoints.layout import CheckpointError
+from ..checkpoints.places import download, find_model
 from ..nn.decoder import Decoder
 from ..nn.encoder import Encoder
 from ..nn.kl_baseline import AutoencoderKLBaseline, kl_decoder
-from ..nn.presets import EncoderSize, decoder_size
+from ..nn.presets import decoder_size
 from .config import FRESH, KLVAEModelConfig, ModelConfig, TeacherConfig, is_encoder_size
-from .encoders import EncoderChoice, choose_encoder, resolve_model_folder
+from .encoders import EncoderChoice, choose_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +44,12 @@ class Start:
 
     def encoder_config(self) -> dict[str, Any]:
         """Return what ``AutoencoderSSDD`` is told about the encoder."""
-        size = self.encoder.size
-        if size is None:
-            levels = self.encoder.spatial_factor.bit_length()  # their number stands for the factor
-            latent = {"latent_channels": self.encoder.latent_channels, "has_encoder": False}
+        encoder = self.encoder.module
+        if not isinstance(encoder, Encoder):
+            levels = encoder.spatial_factor.bit_length()  # their number stands for the factor
+            latent = {"latent_channels": encoder.latent_channels, "has_encoder": False}
             return {"block_out_channels": (128,) * levels, **latent}
+        size = encoder.size
         return {
             "block_out_channels": size.channels,
             "latent_channels": size.latent_channels,
@@ -64,7 +67,7 @@ def start_flow(model: ModelConfig | TeacherConfig, train_encoder: bool) -> Start
         return _given(model, train_encoder)
     assert isinstance(model, ModelConfig)
     encoder = choose_encoder(model.encoder or FRESH, model.encoder_width, model.encoder_groups, train_encoder)
-    decoder = Decoder(decoder_size(model.decoder or "S"), encoder.latent_channels)
+    decoder = Decoder(decoder_size(model.decoder or "S"), encoder.module.latent_channels)
     decoder.reset_parameters(model.init)
     return Start(encoder, decoder, normalize=encoder.foreign and not train_encoder)
 
@@ -75,14 +78,14 @@ def _given(model: ModelConfig | TeacherConfig, train_encoder: bool) -> Start:
     Where the latents have other channels, or are somebody else's and were its own encoder's, the decoder's layers that
     read them start afresh.
     """
-    given = AutoencoderSSDD.from_pretrained(resolve_model_folder(str(model.start_from)))
+    given = AutoencoderSSDD.from_pretrained(find_start(str(model.start_from), "AutoencoderSSDD"))
     decoder = getattr(model, "decoder", None)
     if decoder is not None and decoder_size(decoder) != given.decoder.size:
         raise ValueError(f"{model.start_from}: expected a decoder of size {decoder}, found {given.decoder.size}")
     name = model.encoder or embedded_encoder(given.config.encoder_sha256)
     if name is not None and not is_encoder_size(name):
         encoder = choose_encoder(name, trainable=train_encoder)
-        before, now = given.decoder.latent_channels, encoder.latent_channels
+        before, now = given.decoder.latent_channels, encoder.module.latent_channels
         # It was trained together with its encoder, and on nobody else's.
         its_own = given.encoder is not None and given.decoder.latents_mean is None
         if before == now and (isinstance(model, TeacherConfig) or not encoder.foreign or not its_own):
@@ -101,11 +104,28 @@ def _given(model: ModelConfig | TeacherConfig, train_encoder: bool) -> Start:
     name = f"f{given.spatial_factor}c{c.latent_channels}"
     if model.encoder not in (None, name):
         raise ValueError(f"{model.start_from}: expected an encoder {model.encoder}, found {name}")
-    size = EncoderSize(tuple(c.block_out_channels), c.latent_channels, c.encoder_groups)
     measured = c.latents_std is not None or c.scaling_factor != 1.0 or c.batch_norm_mean is not None
     statistics = {name: c[name] for name in _STATISTICS if measured and c[name] is not None}
-    encoder = EncoderChoice(given.encoder, size.latent_channels, size.factor, size, statistics)
-    return Start(encoder, given.decoder, given.decoder)
+    return Start(EncoderChoice(given.encoder, statistics), given.decoder, given.decoder)
+
+
+def find_start(name: str, *kinds: str) -> Path:
+    """Return the folder of a model of one of these classes, as ``find_model`` finds it.
+
+    Raises CheckpointError or OSError with one line, for a model of another class before its weights are fetched.
+    """
+
+    def check(folder: Path) -> None:
+        found = read_config(folder).get("_class_name")
+        if found not in kinds:
+            raise CheckpointError(
+                f"{folder}: expected an {' or '.join(kinds)} to start from, found {short(found)}; name it as "
+                "--model.encoder to take its encoder alone"
+            )
+
+    folder = find_model(name, lambda hub: download(hub, check))
+    check(folder)
+    return folder
 
 
 @dataclass(frozen=True)
@@ -130,20 +150,20 @@ def start_kl_vae(model: KLVAEModelConfig) -> KLVAEStart:
         return _given_kl_vae(model.start_from)
     name = model.encoder or FRESH
     choice = choose_encoder(name, model.encoder_width, model.encoder_groups)
-    if choice.size is None:
+    if not isinstance(choice.module, Encoder):
         raise ValueError(f"{name}: expected an encoder of the KL-VAE's architecture for this stage, found another")
-    channels, groups = choice.size.channels, choice.size.groups
+    channels, groups = choice.module.size.channels, choice.module.size.groups
     if model.decoder_width and model.decoder_width != channels[0]:
         channels = tuple(c * model.decoder_width // channels[0] for c in channels)
         groups = next(g for g in range(min(32, model.decoder_width // 4), 0, -1) if model.decoder_width % g == 0)
-    c = choice.size.latent_channels
+    c = choice.module.latent_channels
     return KLVAEStart(choice.module, nn.Conv2d(c, c, 1), kl_decoder(channels, c, groups), channels, groups)
 
 
 def _given_kl_vae(name: str) -> KLVAEStart:
     """Return the networks of a trained KL-VAE."""
-    folder = resolve_model_folder(name, "AutoencoderKL", "AutoencoderKLBaseline")
-    if Path(folder).is_dir() and read_config(folder)["_class_name"] == "AutoencoderKLBaseline":
+    folder = find_start(name, "AutoencoderKL", "AutoencoderKLBaseline")
+    if read_config(folder)["_class_name"] == "AutoencoderKLBaseline":
         wide = AutoencoderKLBaseline.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
         c = wide.config
         channels = tuple(c.decoder_block_out_channels)

@@ -89,7 +89,7 @@ class FlowStage(Stage):
         loss, trains_encoder = config.loss, isinstance(config, FlowConfig) and config.model.train_encoder
         self.start: Start = start_flow(config.model, trains_encoder)
         encoder, decoder = self.start.encoder.module, self.start.decoder
-        super().__init__(config, encoder, self.start.encoder.spatial_factor, trains_encoder, objectives)
+        super().__init__(config, encoder, encoder.spatial_factor, trains_encoder, objectives)
         self.weights = {"flow": loss.flow, "repa": loss.repa} | self.weights
         projection = None
         if objectives and loss.repa:
@@ -149,8 +149,9 @@ class FlowStage(Stage):
 
     def latent_shape(self, images: Tensor) -> tuple[int, int, int]:
         """Return (c, h, w) of the latent of images (B, 3, H, W)."""
-        factor = self.start.encoder.spatial_factor
-        return self.start.encoder.latent_channels, images.shape[-2] // factor, images.shape[-1] // factor
+        encoder = self.start.encoder.module
+        factor = encoder.spatial_factor
+        return encoder.latent_channels, images.shape[-2] // factor, images.shape[-1] // factor
 
     # ---- result ------------------------------------------------------------------------------------------------
 
@@ -173,7 +174,7 @@ class FlowStage(Stage):
             **self.statistics,
         )
         autoencoder.decoder.load_state_dict(_below("decoder.", state))
-        encoder = autoencoder.encoder
+        encoder: Encoder | ForeignEncoder | None = autoencoder.encoder
         if encoder is None:
             encoder = copy.deepcopy(self.start.encoder.module).eval()
             autoencoder.attach_encoder(encoder)

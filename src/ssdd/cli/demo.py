@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..checkpoints.embedded import embedded_names
+from ..runtime.text import aligned
 from .common import EncoderOptions, Paths, check_outputs, require
 from .reconstruct import describe
 
@@ -51,19 +52,13 @@ class Demo:
     model: DemoModelOptions = field(default_factory=DemoModelOptions)
 
 
-class Row(NamedTuple):
-    """One line of the table: a way to reconstruct, its metrics over the images, seconds an image."""
+class Column(NamedTuple):
+    """A way to reconstruct: a column of the sheet, and a line of the table by its metrics and seconds an image."""
 
     name: str
-    metrics: "list[ImageMetrics]"
-    seconds: float
-
-
-class Reconstructed(NamedTuple):
-    """What a model makes of the photographs in so many steps: a line of the table, and a column of the sheet."""
-
-    row: Row
     images: "list[np.ndarray]"
+    metrics: "list[ImageMetrics]"
+    seconds: float | None
 
 
 OPTIONS = Demo
@@ -84,7 +79,7 @@ def run(options: Demo) -> int:
     compare = ImageComparison(options.model.torch_device())
     target = options.out / SHEET
 
-    columns: list[Reconstructed] = []
+    columns: list[Column] = []
     latents: list[str] = []
     encoded: list[EncodedImage] = []
     with tqdm(total=len(images) * (len(STEPS) + len(models) - 1), unit="image") as bar:
@@ -99,8 +94,9 @@ def run(options: Demo) -> int:
                 name = f"{title}{n} step{'s' if n > 1 else ''}"
                 columns.append(_decode(autoencoder, encoded, n, name, images, compare, bar))
     factor = encoded[0].factor
-    baseline = [compare(i, bicubic_baseline(i, factor)) for _, i in images]
-    rows = [*(c.row for c in columns), Row(f"bicubic / {factor}", baseline, 0.0)]
+    baseline = [bicubic_baseline(image, factor) for _, image in images]
+    metrics = [compare(image, small) for (_, image), small in zip(images, baseline, strict=True)]
+    rows = [*columns, Column(f"bicubic / {factor}", baseline, metrics, None)]
 
     for i, (name, _) in enumerate(images):
         save_image(options.out / f"{name}.png", columns[0].images[i], overwrite=options.overwrite)
@@ -140,7 +136,7 @@ def _decode(
     images: "Sequence[tuple[str, np.ndarray]]",
     compare: "ImageComparison",
     bar: "tqdm[None]",
-) -> Reconstructed:
+) -> Column:
     from ..autoencoder.codec import decode_image
 
     results, begin = [], time.perf_counter()
@@ -149,7 +145,7 @@ def _decode(
         bar.update()
     seconds = (time.perf_counter() - begin) / len(encoded)
     metrics = [compare(image, result) for (_, image), result in zip(images, results, strict=True)]
-    return Reconstructed(Row(name, metrics, seconds), results)
+    return Column(name, results, metrics, seconds)
 
 
 def _weight(encoded: "Sequence[EncodedImage]", images: "Sequence[tuple[str, np.ndarray]]") -> str:
@@ -159,31 +155,26 @@ def _weight(encoded: "Sequence[EncodedImage]", images: "Sequence[tuple[str, np.n
     return f"latents: {latent:,} bytes (16 bits a number) for {pixels:,} bytes of pixels, 1 : {pixels / latent:.0f}"
 
 
-def _sheet(
-    images: "Sequence[tuple[str, np.ndarray]]", columns: Sequence[Reconstructed], network: str | None
-) -> "np.ndarray":
+def _sheet(images: "Sequence[tuple[str, np.ndarray]]", columns: Sequence[Column], network: str | None) -> "np.ndarray":
     """Original, a column for each way, difference of the last."""
     from ..evaluation.sheet import Panel, difference, sheet
 
     panels = []
     for i, (name, image) in enumerate(images):
-        results = [Panel(c.images[i], describe(c.row.metrics[i], network)) for c in columns]
+        results = [Panel(c.images[i], describe(c.metrics[i], network)) for c in columns]
         last = Panel(difference(image, columns[-1].images[i]), "|original - reconstruction| x 4")
         panels.append([Panel(image, f"{name}, {image.shape[1]} x {image.shape[0]}"), *results, last])
-    names = [c.row.name for c in columns]
+    names = [c.name for c in columns]
     return sheet(panels, ["original", *names, f"difference, {names[-1]}"])
 
 
-def _table(rows: Sequence[Row], network: str | None) -> list[str]:
+def _table(columns: Sequence[Column], network: str | None) -> list[str]:
     """Return lines of means over the images."""
     from ..evaluation.pairs import mean_metrics
 
-    lpips = f"LPIPS-{network}" if network else "LPIPS"
-    width = max(14, *(len(row.name) + 1 for row in rows))
-    lines = [f"{'':{width}}{'PSNR dB':>9}{'SSIM':>8}{lpips:>16}{'s / image':>11}"]
-    for row in rows:
-        mean = mean_metrics(row.metrics)
-        values = [f"{mean.psnr:.2f}", *("-" if v is None else f"{v:.3f}" for v in (mean.ssim, mean.lpips))]
-        seconds = f"{row.seconds:.2f}" if row.seconds else "-"
-        lines.append(f"{row.name:{width}}{values[0]:>9}{values[1]:>8}{values[2]:>16}{seconds:>11}")
-    return lines
+    rows = [["", "PSNR dB", "SSIM", f"LPIPS-{network}" if network else "LPIPS", "s / image"]]
+    for column in columns:
+        mean = mean_metrics(column.metrics)
+        values = [(mean.psnr, 2), (mean.ssim, 3), (mean.lpips, 3), (column.seconds, 2)]
+        rows.append([column.name, *("-" if value is None else f"{value:.{digits}f}" for value, digits in values)])
+    return aligned(rows)

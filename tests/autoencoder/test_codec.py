@@ -122,6 +122,16 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
         assert getattr(back, name) == getattr(e, name), f"{name} comes back changed"
 
 
+def test_name_that_is_not_utf8(tmp_path: Path) -> None:
+    """Photographs from old archives have such names, and their latents get them too."""
+    path = tmp_path / os.fsdecode(b"caf\xe9.safetensors")
+    try:
+        save_encoded(path, encoded())
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    assert torch.equal(load_encoded(path).mean, encoded().mean)
+
+
 def test_strided_views_are_saved_in_order(tmp_path: Path) -> None:
     e = encoded()
     view = e.mean.transpose(1, 2).contiguous().transpose(1, 2)

@@ -17,7 +17,14 @@ from ssdd.training.watch import TrainingStopped
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("x is\nbad"), OSError("disk full"), MemoryError(), torch.OutOfMemoryError("too large")]
+    "error",
+    [
+        ValueError("x is\nbad"),
+        OSError("disk full"),
+        MemoryError(),
+        torch.OutOfMemoryError("too large"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    ],
 )
 def test_one_failure_is_named_and_the_rest_done(capsys: pytest.CaptureFixture[str], error: Exception) -> None:
     done = []
@@ -81,11 +88,12 @@ def test_the_name_is_there_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert "skipped in/x: expected a latent\n" in capsys.readouterr().err, "the name is there twice"
 
 
-def test_an_error_of_the_program_is_not_hidden() -> None:
+@pytest.mark.parametrize("error", [KeyError("bug"), RuntimeError("shapes do not match")])
+def test_an_error_of_the_program_is_not_hidden(error: Exception) -> None:
     def work(item: str) -> None:
-        raise KeyError("bug")
+        raise error
 
-    with pytest.raises(KeyError):
+    with pytest.raises(type(error)):
         for_each(["a"], str, work)
 
 
@@ -124,6 +132,9 @@ def test_check_outputs(tmp_path: Path) -> None:
             check_outputs(tmp_path, names)
     with pytest.raises(OutputExists, match=r"old\.png exists already; pass --overwrite"):
         check_outputs(tmp_path, ["old.png"], new=["old.png"])
+    with pytest.raises(ValueError, match=r"old\.png: expected a folder where no result replaces this photograph"):
+        check_outputs(tmp_path, ["old.png"], new=["old.png"], photographs=[tmp_path / "old.png"])
+    check_outputs(tmp_path, ["old.png"], photographs=[tmp_path / "a.png"])
     with pytest.raises(NotADirectoryError, match=r"old\.png: expected a folder for the results, found a file"):
         check_outputs(tmp_path / "old.png", ["a.png"])
 

@@ -76,6 +76,22 @@ def test_second_run(demo: Ssdd, tmp_path: Path, tree: Tree, picture: Picture) ->
     assert (tmp_path / "out" / "a.png").read_bytes() != b"precious", "--overwrite kept the old result"
 
 
+def test_results_in_the_folder_of_photographs(demo: Ssdd, tmp_path: Path, tree: Tree, picture: Picture) -> None:
+    """Results replace the photographs, or the second run takes its own results for photographs."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (tmp_path / "link").symlink_to(photos)
+    Image.fromarray(picture(16, 16)).save(photos / "a.png")
+    before = tree(tmp_path)
+    line = demo(photos, "--out", tmp_path / "link", "--overwrite").error_line()
+    assert f"{photos / 'a.png'}: expected a folder where no result replaces this photograph" in line
+    assert tree(tmp_path) == before, "a photograph was replaced"
+    assert demo(photos, "--out", photos / "out").status == 0
+    after = tree(tmp_path)
+    assert demo(photos, "--out", tmp_path / "link" / "out", "--overwrite").status == 0
+    assert tree(tmp_path).keys() == after.keys(), "the sheet and the reconstructions were reconstructed"
+
+
 def test_picture_called_as_the_sheet(demo: Ssdd, tmp_path: Path, picture: Picture) -> None:
     Image.fromarray(picture(16, 16)).save(tmp_path / "Demo.png")
     line = demo(tmp_path / "Demo.png", "--out", tmp_path / "out", "--overwrite").error_line()
@@ -98,7 +114,7 @@ def test_sample_photographs(monkeypatch: pytest.MonkeyPatch, ssdd: Ssdd, tmp_pat
     assert 'pip install "ssdd[demo]"' in ssdd("demo", "--out", tmp_path / "out").error_line(), "the extra is not named"
     monkeypatch.undo()
     pytest.importorskip("skimage")
-    files = _images(())
+    files = _images((), Path("out"))
     assert [read_image(f.path).shape[2] for f in files] == [3, 3, 3, 3], "a sample photograph is missing"
 
 

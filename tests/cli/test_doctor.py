@@ -38,6 +38,19 @@ def test_wrong_device_is_told(ssdd: Ssdd, monkeypatch: pytest.MonkeyPatch) -> No
     assert "RuntimeError: no kernel image is available" in result.out
 
 
+def test_nothing_is_compiled_on_request(ssdd: Ssdd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the compiler hangs, so does the command."""
+
+    def can_compile(device: torch.device) -> bool:
+        raise AssertionError("the compiler was started")
+
+    monkeypatch.setattr(checkup, "can_compile", can_compile)
+    monkeypatch.setattr(checkup, "round_trips", lambda compile: [])
+    result = ssdd("doctor", "--no-compile")
+    assert result.status == 0
+    assert "torch.compile on cpu: not tried, as --no-compile asks" in result.out
+
+
 @pytest.mark.slow
 def test_error_of_a_device_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkup, "devices", lambda: [torch.device("cpu"), torch.device("meta")])

@@ -157,6 +157,21 @@ def test_latent_of_another_photograph(run: Ssdd, tmp_path: Path, picture: Pictur
     assert f"exists already, of another file than {tmp_path / 'two' / 'a.png'}: choose another --out" in line
 
 
+def test_latent_of_another_precision(run: Ssdd, tmp_path: Path, tree: Tree, picture: Picture) -> None:
+    """Latents of float32 and of bfloat16 get into one set."""
+    Image.fromarray(picture(16, 16)).save(tmp_path / "a.png")
+    encode = ("encode", tmp_path / "a.png", "--out", tmp_path / "out")
+    assert run(*encode).status == 0
+    before = tree(tmp_path)
+    line = run(*encode, "--dtype", "bf16").error_line()
+    assert "a.safetensors exists already, encoded in fp32 instead of bf16: choose another --out, or --overwrite" in line
+    assert tree(tmp_path) == before
+    assert run(*encode, "--dtype", "fp32").out.endswith("(1 was there before)\n"), "fp32 is what auto is"
+    of_earlier_version = tmp_path / "out" / "a.safetensors"
+    save_encoded(of_earlier_version, dataclasses.replace(load_encoded(of_earlier_version), dtype=None), overwrite=True)
+    assert run(*encode, "--dtype", "bf16").status == 0
+
+
 def test_images_that_were_decoded_otherwise_are_not_kept(run: Ssdd, tmp_path: Path, tree: Tree) -> None:
     """Images of one step, or from other noise, pass for those that are asked for."""
     for name in ("a", "b"):

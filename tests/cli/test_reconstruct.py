@@ -199,17 +199,36 @@ def test_another_model_of_the_same_name(ssdd: Ssdd, tiny_model: Path, tmp_path: 
     assert (refused.status, len(refused.skipped())) == (1, 1)
 
 
+def test_sheet_of_another_model_is_not_kept(
+    reconstruct: Ssdd, ssdd: Ssdd, tiny_model: Path, tmp_path: Path, tree: Tree, picture: Picture
+) -> None:
+    """A sheet of two steps stays beside a picture of one."""
+    Image.fromarray(picture(16, 16)).save(tmp_path / "a.png")
+    command = (tmp_path / "a.png", "--out", tmp_path / "out")
+    assert ssdd("reconstruct", *command, "--model", tiny_model, "--device", "cpu", "--steps", 2).status == 0
+    (tmp_path / "out" / "a.png").unlink()
+    before = tree(tmp_path)
+    result = reconstruct(*command)
+    assert (result.status, len(result.skipped())) == (1, 1)
+    assert "sheets/a.png exists already" in result.skipped()[0]
+    assert "steps 2; choose another --out, or pass --overwrite" in result.skipped()[0]
+    assert tree(tmp_path) == before, "something was written all the same"
+    assert reconstruct(*command, "--overwrite").status == 0
+    assert reconstruct(*command).status == 0, "its own sheet is refused"
+
+
 def test_results_inside_the_folder_of_photographs(
     reconstruct: Ssdd, tmp_path: Path, tree: Tree, picture: Picture
 ) -> None:
     """The second run takes its own results for photographs, or results replace the photographs."""
     Image.fromarray(picture(16, 16)).save(tmp_path / "a.png")
-    for _ in range(2):
-        result = reconstruct(tmp_path, "--out", tmp_path / "out")
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    for out in ("out", "link", "out/../out"):
+        result = reconstruct(tmp_path, "--out", tmp_path / out)
         assert (result.status, result.out.startswith("1 images in")) == (0, True), result.out
     before = tree(tmp_path)
     line = reconstruct(tmp_path / "a.png", "--out", tmp_path, "--overwrite").error_line()
-    assert "its reconstruction would replace it: choose another --out" in line
+    assert f"{tmp_path / 'a.png'}: expected a folder where no result replaces this photograph" in line
     assert tree(tmp_path) == before
 
 

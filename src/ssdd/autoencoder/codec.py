@@ -14,8 +14,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from ..checkpoints.identity import LatentIdentity
@@ -50,6 +50,7 @@ class EncodedImage:
         model: its name.
         identity: whose latent it is; None where the file is of an early version, or nobody said.
         image_sha256: digest of the photograph's file, where somebody has said it.
+        dtype: precision of the encoder, ``fp32`` or another, where somebody has said it.
     """
 
     mean: Tensor
@@ -60,6 +61,7 @@ class EncodedImage:
     model: str
     identity: LatentIdentity | None = None
     image_sha256: str | None = None
+    dtype: str | None = None
 
     def whose(self) -> LatentIdentity:
         """Return what is known of the model that made it."""
@@ -154,6 +156,8 @@ def save_encoded(path: Path, encoded: EncodedImage, overwrite: bool = False) -> 
         metadata["identity"] = msgspec.json.encode(encoded.identity).decode()
     if encoded.image_sha256 is not None:
         metadata["image_sha256"] = encoded.image_sha256
+    if encoded.dtype is not None:
+        metadata["dtype"] = encoded.dtype
     tensors = {"mean": encoded.mean.contiguous(), "logvar": encoded.logvar.contiguous()}
     with atomic_path(path, overwrite) as temporary:
         # Not save_file: its file can be read by its owner alone, whatever the umask.
@@ -163,11 +167,11 @@ def save_encoded(path: Path, encoded: EncodedImage, overwrite: bool = False) -> 
 def load_encoded(path: Path) -> EncodedImage:
     """Read a latent file. Raises LatentFileError if it is not one or its entries contradict one another."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in ("mean", "logvar") if name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        content = path.read_bytes()  # safetensors itself opens no file whose name is not UTF-8
+        tensors = load(content)
+    except (SafetensorError, OSError, KeyError, RuntimeError) as error:  # the last two: numbers of an exotic type
         raise LatentFileError(f"{path}: expected a latent file of ssdd encode, could not read it ({error})") from error
+    metadata = _metadata(content)
     try:
         if metadata.get("format", _FORMAT) != _FORMAT:
             raise ValueError("another format")
@@ -190,5 +194,11 @@ def load_encoded(path: Path) -> EncodedImage:
         raise LatentFileError(
             f"{path}: expected a latent of its model, {identity}, found factor or channels of another"
         )
-    model, image_sha256 = metadata.get("model", ""), metadata.get("image_sha256")
-    return EncodedImage(mean, logvar, height, width, factor, model, identity, image_sha256)
+    model, image_sha256, dtype = metadata.get("model", ""), metadata.get("image_sha256"), metadata.get("dtype")
+    return EncodedImage(mean, logvar, height, width, factor, model, identity, image_sha256, dtype)
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """Return the metadata of a safetensors file that was read: JSON behind its length, 8 bytes."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return header.get("__metadata__") or {}

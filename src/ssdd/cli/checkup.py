@@ -72,11 +72,14 @@ def devices() -> list[torch.device]:
     return [*found, torch.device("mps")] if torch.backends.mps.is_available() else found
 
 
-def quick_paths() -> dict[str, str]:
-    """Return for each quick path whether it is used here, and why not."""
+def quick_paths(compile: bool) -> dict[str, str]:
+    """Return for each quick path whether it is used here, and why not. ``compile``: try torch.compile too."""
     found = {}
     for device in devices():
         found[f"precision of optimize() on {device}"] = str(fastest_dtype(device)).removeprefix("torch.")
+        if not compile:
+            found[f"torch.compile on {device}"] = "not tried, as --no-compile asks"
+            continue
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             works = can_compile(device)

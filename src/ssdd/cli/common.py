@@ -14,7 +14,7 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -77,9 +77,14 @@ class ModelOptions:
         return AutoencoderSSDD.from_pretrained(model_of_run(self.model), torch_dtype=self.torch_dtype).to(device).eval()
 
     @property
+    def precision(self) -> Dtype:
+        """Return the name of the precision of networks that are not optimised."""
+        return "fp32" if self.dtype == "auto" else self.dtype
+
+    @property
     def torch_dtype(self) -> "torch.dtype":
         """Return the precision of networks that are not optimised."""
-        return torch_dtype("fp32" if self.dtype == "auto" else self.dtype)
+        return torch_dtype(self.precision)
 
     def optimize_for(self, autoencoder: "AutoencoderSSDD", images: int) -> None:
         """Make a model ready for full speed if it is for many images; its encoder stays in float32 by default."""
@@ -191,9 +196,9 @@ def for_each(items: Sequence[T], name: Callable[[T], str], work: Callable[[T], N
     Returns how many failed. Raises OSError where no other item could be written either: a full disk or one that is
     read-only ends the command.
     """
-    import torch
     from tqdm.auto import tqdm
 
+    from ..autoencoder.estimate import is_out_of_memory
     from ..autoencoder.tiling import tracked
 
     failed = 0
@@ -204,8 +209,8 @@ def for_each(items: Sequence[T], name: Callable[[T], str], work: Callable[[T], N
         for item in bar:
             try:
                 work(item)
-            except (OSError, ValueError, MemoryError, torch.OutOfMemoryError) as error:
-                if _nothing_can_be_written(error):
+            except (OSError, ValueError, MemoryError, RuntimeError) as error:
+                if _nothing_can_be_written(error) or (isinstance(error, RuntimeError) and not is_out_of_memory(error)):
                     raise
                 if os.environ.get("SSDD_TRACEBACK"):
                     traceback.print_exc()
@@ -256,6 +261,15 @@ def is_kept(picture: Path, made_by: str, overwrite: bool) -> bool:
     return True
 
 
+def is_own_result(path: Path, out: Path) -> bool:
+    """Return whether an image was written to the folder ``out`` by a command that says so in its PNG files."""
+    from ..data.images import read_made_by
+
+    # Not Path.resolve, which raises for a link to itself.
+    inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(out))
+    return inside and read_made_by(path) is not None
+
+
 def _nothing_can_be_written(error: BaseException | None) -> bool:
     """Whether an error, or one that it came from, is that of a whole file system."""
     while error is not None:
@@ -302,11 +316,12 @@ def _at(there: Path, out: Path) -> str:
     return "" if there == out else f" at {there}"
 
 
-def check_outputs(out: Path, names: Sequence[str], new: Sequence[str] = ()) -> None:
+def check_outputs(out: Path, names: Sequence[str], new: Sequence[str] = (), photographs: Iterable[Path] = ()) -> None:
     """Refuses, before the work, results that could not all be written to the folder ``out``.
 
     Raises NotADirectoryError if ``out`` or a folder above it is a file, PermissionError if nothing can be written
-    there, ValueError if two results have one of the ``names``, OutputExists if one of the names in ``new`` exists.
+    there, ValueError if two results have one of the ``names`` or one would replace one of the ``photographs``,
+    OutputExists if one of the names in ``new`` exists.
     """
     there = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
@@ -324,6 +339,21 @@ def check_outputs(out: Path, names: Sequence[str], new: Sequence[str] = ()) -> N
     for name in names:
         if count[name.casefold()] > 1:
             raise ValueError(f"{out / name}: expected one result of this name, found two; give them to separate runs")
+    results = {_file_id(out / name) for name in names} - {None}
+    for path in photographs:
+        if _file_id(path) in results:
+            raise ValueError(
+                f"{path}: expected a folder where no result replaces this photograph, found {out}: choose another --out"
+            )
     for name in new:
         if os.path.lexists(out / name):
             raise OutputExists(f"{out / name} exists already; pass --overwrite to replace it")
+
+
+def _file_id(path: Path) -> tuple[int, int] | None:
+    """Return what all names of one file share; None where there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

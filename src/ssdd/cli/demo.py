@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..checkpoints.embedded import embedded_names
 from ..runtime.text import aligned
-from .common import EncoderOptions, Paths, check_outputs, require
+from .common import EncoderOptions, Paths, check_outputs, is_own_result, require
 from .reconstruct import describe
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ def run(options: Demo) -> int:
     from ..data.images import read_image, save_image
     from ..evaluation.pairs import ImageComparison, bicubic_baseline
 
-    files = _images(options.paths)
+    files = _images(options.paths, options.out)
     names = [SHEET, *(f"{f.output_stem}.png" for f in files)]
-    check_outputs(options.out, names, new=[] if options.overwrite else names)
+    check_outputs(options.out, names, new=[] if options.overwrite else names, photographs=[f.path for f in files])
     images = [(f.output_stem, read_image(f.path)) for f in files]
     models = options.model.each()
     compare = ImageComparison(options.model.torch_device())
@@ -98,9 +98,11 @@ def run(options: Demo) -> int:
     metrics = [compare(image, small) for (_, image), small in zip(images, baseline, strict=True)]
     rows = [*columns, Column(f"bicubic / {factor}", baseline, metrics, None)]
 
+    made_by = f"ssdd demo --model {options.model.model}"
     for i, (name, _) in enumerate(images):
-        save_image(options.out / f"{name}.png", columns[0].images[i], overwrite=options.overwrite)
-    save_image(target, _sheet(images, columns, compare.lpips_network), overwrite=options.overwrite)
+        save_image(options.out / f"{name}.png", columns[0].images[i], overwrite=options.overwrite, made_by=made_by)
+    drawn = _sheet(images, columns, compare.lpips_network)
+    save_image(target, drawn, overwrite=options.overwrite, made_by=made_by)
     print("\n".join([*_table(rows, compare.lpips_network), *latents]))
     if compare.lpips_network is None:
         print("LPIPS left out: no backbone in the torch hub cache (TORCH_HOME)")
@@ -108,11 +110,12 @@ def run(options: Demo) -> int:
     return 0
 
 
-def _images(paths: tuple[str, ...]) -> "Sequence[ImageFile]":
+def _images(paths: tuple[str, ...], out: Path) -> "Sequence[ImageFile]":
     from ..data.find import find_images
 
     if paths:
-        return require(find_images(paths), "images", paths)
+        files = [file for file in find_images(paths) if not is_own_result(file.path, out)]
+        return require(files, "images", paths)
     photographs = sample_photographs()
     if not photographs:
         raise ImportError('the sample photographs come with scikit-image: pip install "ssdd[demo]", or name your own')

@@ -26,7 +26,7 @@ def run(options: Doctor) -> int:
     """Print what was found. Return 1 if a device computes wrongly."""
     from .checkup import quick_paths, round_trips, table, versions
 
-    facts, paths = versions(), quick_paths()
+    facts, paths = versions(), quick_paths(options.compile)
     if not options.json:
         print("\n".join([*(f"{name}: {version}" for name, version in facts.items()), ""]))
         print("\n".join([*(f"{name}: {state}" for name, state in paths.items()), ""]), flush=True)

@@ -55,14 +55,15 @@ def run(options: Encode) -> int:
     def encode(file: "ImageFile") -> None:
         image = read_image(file.path)
         encoded = encode_image(autoencoder, image, options.model.model, identity)
-        save_encoded(latent(file), replace(encoded, image_sha256=sha256(file.path)), options.overwrite)
+        encoded = replace(encoded, image_sha256=sha256(file.path), dtype=options.model.precision)
+        save_encoded(latent(file), encoded, options.overwrite)
 
     failed = for_each(todo, lambda f: str(f.path), encode)
     return summarize("encoded", len(todo) - failed, len(files) - len(todo), failed, options.out)
 
 
 def _check_kept(options: Encode, kept: "Mapping[Path, Path]") -> None:
-    """Raise an error for a file that is there, and is no latent of its photograph by the same encoder."""
+    """Raise an error for a file that is there, and is no latent of its photograph by the same encoder and precision."""
     from ..autoencoder.codec import LatentFileError, load_encoded
     from ..evaluation.weights import sha256
     from ..runtime.files import OutputExists
@@ -75,6 +76,11 @@ def _check_kept(options: Encode, kept: "Mapping[Path, Path]") -> None:
             raise OutputExists(f"{path} exists already; pass --overwrite to replace it") from error
         if (made_by := encoded.whose()).encoder_sha256 not in (None, identity.encoder_sha256):
             raise ValueError(f"{path} exists already, by {made_by}: choose another --out, or --overwrite")
+        if encoded.dtype not in (None, options.model.precision):
+            raise ValueError(
+                f"{path} exists already, encoded in {encoded.dtype} instead of {options.model.precision}: choose "
+                "another --out, or --overwrite"
+            )
         if encoded.image_sha256 not in (None, sha256(photograph)):
             raise OutputExists(
                 f"{path} exists already, of another file than {photograph}: choose another --out, or --overwrite"

@@ -1,7 +1,6 @@
 """``ssdd reconstruct``: photographs through the autoencoder and back, with metrics."""
 
 import csv
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from .common import (
     check_outputs,
     for_each,
     is_kept,
+    is_own_result,
     print_json,
     require,
 )
@@ -80,7 +80,7 @@ def run(options: Reconstruct) -> int:
     from ..data.find import find_images
 
     found_files = find_images(options.paths)
-    files = [file for file in found_files if not _is_result(file, options.out)]
+    files = [file for file in found_files if not is_own_result(file.path, options.out)]
     require(files, "images", options.paths)  # before the seconds of the imports below
 
     from ..autoencoder.codec import decode_image, encode_image
@@ -91,11 +91,8 @@ def run(options: Reconstruct) -> int:
     from ..evaluation.weights import sha256
 
     images = [f"{f.output_stem}.png" for f in files]
-    for file, name in zip(files, images, strict=True):
-        if (options.out / name).exists() and os.path.samefile(options.out / name, file.path):
-            raise ValueError(f"{file.path}: its reconstruction would replace it: choose another --out")
     sheets = [f"sheets/{name}" for name in images] if options.sheets else []
-    check_outputs(options.out, [*images, *sheets, METRICS])
+    check_outputs(options.out, [*images, *sheets, METRICS], photographs=[file.path for file in files])
     todo = sum(options.overwrite or not (options.out / name).exists() for name in images)
     autoencoder, identity = options.model.load(), options.model.identify()
     decoder = LatentDecoder(autoencoder, identity)
@@ -113,6 +110,7 @@ def run(options: Reconstruct) -> int:
         image, seconds = read_image(file.path), None
         source = f"photograph {sha256(file.path)[:12]}, encoder {(identity.encoder_sha256 or '')[:12]}"
         made_by = decoder.describe_decoding(options.model.model, options.steps, source)
+        draw = options.sheets and not is_kept(page, made_by, options.overwrite)
         if is_kept(target, made_by, options.overwrite):
             result = read_image(target)
         else:
@@ -122,7 +120,7 @@ def run(options: Reconstruct) -> int:
             seconds = time.perf_counter() - started
             save_image(target, result, overwrite=options.overwrite, made_by=made_by)
         metrics = compare(image, result)
-        if options.sheets and (options.overwrite or not page.exists()):
+        if draw:
             panels = [
                 Panel(image, file.name),
                 Panel(result, describe(metrics, compare.lpips_network)),
@@ -130,7 +128,7 @@ def run(options: Reconstruct) -> int:
             ]
             heads = ["original", "reconstruction", "difference"]
             drawn = sheet([panels], heads, panel_width=min(1024, image.shape[1]))
-            save_image(page, drawn, overwrite=options.overwrite)
+            save_image(page, drawn, overwrite=options.overwrite, made_by=made_by)
         results.append(Result(file.name, metrics, seconds, made_by))
 
     failed = for_each(files, lambda f: str(f.path), reconstruct)
@@ -152,15 +150,6 @@ def run(options: Reconstruct) -> int:
         before = f" ({kept:,} {'was' if kept == 1 else 'were'} there before)" if kept else ""
         print(f"{len(results)} images in {options.out}{before}: mean {describe(mean, compare.lpips_network)}")
     return SKIPPED if failed else 0
-
-
-def _is_result(file: "ImageFile", out: Path) -> bool:
-    """Return whether a file of a given folder was made by this command, into a folder inside it."""
-    from ..data.images import read_made_by
-
-    path = file.path.absolute()
-    is_sheet = path.is_relative_to(out.absolute() / "sheets")
-    return path.is_relative_to(out.absolute()) and (is_sheet or read_made_by(path) is not None)
 
 
 def _read_metrics(path: Path) -> dict[str, list[str]]:

@@ -15,6 +15,7 @@ import onnxruntime
 from PIL import Image
 
 from ssdd import AutoencoderSSDD
+from ssdd.data.images import read_image
 from ssdd.export.files import export_model
 from ssdd.export.noise import default_noise
 
@@ -32,11 +33,13 @@ def main() -> None:
         print(f"{args.folder}: {', '.join(made.files)}")
 
     about = json.loads((args.folder / "export.json").read_text())
+    if about["model"] != args.model:
+        parser.error(f"{args.folder}: expected {args.model}, found {about['model']}: take another --folder")
     encoder, decoder = (onnxruntime.InferenceSession(args.folder / f"{name}.onnx") for name in ("encoder", "decoder"))
 
-    photo = Image.open(args.photo).convert("RGB")
-    width, height = (side - side % about["spatial_factor"] for side in photo.size)
-    pixels = np.asarray(photo.crop((0, 0, width, height)))  # uint8 (H, W, 3)
+    photo = read_image(args.photo)  # uint8 (H, W, 3)
+    height, width = (side - side % about["spatial_factor"] for side in photo.shape[:2])
+    pixels = photo[:height, :width]
     image = pixels.transpose(2, 0, 1)[None].astype(np.float32) / 127.5 - 1
 
     mean, _ = encoder.run(["mean", "logvar"], {"image": image})

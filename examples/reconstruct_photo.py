@@ -6,10 +6,11 @@ python examples/reconstruct_photo.py photo.jpg --steps 1 --out reconstructed.png
 import argparse
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ssdd import AutoencoderSSDD
 from ssdd.autoencoder.codec import decode_image, encode_image
+from ssdd.data.images import read_image
 
 
 def main() -> None:
@@ -20,7 +21,7 @@ def main() -> None:
     parser.add_argument("--out", default="reconstructed.png")
     args = parser.parse_args()
 
-    photo = np.asarray(ImageOps.exif_transpose(Image.open(args.photo)).convert("RGB"))  # uint8 (H, W, 3)
+    photo = read_image(args.photo)  # uint8 (H, W, 3), upright, in sRGB
     ae = AutoencoderSSDD.from_pretrained(args.model).eval()
 
     encoded = encode_image(ae, photo)  # pads the photograph to a multiple of the spatial factor

@@ -48,6 +48,11 @@ def test_reconstruct_photo(run: Run) -> None:
     assert Image.open("reconstructed.png").size == (92, 60)
     difference = np.asarray(Image.open("reconstructed.png"), float) - np.asarray(Image.open("photo.jpg"), float)
     assert np.abs(difference).mean() < 20, "another picture"
+    gray = np.linspace(0, 65535, 60 * 92).reshape(60, 92).astype(np.uint16)
+    Image.fromarray(gray).save("deep.png")
+    run("reconstruct_photo.py", "deep.png")
+    difference = np.asarray(Image.open("reconstructed.png"), float) - gray[:, :, None] / 257
+    assert np.abs(difference).mean() < 20, "16 bits are cut off at 255"
 
 
 def test_diffusers_pipeline(run: Run) -> None:

@@ -143,6 +143,39 @@ def test_half_precision(tmp_path: Path) -> None:
     assert size < 3 * sum(p.numel() for p in model.parameters()), "weights are not in half precision"
 
 
+def test_half_precision_that_overflows(tmp_path: Path, tree: Tree) -> None:
+    """ONNX Runtime computes it in float32 on a CPU, so that the check passes and GPUs give noise or black images."""
+    model = random_model(8, (32, 32), has_encoder=False)
+    with torch.no_grad():
+        for name, parameter in model.decoder.named_parameters():
+            if name.endswith("conv1.weight"):  # a norm follows
+                parameter *= 5e4 / parameter.abs().max()
+    with pytest.raises(ArithmeticError, match=r"decoder\.onnx: expected finite numbers in half precision, found NaN"):
+        export_model(model, tmp_path / "out", "mine", dtype="fp16")
+    assert not tree(tmp_path)
+
+
+def test_encoder_that_needs_float32_stays_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exported = []
+    monkeypatch.setattr(files, "networks", lambda model: exported.append(model) or [])
+    for force_upcast in (True, False):
+        model = random_model(force_upcast=force_upcast)
+        export_model(model, tmp_path / str(force_upcast), "mine", dtype="fp16", check=False)
+    dtypes = [(model.encoder.dtype, model.decoder.conv_in.weight.dtype) for model in exported]
+    assert dtypes == [(torch.float32, torch.float16), (torch.float16, torch.float16)]
+
+
+def test_files_are_moved_within_their_folder(tmp_path: Path, tree: Tree) -> None:
+    """A folder where a disk or a container's volume is mounted takes no file from beside it."""
+    with files._new_files(tmp_path / "a" / "b", overwrite=False) as partial:
+        assert partial.parent == tmp_path / "a" / "b"
+        (partial / files.FILES[0]).touch()
+    assert set(tree(tmp_path)) == {"a", "a/b", f"a/b/{files.FILES[0]}"}
+    with pytest.raises(ArithmeticError), files._new_files(tmp_path / "c" / "d", overwrite=False):
+        raise ArithmeticError
+    assert not (tmp_path / "c").exists(), "a failed export leaves its folder"
+
+
 def test_example_of_the_guide(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture: Any
 ) -> None:

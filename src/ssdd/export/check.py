@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..autoencoder import AutoencoderSSDD
-from .trace import DECODER, ENCODER
+from .trace import DECODER, ENCODER, networks
 
 TOLERANCE = {"fp32": 1e-3, "fp16": 0.1}
 """Largest difference from PyTorch in float32 that is taken for rounding, by the dtype of the export."""
@@ -29,6 +29,29 @@ class Difference:
     output: str
     largest: float
     shape: tuple[int, ...]
+
+
+def check_finite(exported: AutoencoderSSDD) -> None:
+    """Run the networks of an export in half precision in PyTorch, on random images and latents of several sizes.
+
+    ONNX Runtime computes most of them in float32 on a CPU, where what overflows on a GPU does not.
+
+    Args:
+        exported: in half precision on the CPU, in eval mode.
+
+    Raises:
+        ArithmeticError: a number that is not finite.
+    """
+    for network in networks(exported):
+        for shape in _pixel_shapes(exported):
+            inputs = (_random_image(shape),) if network.file == ENCODER else _random_latent(exported, shape)
+            with torch.inference_mode():
+                outputs = network.module(*inputs)
+            if not all(output.isfinite().all() for output in outputs):
+                raise ArithmeticError(
+                    f"{network.file}: expected finite numbers in half precision, found NaN or infinity at {shape}: "
+                    "take --dtype fp32; --no-check writes it all the same"
+                )
 
 
 def check_files(autoencoder: AutoencoderSSDD, folder: Path, dtype: str) -> list[Difference]:
@@ -59,7 +82,7 @@ def check_files(autoencoder: AutoencoderSSDD, folder: Path, dtype: str) -> list[
 def _check_encoder(autoencoder: AutoencoderSSDD, path: Path) -> list[Difference]:
     session, found = open_session(path), []
     for shape in _pixel_shapes(autoencoder):
-        image = 2 * torch.rand(shape, generator=torch.Generator().manual_seed(0)) - 1
+        image = _random_image(shape)
         with torch.inference_mode():
             posterior = autoencoder.encode(image).latent_dist
         outputs = session.run(["mean", "logvar"], {"image": image.numpy()})
@@ -69,13 +92,10 @@ def _check_encoder(autoencoder: AutoencoderSSDD, path: Path) -> list[Difference]
 
 
 def _check_decoder(autoencoder: AutoencoderSSDD, path: Path) -> list[Difference]:
-    session, found, factor = open_session(path), [], autoencoder.spatial_factor
+    session, found = open_session(path), []
     for shape in _pixel_shapes(autoencoder):
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(shape, generator=generator)
-        grid = (shape[0], autoencoder.config.latent_channels, shape[2] // factor, shape[3] // factor)
+        latent, noise = _random_latent(autoencoder, shape)
         with torch.inference_mode():
-            latent = autoencoder.denormalize_latents(torch.randn(grid, generator=generator))
             expected = autoencoder.decode(latent, noise=noise, num_inference_steps=1).sample
         output = session.run(["image"], {"latent": latent.numpy(), "noise": noise.numpy()})[0]
         found.append(_difference(path, "image", output, expected))
@@ -94,6 +114,19 @@ def open_session(path: Path) -> Any:
 def _pixel_shapes(autoencoder: AutoencoderSSDD) -> list[tuple[int, int, int, int]]:
     factor = autoencoder.spatial_factor
     return [(batch, 3, -(-height // factor) * factor, -(-width // factor) * factor) for batch, height, width in _SIZES]
+
+
+def _random_image(shape: tuple[int, int, int, int]) -> Tensor:
+    return 2 * torch.rand(shape, generator=torch.Generator().manual_seed(0)) - 1
+
+
+def _random_latent(autoencoder: AutoencoderSSDD, shape: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
+    """Return a raw latent and the noise, for images of a shape."""
+    factor, generator = autoencoder.spatial_factor, torch.Generator().manual_seed(0)
+    noise = torch.randn(shape, generator=generator)
+    grid = (shape[0], autoencoder.config.latent_channels, shape[2] // factor, shape[3] // factor)
+    with torch.inference_mode():
+        return autoencoder.denormalize_latents(torch.randn(grid, generator=generator)), noise
 
 
 def _difference(path: Path, name: str, output: np.ndarray, expected: Tensor) -> Difference:

@@ -2,24 +2,26 @@
 
 import copy
 import json
+import logging
 import os
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..autoencoder import AutoencoderSSDD
 from ..checkpoints.config import BATCH_NORM
 from ..runtime.dtypes import Dtype, torch_dtype
 from ..runtime.files import OutputExists
-from .check import Difference, check_files
+from .check import Difference, check_files, check_finite
 from .trace import DECODER, ENCODER, networks, require_packages, write_network
+
+logger = logging.getLogger(__name__)
 
 DESCRIPTION = "export.json"
 FILES = (ENCODER, DECODER, DESCRIPTION)
@@ -51,14 +53,13 @@ def export_model(
 
     Raises:
         ImportError: a package is missing. OutputExists: a file is there already. ValueError: an unknown opset.
-        ArithmeticError: ONNX Runtime's results are others.
+        ArithmeticError: ONNX Runtime's results are others, or half precision overflows.
     """
     require_packages()
     with _new_files(folder, overwrite) as partial:
-        source = autoencoder
-        if dtype != "fp32":
-            source = copy.deepcopy(autoencoder)
-            nn.Module.to(source, torch_dtype(dtype))  # diffusers' own warns of modules kept in float32: there are none
+        source = autoencoder if dtype == "fp32" else _in_half_precision(autoencoder, torch_dtype(dtype))
+        if check and source is not autoencoder:
+            check_finite(source)
         names = []
         for network in networks(source):
             write_network(network, autoencoder.spatial_factor, partial / network.file, opset)
@@ -67,6 +68,18 @@ def export_model(
         description = describe(autoencoder, model, names, dtype, opset)
         (partial / DESCRIPTION).write_text(json.dumps(description, indent=1, allow_nan=False) + "\n")
     return Export([*names, DESCRIPTION], found)
+
+
+def _in_half_precision(autoencoder: AutoencoderSSDD, dtype: torch.dtype) -> AutoencoderSSDD:
+    """Return a copy in another dtype; its encoder stays in float32 where the config says that it overflows."""
+    half = copy.deepcopy(autoencoder)
+    half.decoder.to(dtype)
+    if half.encoder is not None:
+        if half.config.force_upcast:
+            logger.warning("the encoder is written in float32, as the model's force_upcast asks")
+        else:
+            half.encoder.to(dtype)
+    return half
 
 
 def describe(autoencoder: AutoencoderSSDD, model: str, files: Sequence[str], dtype: str, opset: int) -> dict[str, Any]:
@@ -116,12 +129,12 @@ def _new_files(folder: Path, overwrite: bool) -> Iterator[Path]:
     for name in FILES:
         if os.path.lexists(folder / name) and not overwrite:
             raise OutputExists(f"{folder / name} exists already; pass --overwrite to replace it")
-    folder = Path(os.path.abspath(folder))  # "." has no name
-    partial = folder.with_name(f".{secrets.token_hex(6)}-{folder.name}")
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    # Not beside the folder, which may be a file system of its own: files are moved within one.
+    partial = folder / f".{secrets.token_hex(6)}"
     partial.mkdir(parents=True)
     try:
         yield partial
-        folder.mkdir(exist_ok=True)
         for name in FILES:
             if (partial / name).exists():
                 os.replace(partial / name, folder / name)
@@ -129,3 +142,6 @@ def _new_files(folder: Path, overwrite: bool) -> Iterator[Path]:
                 (folder / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        for path in made:
+            with suppress(OSError):  # it has files
+                path.rmdir()

@@ -178,6 +178,20 @@ def test_files_reproduce_the_view(
     assert "draws seed 0" in command_snippet(compare(models, comparison, labels[:1], Settings(seed=1)), models)
 
 
+def test_commands_have_what_the_page_was_started_with(picture: Picture, tiny_model: Path, tmp_path: Path) -> None:
+    """Precision and size of the picture, and a run by its name, not by the folder that goes with the page."""
+    models = Models(["runs/mine"], dtype=torch.bfloat16, folders={"runs/mine": str(tiny_model)})
+    comparison = Comparison("photo.png", np.zeros((32, 1 << 16, 3), np.uint8))
+    shown = compare(models, Comparison("photo.png", picture(32, 32)), ["runs/mine"], Settings()).reconstructions[0]
+    result = replace(comparison, results=(shown,))
+    view, _, measure = command_snippet(result, models).splitlines()
+    assert "--models runs/mine --dtype bf16 " in view
+    assert view.endswith(f"--pixels {32 << 16}")
+    assert measure.startswith("ssdd evaluate runs/mine --dtype bf16 ")
+    files = write_files(tmp_path, result, shown, models)
+    assert not any(bytes(tiny_model) in path.read_bytes() for path in files), "somebody else's folder is told"
+
+
 @pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderKLKVAE", "ConsistencyDecoderVAE"])
 def test_others_decode_in_their_own_way(kind: str, comparison: Comparison, tmp_path: Path) -> None:
     config = CONFIGS[kind] | ({"layers_per_block": 2} if kind == "AutoencoderKL" else {})

@@ -81,6 +81,36 @@ def test_a_browser_cannot_name_a_file_or_a_model(served: Served, tiny_model: Pat
         assert "error" in served.call("on_load", {**choices, "models": ["bicubic:8"], **many}), many
 
 
+def test_only_an_upload_is_read_and_deleted(served: Served) -> None:
+    """A visitor deletes results of the page, which others look at."""
+    choices = {"models": ["bicubic:8"], "steps": 1, "seed": 0, "noise": 0, "across": 50, "down": 50, "zoom": 4}
+    answer = served.call("on_load", choices)
+    shown = Path(re.findall(rf"{served.cache}/[\w/-]+/image\.png", answer)[0])
+    file = {"path": str(shown), "meta": {"_type": "gradio.FileData"}}
+    assert "expected a picture that was dropped here" in served.call("on_upload", {"upload": file, **choices})
+    assert shown.is_file()
+    (content,) = (path.read_bytes() for path in served.folder.glob("photos/photo-0.png"))
+    form = (
+        b'--x\r\ncontent-disposition: form-data; name="files"; filename="mine.png"\r\n\r\n' + content + b"\r\n--x--\r\n"
+    )
+    request = urllib.request.Request(
+        f"{served.url}gradio_api/upload", form, {"content-type": "multipart/form-data; boundary=x"}
+    )
+    with urllib.request.urlopen(request, timeout=20) as said:
+        (uploaded,) = json.load(said)
+    assert Path(uploaded).is_file()
+    file = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
+    assert '"success":true' in served.call("on_upload", {"upload": file, **choices}).replace(" ", "")
+    assert not Path(uploaded).exists(), "an upload is kept"
+
+
+def test_folders_of_one_name_are_told_apart() -> None:
+    from ssdd.app.page import _folder_names
+
+    folders = [Path("a/photos"), Path("b/photos"), Path("c/other"), Path(".")]
+    assert _folder_names(folders) == ["a/photos", "b/photos", "other", "."]
+
+
 def test_the_cache_goes_with_the_server(tiny_model: Path, tmp_path: Path) -> None:
     with serve_page(tiny_model, tmp_path) as served:
         assert served.cache.is_dir()

@@ -5,7 +5,7 @@ Shapes: H x W pixels, multiples of 32; c latent channels; h x w latent grid.
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from msgspec import structs
 from PIL import Image
 from torch import Tensor
 
@@ -68,7 +69,7 @@ class Reconstruction:
 
     Attributes:
         label: of the autoencoder on the page.
-        name: by which ``load_autoencoder`` finds it; jpeg:BYTES with the bytes of this picture.
+        name: see ``Models``; jpeg:BYTES with the bytes of this picture.
         steps: number of decoding steps; None if the decoder has none to choose.
         latent: of a network, that was decoded, noise included: (c, h, w).
         latent_shape: in words.
@@ -174,6 +175,7 @@ class Models:
         device: where they run.
         dtype: of the networks.
         encoder: of models that have none.
+        folders: where models are, by their names, that ``load_autoencoder`` would not find: of unfinished runs.
     """
 
     def __init__(
@@ -182,8 +184,10 @@ class Models:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         encoder: str | None = None,
+        folders: Mapping[str, str] | None = None,
     ) -> None:
         self.names = label_models(names)
+        self.folders = folders or {}
         self.device, self.dtype, self.encoder = torch.device(device), dtype, encoder
         self._loaded: dict[str, Autoencoder] = {}
         self._identities: dict[str, LatentIdentity] = {}
@@ -217,7 +221,8 @@ class Models:
             name = f"jpeg:{jpeg_bytes}"
             return name, load_autoencoder(name)
         if name not in self._loaded:
-            self._loaded[name] = load_autoencoder(name, self.device, self.dtype, self.encoder)
+            place = self.folders.get(name, name)
+            self._loaded[name] = load_autoencoder(place, self.device, self.dtype, self.encoder)
         return name, self._loaded[name]
 
     def identify(self, label: str) -> LatentIdentity | None:
@@ -225,9 +230,10 @@ class Models:
         name, autoencoder = self.load(label)
         if name not in self._identities:
             try:
-                self._identities[name] = identify_network(name, cast(Network, autoencoder))
+                found = identify_network(self.folders.get(name, name), cast(Network, autoencoder))
             except CheckpointError:
                 return None
+            self._identities[name] = structs.replace(found, name=name)
         return self._identities[name]
 
 

@@ -9,12 +9,15 @@ import torch
 
 from ..autoencoder.codec import LATENT_SUFFIX, EncodedImage, save_encoded
 from ..data.images import save_image
+from ..runtime.dtypes import dtype_name
+from . import DEFAULT_PIXELS
 from .compare import JPEG_LABEL, Comparison, Models, Reconstruction
 
 _PYTHON = '''"""Reconstructs picture.png as the page showed it."""
 
 import torch
 
+from ssdd.cli.common import model_of_run
 from ssdd.data.images import read_image, save_image
 from ssdd.data.pixels import image_to_tensor, tensor_to_image
 from ssdd.evaluation.autoencoders import load_autoencoder
@@ -24,7 +27,7 @@ STEPS, SEED, LATENT_NOISE = {steps}, {seed}, {noise}
 
 x = image_to_tensor(read_image("picture.png"))[None]  # 1, 3, H, W in [-1, 1]
 for number, name in enumerate({names}):
-    autoencoder = load_autoencoder(name, {device!r}, torch.{dtype}{encoder})
+    autoencoder = load_autoencoder(model_of_run(name), {device!r}, torch.{dtype}{encoder})
     latent = autoencoder.encode(x)
     if isinstance(latent, torch.Tensor):
         latent = add_latent_noise(latent, LATENT_NOISE, SEED, [0])
@@ -52,10 +55,13 @@ def command_snippet(comparison: Comparison, models: Models) -> str:
     """Return the commands that open this view, and that measure it; the second one always draws seed 0."""
     settings = comparison.settings
     names = [models.names[result.label] for result in comparison.reconstructions if result.label != JPEG_LABEL]
-    encoder = ["--encoder", models.encoder] if models.encoder else []
-    view = ["ssdd", "app", "picture.png", "--models", *names, *encoder, "--steps", str(settings.steps)]
+    network = ["--encoder", models.encoder] if models.encoder else []
+    network += [] if models.dtype == torch.float32 else ["--dtype", dtype_name(models.dtype)]
+    view = ["ssdd", "app", "picture.png", "--models", *names, *network, "--steps", str(settings.steps)]
     view += ["--seed", str(settings.seed), "--latent-noise", f"{settings.latent_noise:g}"]
-    measure = ["ssdd", "evaluate", *(result.name for result in comparison.reconstructions), *encoder]
+    height, width, _ = comparison.picture.shape
+    view += ["--pixels", str(height * width)] if height * width > DEFAULT_PIXELS else []
+    measure = ["ssdd", "evaluate", *(result.name for result in comparison.reconstructions), *network]
     measure += ["--data", "original", "--protocol", "native-v1", "--steps", str(settings.steps)]
     measure += ["--latent-noise", f"{settings.latent_noise:g}"] if settings.latent_noise else []
     measure += ["--save-reconstructions", "reconstructions"]

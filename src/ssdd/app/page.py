@@ -18,7 +18,7 @@ from ..data.images import ImageError, read_image
 from ..data.pixels import Pixels
 from ..evaluation.sheet import difference
 from ..runtime.text import one_safe_line
-from . import MOST_SEED, MOST_STEPS
+from . import DEFAULT_PIXELS, MOST_SEED, MOST_STEPS
 from . import folder as folders
 from .compare import Comparison, Models, Region, Settings, compare, fit_picture, latent_channels
 from .downloads import command_snippet, python_snippet, write_files
@@ -60,7 +60,7 @@ class Options:
     folders: Sequence[Path]
     cache: Path
     settings: Settings
-    pixels: int = 1 << 20
+    pixels: int = DEFAULT_PIXELS
     max_pixels: int = 1 << 26
     megabytes: int = 20
 
@@ -83,6 +83,7 @@ class _Page:
 
     def build(self, page: gr.Blocks) -> None:
         """Lay the controls out and connect them."""
+        self.page = page
         self.state = gr.State(None, time_to_live=_KEPT_SESSION)
         gr.Markdown(
             "# Image tokenizers side by side\nOne picture through several autoencoders: what is lost, and where?"
@@ -184,7 +185,7 @@ class _Page:
         self.crops = gr.HTML(elem_id="crops")
 
     def _build_folder(self) -> None:
-        names = [path.name for path in self.options.folders]
+        names = _folder_names(self.options.folders)
         with gr.Row():
             self.folder = gr.Dropdown(names, value=names[0], type="index", label="Folder", elem_id="folder")
             self.protocol = gr.Dropdown(list(folders.PROTOCOLS), value="paper-256-v1", label="Protocol")
@@ -230,6 +231,8 @@ class _Page:
     def on_upload(self, values: Values, progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008
         """Compare on a picture that was dropped."""
         path = Path(values[self.upload])
+        if str(path) not in self.page.upload_file_set:  # a browser may name any file of the cache, such as a result
+            raise _error("expected a picture that was dropped here, found another file: drop the picture again")
         try:
             picture = self._read(path)
         finally:
@@ -359,6 +362,12 @@ class _Page:
         region = Region(values[self.x], values[self.y], values[self.zoom])
         differences = [difference(comparison.picture, result.image) for result in comparison.reconstructions]
         return [_overview(comparison.picture, region), crops_grid(comparison, region, differences)]
+
+
+def _folder_names(folders: Sequence[Path]) -> list[str]:
+    """Return the last parts of paths, and the paths themselves where several have the same one."""
+    short = [path.name for path in folders]
+    return [s if s and short.count(s) == 1 else str(path) for s, path in zip(short, folders, strict=True)]
 
 
 def _overview_size(height: int, width: int) -> tuple[int, int]:

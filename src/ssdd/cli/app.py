@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from ..app import MOST_SEED, MOST_STEPS
+from ..app import DEFAULT_PIXELS, MOST_SEED, MOST_STEPS
 from ..runtime.dtypes import Dtype
 from .common import DEFAULT_MODEL, Count, ModelOptions, Paths, model_of_run
 from .demo import sample_photographs
@@ -38,7 +38,7 @@ class App:
     """Seed of the noise at first."""
     latent_noise: Annotated[float, Meta(ge=0, le=1)] = 0.0
     """Noise on the latents at first, in standard deviations of each."""
-    pixels: Count = 1 << 20
+    pixels: Count = DEFAULT_PIXELS
     """Pictures with more pixels are reduced to so many."""
     max_pixels: Count = 1 << 26
     """Pictures with more pixels are refused."""
@@ -80,16 +80,17 @@ def _build(options: App, cache: Path):  # type: ignore[no-untyped-def]  # gradio
     from ..data.find import expand
 
     device = ModelOptions(device=options.device, dtype=options.dtype)
-    names = [model_of_run(name) for name in options.models]
-    for name in names:
-        check_model_name(name)
-    models = Models(names, device.torch_device(), device.torch_dtype, options.encoder)
-    paths = [Path(path) for path in expand(options.paths)]
+    names = list(dict.fromkeys(options.models))
+    folders = {name: model_of_run(name) for name in names}
+    for folder in folders.values():
+        check_model_name(folder)
+    models = Models(names, device.torch_device(), device.torch_dtype, options.encoder, folders)
+    paths = list(dict.fromkeys(Path(path) for path in expand(options.paths)))
     pictures = [path for path in paths if not path.is_dir()]
     return build_page(
         Options(
             models,
-            [*models.labels[: len(dict.fromkeys(names))], JPEG_LABEL],
+            [*models.labels[: len(names)], JPEG_LABEL],
             [*pictures, *sample_photographs()],
             [path for path in paths if path.is_dir()],
             cache,

@@ -1,6 +1,6 @@
 """The precisions that networks run in, by the names that options have. torch is imported where it is needed."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     import torch
@@ -13,6 +13,11 @@ def torch_dtype(name: Dtype) -> "torch.dtype":
     import torch
 
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def dtype_name(dtype: "torch.dtype") -> Dtype:
+    """Return the name of one of these dtypes."""
+    return next(name for name in get_args(Dtype) if torch_dtype(name) == dtype)
 
 
 def fastest_dtype(device: "torch.device") -> "torch.dtype":

@@ -20,7 +20,7 @@ _HUB_ID = "A Hugging Face id, OWNER/NAME; where it is filled in, the list above 
 _FORMAT = "Whose latents will be decoded: a decoder for others is refused. auto: channels alone are compared."
 _TILING = "Overlapping tiles for large images. auto: where memory would not suffice."
 _STEPS = "Decoding steps. 0: as many as the model's config says, 1 for a distilled model."
-_SEED = "Of the decoder's noise, the same for each image of a batch. It changes fine detail only."
+_SEED = "Of the decoder's noise, the same for each image of a batch; 0: the model's own. It changes fine detail only."
 
 _TILES: dict[str, tuple[Any, ...]] = {
     "tiling": (["auto", "on", "off"], {"default": "auto", "tooltip": _TILING}),
@@ -140,7 +140,8 @@ class SSDDDecode:
         height, width = (n * ae.spatial_factor for n in z.shape[2:])
         device = model.prepare(len(z), height, width, tiling, tile_size)
         steps = steps or ae.config.num_inference_steps
-        noise = [torch.Generator("cpu").manual_seed(seed) for _ in z]  # one each: a batch changes no image
+        # 0 is the noise of config.noise_seed. One generator each: a batch changes no image.
+        noise = [torch.Generator("cpu").manual_seed(seed) for _ in z] if seed else None
         with progress(ae.decoder, steps):
             pixels = ae.decode(z.to(device), generator=noise, num_inference_steps=steps).sample
         size = samples.get("ssdd_size", (height, width))

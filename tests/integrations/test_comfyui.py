@@ -130,6 +130,16 @@ def test_seed_alone_decides_the_noise(loaded: Any, run: Any, image: Tensor) -> N
     assert not torch.equal(run("SSDDDecode", model=loaded, samples=second, seed=1), again)
 
 
+def test_seed_zero_is_the_models_noise(loaded: Any, run: Any) -> None:
+    """A model with a seed of its own decodes another image than everywhere else."""
+    loaded.autoencoder.register_to_config(noise_seed=7)
+    z = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = as_image(loaded.autoencoder.decode(z).sample)
+    assert torch.equal(run("SSDDDecode", model=loaded, samples={"samples": z}), expected)
+    assert torch.equal(run("SSDDDecode", model=loaded, samples={"samples": z}, seed=7), expected)
+
+
 def test_tiles(loaded: Any, run: Any, comfy: FakeComfyUI, tiny_model: Path) -> None:
     z = torch.randn(1, 4, 24, 32, generator=torch.Generator().manual_seed(0))
     ae = AutoencoderSSDD.from_pretrained(tiny_model).eval()

@@ -90,7 +90,7 @@ class Tokenize:
     max_skipped: str = "1%"
     """Images that may be skipped, as broken ones are, for exit status 0: a number or a share like 1%."""
     strict: bool = False
-    """Refuse to go on with another release of torch, device, batch size or precision, instead of a warning."""
+    """Refuse to go on with another release of torch, device or batch size, instead of a warning."""
 
     def job(self) -> "TokenizeJob":
         """Return what is to be made, without how. Raises ValueError for numbers that cannot be."""

@@ -17,8 +17,8 @@ from .parse import Heading, nearest, refuse, subcommands
 
 DESCRIPTION = """Train a tokenizer by a recipe: one of those below, file.py:FUNCTION, or --config RUN/config.json.
 
-The same command, run again, resumes exactly where it stopped. The first five take --latent f8c4, --decoder S,
---resolution 256 and --scale paper, gpu, cpu or tiny; ssdd train RECIPE --help lists every setting.
+The same command, run again, resumes exactly where it stopped. The first five take --latent f8c4, --decoder S
+(but for kl-vae), --resolution 256 and --scale paper, gpu, cpu or tiny; ssdd train RECIPE --help lists every setting.
 
 On several GPUs: torchrun --nproc-per-node 8 -m ssdd train RECIPE [OPTIONS], or srun ssdd train RECIPE [OPTIONS]
 

@@ -1,4 +1,4 @@
-"""How the embedded demo model was begun, on one CPU core in an hour and a half; its card has the second part."""
+"""How ``ssdd-f8c4-demo`` was begun, on one CPU core in an hour and a half; its card has the parts that followed."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from .stages import encoder
 
 @recipe()
 def demo() -> FlowConfig:
-    """The embedded model: encoder and XXS decoder together from scratch at 64 px, by flow matching + LPIPS + KL."""
+    """``ssdd-f8c4-demo``: encoder and XXS decoder together from scratch at 64 px, by flow matching + LPIPS + KL."""
     config = encoder(Axes(scale="cpu"))
     return replace(
         config,

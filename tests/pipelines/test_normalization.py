@@ -225,5 +225,5 @@ def test_the_embedded_decoder_of_flux2(monkeypatch: pytest.MonkeyPatch) -> None:
     end_with(z, pipeline, monkeypatch)
     shown = generate(pipeline, output_type="pt")
     torch.testing.assert_close(shown, (ae.decode(z).sample / 2 + 0.5).clamp(0, 1))
-    error = (shown - (image / 2 + 0.5)).square().mean()
-    assert error < 0.005, f"it is another picture: {float(error)}"
+    error, to_mirrored = ((shown - (x / 2 + 0.5)).square().mean() for x in (image, image.flip(3)))
+    assert error < to_mirrored / 5, f"it is another picture: {float(error)}, {float(to_mirrored)}"

@@ -79,7 +79,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         latents = facts.denormalize(z)
         if output_type == "latent":
             return ImagePipelineOutput(images=latents)
-        pixels = np.concatenate([tensor_to_image(self._decode(part).cpu()) for part in latents.split(batch_size)])
+        pixels = self._decode(latents, batch_size)
         return ImagePipelineOutput(images=self.numpy_to_pil(pixels / 255) if output_type == "pil" else pixels)
 
     def _labels(self, classes: str | Sequence[int | str | None]) -> list[int | None]:
@@ -92,14 +92,17 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             raise ValueError(f"expected a list of classes, one for each image, found {classes!r}")
         return labels
 
-    def _decode(self, latents: Tensor) -> Tensor:
+    def _decode(self, latents: Tensor, batch_size: int) -> np.ndarray:
+        """Return uint8 (N, H, W, 3) of raw latents (N, c, h, w)."""
         upcast = self.vae.dtype == torch.float16 and self.vae.config.get("force_upcast", False)
         if upcast:  # as pipelines of diffusers do: float16 would overflow
             self.vae.to(torch.float32)
-        images = self.vae.decode(latents.to(self.vae.device, self.vae.dtype)).sample
-        if upcast:
-            self.vae.to(torch.float16)
-        return images
+        try:
+            z = latents.to(self.vae.device, self.vae.dtype)
+            return np.concatenate([tensor_to_image(self.vae.decode(part).sample.cpu()) for part in z.split(batch_size)])
+        finally:
+            if upcast:
+                self.vae.to(torch.float16)
 
 
 def save_pipeline(generator: Generator, decoder: LatentDecoder, folder: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import tempfile
 import urllib.error
@@ -16,7 +17,7 @@ import pytest
 pytest.importorskip("gradio", reason="the page needs gradio: pip install 'ssdd[app]'")
 
 from ssdd.app.server import LARGEST_REQUEST, Address
-from ssdd.cli.main import Terminated
+from ssdd.cli.main import Stopped
 from tests.app.serving import Served, serve_page
 
 
@@ -129,7 +130,7 @@ def test_the_command_serves_until_it_is_stopped(
     def wait() -> None:
         assert status(f"http://127.0.0.1:{port}/") == 200
         assert list(tmp_path.glob("ssdd-app-*"))
-        raise Terminated
+        raise Stopped(signal.SIGTERM)
 
     monkeypatch.setattr("ssdd.cli.app._wait", wait)
     ended = ssdd("app", "--models", "bicubic:8", "--port", port)

@@ -43,6 +43,27 @@ def sigterm_while_files_are_listed() -> None:
     find.find_images = lambda paths: os.kill(os.getpid(), signal.SIGTERM)  # type: ignore[assignment]
 
 
+def signal_in_a_finalizer(number: signal.Signals) -> Callable[[], object]:
+    """When ``encode`` reads its third photograph: Python drops the exception that the signal raises."""
+    return partial(_signal_in_a_finalizer, number)
+
+
+def _signal_in_a_finalizer(number: signal.Signals) -> None:
+    from ssdd.data import images
+
+    class Finalized:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
+
+    def read(path: Path) -> object:
+        if path.name == "0002.png":
+            Finalized()
+        return real(path)
+
+    real = images.read_image
+    images.read_image = read  # type: ignore[assignment]
+
+
 def lose(photograph: Path) -> Callable[[], object]:
     """It vanishes after ``encode``, ``evaluate`` or ``data`` has listed it, before it is read."""
     return partial(_lose, photograph)

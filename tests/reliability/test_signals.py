@@ -17,7 +17,12 @@ from ssdd.generation.result import Generator, LatentFacts, save_generator
 from ssdd.training.checkpoint import list_checkpoints, read_checkpoint
 from tests.process import ssdd, start
 from tests.reliability.commands import Inputs, arguments, visible
-from tests.reliability.interventions import lose, lose_in_training, sigterm_while_files_are_listed
+from tests.reliability.interventions import (
+    lose,
+    lose_in_training,
+    signal_in_a_finalizer,
+    sigterm_while_files_are_listed,
+)
 from tests.training.runs import SMALL
 
 pytestmark = pytest.mark.slow
@@ -73,6 +78,18 @@ def test_commands_that_write_as_they_go(
     assert len(files) < MANY, "it was not stopped at all"
     for path in files:
         assert path.stat().st_size > 50, f"half of {path} was left"
+
+
+@pytest.mark.parametrize("number", LINES, ids=lambda n: n.name)
+def test_one_whose_exception_is_lost(
+    number: signal.Signals, inputs: Inputs, many: Path, generator: Path, tmp_path: Path
+) -> None:
+    """In a finalizer, as in a guard of a compiled function: it ends the command all the same."""
+    out = tmp_path / "out"
+    running = start(*typed("encode", inputs, many, generator, out), prepare=signal_in_a_finalizer(number))
+    status, line = LINES[number]
+    assert running.wait().one_line(status) == line
+    assert 2 <= len(list(out.iterdir())) < MANY
 
 
 def all_gone(group: int, seconds: float = 10.0) -> bool:

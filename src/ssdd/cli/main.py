@@ -9,10 +9,12 @@ import logging
 import os
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import ClassVar
 
 from safetensors import SafetensorError
 
@@ -29,8 +31,28 @@ if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", 
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
-class Terminated(KeyboardInterrupt):
-    """Raised by SIGTERM, so that it ends a command as Ctrl-C does: what is half written is removed."""
+class Stopped(KeyboardInterrupt):
+    """Raised by SIGTERM and by Ctrl-C: what is half written is removed.
+
+    A finalizer, or a guard of a compiled function, drops exceptions. Where this one is gone before it has reached
+    ``run``, its signal is sent again.
+
+    Attributes:
+        arrived: whether one has reached ``run``.
+        latest: that which is under way, if there is one.
+    """
+
+    arrived: ClassVar[bool] = False
+    latest: "ClassVar[Callable[[], Stopped | None]]" = staticmethod(lambda: None)
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+        Stopped.latest = weakref.ref(self)
+
+    def __del__(self) -> None:
+        if not Stopped.arrived:  # later, when what dropped it has ended
+            threading.Timer(0.01, os.kill, (os.getpid(), self.number)).start()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -46,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(ERROR)
     keep_freed_memory()  # the process is ours alone
     if "RANK" not in os.environ:  # one of several may be waiting for the others, where no handler of Python's runs
-        signal.signal(signal.SIGTERM, _terminate)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _stop)
+        sys.unraisablehook = _unraisable
     if not sys.stderr.isatty():  # a bar is for people; tqdm reads this when it is imported, in worker processes too
         os.environ.setdefault("TQDM_DISABLE", "1")
     from PIL import Image
@@ -65,10 +89,11 @@ def run(arguments: list[str]) -> int:
             return int(sys.modules[type(options).__module__].run(options))
         finally:
             _flush()
-    except Terminated:
-        status, line = 128 + signal.SIGTERM, "ssdd: stopped by SIGTERM"
-    except KeyboardInterrupt:
-        status, line = 128 + signal.SIGINT, "ssdd: interrupted"
+    except KeyboardInterrupt as interrupt:
+        Stopped.arrived = True
+        number = getattr(interrupt, "number", signal.SIGINT)
+        status = 128 + number
+        line = "ssdd: stopped by SIGTERM" if number == signal.SIGTERM else "ssdd: interrupted"
     except BrokenPipeError:  # whoever read the output, such as head, has enough of it
         return 128 + signal.SIGPIPE
     except (OSError, ValueError, RuntimeError, ImportError, ArithmeticError, MemoryError, SafetensorError) as error:
@@ -119,9 +144,14 @@ def _global_options(arguments: list[str]) -> list[str]:
     return arguments
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(number, signal.SIG_IGN)  # once is enough: the second would end the tidying up
-    raise Terminated
+def _stop(number: int, frame: FrameType | None) -> None:
+    if number == signal.SIGINT or Stopped.latest() is None:  # a second SIGTERM would end the tidying up
+        raise Stopped(number)
+
+
+def _unraisable(lost: "sys.UnraisableHookArgs") -> None:
+    if not isinstance(lost.exc_value, Stopped):  # that one comes again
+        sys.__unraisablehook__(lost)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from ssdd.cli import convert, data, decode, encode, evaluate, generate, reconstr
 from ssdd.cli.main import main
 from ssdd.training import loop, tokenizer  # `train` imports them when it runs
 
-os.environ["TQDM_DISABLE"] = "0"  # a command in a pipe would have no bar, and some tests wait for it to move
+os.environ["TQDM_DISABLE"] = ""  # a command in a pipe would have no bar, and some tests wait for one ("0" disables)
 
 TIMEOUT = 120.0
 """Seconds after which a command counts as one that hangs."""

@@ -3,7 +3,7 @@
     python reproduction/curves.py --scale cpu --data photos-*.tar --eval bsds500-test.tar kodak.tar
 
 All decoders learn on the latents of ``--encoder``, which no GAN has seen, from the same photographs, crops, batch and
-weight of LPIPS, at a constant rate; each has the optimiser and the rate that suit it. After several numbers of images
+weight of LPIPS, by the same optimiser at the same constant rate, that of the recipes. After several numbers of images
 their averaged weights are evaluated on crops of the training size that none was trained on. The KL-VAE's decoder is as
 wide as brings its operations nearest to ours, and has a PatchGAN or none: of both the better one counts. A student is
 distilled from SSDD after half of the images, and sees the other half. Short trainings have three seeds. The verdict on

@@ -30,7 +30,6 @@ sys.path[:0] = [str(root := Path(__file__).parents[1]), str(root / "src")]  # of
 from reproduction.claims import FRECHET, Model, Test, conclude, frechet_difference, in_words, judge  # noqa: E402
 from reproduction.jobs import Job, Stopped, begin, precision_options, read_log, run_jobs, run_until_stopped  # noqa: E402
 from ssdd.evaluation.features import load_extractor  # noqa: E402
-from ssdd.recipes import stages  # noqa: E402
 from ssdd.runtime.files import write_json  # noqa: E402
 
 EXTRACTOR = "mobilenet_v2-imagenet"
@@ -179,11 +178,6 @@ class Plan:
         arguments += ["--optimizer.decay-images", str(scale.crops // 2)]
         arguments += ["--average.halflife-images", str(min(5000, scale.crops // 12))]
         arguments += precision_options()
-        if tokenizer.recipe == "kl-vae":  # from scratch it learns faster by SSDD's optimiser, see docs/LOG.md
-            alike = stages.SCALES[scale.recipes]
-            arguments += ["--optimizer.name", alike.optimizer.name]
-            arguments += ["--optimizer.learning-rate", str(alike.plans["encoder"].rate)]
-            arguments += ["--optimizer.weight-decay", str(alike.optimizer.weight_decay)]
         if tokenizer.recipe == "kl-vae" and not scale.gan:
             arguments += ["--loss.adversarial", "0"]
         elif tokenizer.recipe == "kl-vae":

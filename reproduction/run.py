@@ -110,7 +110,7 @@ def write(plan: Plan) -> Path:
         print("no steps.png: pip install 'ssdd[eval]'", file=sys.stderr)
     rows = claims(SCALES[plan.scale_name])
     student, teacher, _ = rows["distillation"].models
-    models = [rows["kl-vae"].models[1], teacher, student]
+    models = [*rows["kl-vae"].models[1:], teacher, student]
     if all(model in results for model in models) and not (plan.out / "crops.png").is_file():
         draw_crops(plan, models, plan.out / "crops.png")
     return plan.out / "table.md"

@@ -166,6 +166,11 @@ def runs(scale: Scale) -> dict[str, Run]:
         loss=FlowLoss(lpips_network="squeeze"),
         **_settings(scale),
     )
+    kl_vae = KLVAEConfig(
+        model=KLVAEModelConfig(scale.latents[0], scale.encoder_width, scale.encoder_groups),
+        loss=KLVAELoss(lpips_network="squeeze", adversarial=0.0),
+        **_settings(scale) | {"optimizer": _optimizer(scale, "kl-vae"), "total_images": total},
+    )
     shorter = _shorter(scale, "distillation", scale.distillation_images)
     result = {
         "joint": Run(joint),
@@ -173,12 +178,12 @@ def runs(scale: Scale) -> dict[str, Run]:
             DistillationConfig(model=TeacherConfig(), loss=DistillationLoss(lpips_network="squeeze"), **shorter),
             start_from="joint",
         ),
-        "kl-vae": Run(
-            KLVAEConfig(
-                model=KLVAEModelConfig(scale.latents[0], scale.encoder_width, scale.encoder_groups),
-                loss=KLVAELoss(lpips_network="squeeze", adversarial=0.5, adversarial_from_images=total // 2),
+        "kl-vae": Run(kl_vae),
+        "kl-vae-gan": Run(
+            replace(
+                kl_vae,
+                loss=replace(kl_vae.loss, adversarial=0.5, adversarial_from_images=total // 2),
                 discriminator=_discriminator(scale),
-                **_settings(scale) | {"optimizer": _optimizer(scale, "kl-vae"), "total_images": total},
             )
         ),
     }

@@ -64,6 +64,7 @@ class Scale:
         large_crops: the same of those that are.
         plans: by stage; ``kl-vae-large`` is the KL-VAE at another resolution than the first.
         joint_decoder: size of a decoder that is trained with the encoder, if it is another.
+        discriminator_rate: learning rate of the KL-VAE's PatchGAN.
     """
 
     latent: str
@@ -79,6 +80,7 @@ class Scale:
     encoder_width: int = 32
     encoder_groups: int = 8
     joint_decoder: str | None = None
+    discriminator_rate: float = 1e-4
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig("muon"))
     lpips_network: LPIPSNetwork = "squeeze"
     repa: float = 0.0
@@ -133,7 +135,7 @@ SCALES = {
             "pretraining": Plan(2e-3, 400_000, 10_000, 100_000),
             "finetuning": Plan(5e-4, 75_000, 2500, 40_000),
             "distillation": Plan(2e-4, 25_000, 1000, 12_500),
-            "kl-vae": Plan(1e-3, 800_000, 10_000, 200_000),
+            "kl-vae": Plan(2e-3, 800_000, 10_000, 200_000),
             "kl-vae-large": Plan(5e-4, 100_000, 2500, 50_000),
         },
         average=AverageConfig(halflife_images=5000),
@@ -143,6 +145,7 @@ SCALES = {
         workers=14,
         encoder_width=64,
         encoder_groups=32,
+        discriminator_rate=1e-3,
     ),
     "cpu": Scale(
         latent="f8c4",
@@ -154,12 +157,13 @@ SCALES = {
             "pretraining": Plan(4e-3, 64_000, 1600, 24_000),
             "finetuning": Plan(1e-3, 16_000, 400, 8000),
             "distillation": Plan(2e-4, 6400, 320, 3200),
-            "kl-vae": Plan(1.5e-3, 128_000, 1600, 48_000),
-            "kl-vae-large": Plan(5e-4, 22_400, 400, 11_200),
+            "kl-vae": Plan(4e-3, 128_000, 1600, 48_000),
+            "kl-vae-large": Plan(1e-3, 22_400, 400, 11_200),
         },
         average=AverageConfig(halflife_images=1500),
         log=LogConfig(sample_images=6400, checkpoint_images=3200),
         batch_size=32,
+        discriminator_rate=1.5e-3,
         optimizer=OptimizerConfig("muon", weight_decay=0.3),  # or the coarse levels are outgrown, see docs/LOG.md
         validation=ValidationConfig(images=6400, count=128),
     ),
@@ -179,6 +183,7 @@ SCALES = {
         average=AverageConfig(halflife_images=200),
         log=LogConfig(stats_images=320, sample_images=1600, checkpoint_images=1600),
         batch_size=8,
+        discriminator_rate=1.5e-3,
         validation=ValidationConfig(images=3200, count=32),
         one_step_share=0.0,
         compile=False,
@@ -301,16 +306,12 @@ def kl_vae(axes: Axes) -> KLVAEConfig:
     else:
         stage, start_gan = "kl-vae-large", 0
         model = KLVAEModelConfig(start_from=_run("kl-vae", replace(axes, resolution=None)))
-    plan = scale.plans[stage]
     loss = KLVAELoss(
         lpips_network=scale.lpips_network, adversarial=0.5, adversarial_from_images=min(start_gan, 50_000 * _BATCH)
     )
-    discriminator = DiscriminatorConfig(plan.rate, warmup_images=min(1000 * _BATCH, plan.images // 20))
-    config = planned(KLVAEConfig(model=model, loss=loss, discriminator=discriminator), stage, axes)
-    if config.optimizer.name == "muon":  # plain convolutional decoders learn no better by it
-        usual = OptimizerConfig().weight_decay  # the scale's is for updates of one size, as Muon makes them
-        config = replace(config, optimizer=replace(config.optimizer, name="adamw", weight_decay=usual))
-    return config
+    warmup_images = min(1000 * _BATCH, scale.plans[stage].images // 20)
+    discriminator = DiscriminatorConfig(scale.discriminator_rate, warmup_images=warmup_images)
+    return planned(KLVAEConfig(model=model, loss=loss, discriminator=discriminator), stage, axes)
 
 
 @recipe("finetune")

@@ -14,7 +14,7 @@ help: ## list the targets
 	@echo "usage: make TARGET [ARGS='...'] [PYTHON=python3.12]"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: $(VENV)/.demo ## reconstruct photographs with the embedded model, into outputs/demo
+demo: $(VENV)/.demo ## reconstruct photographs with the embedded models, into outputs/demo
 	$(BIN)/ssdd demo --out outputs/demo --overwrite $(ARGS)
 
 test: $(VENV)/.dev ## run the tests but the slow ones, in two processes; ARGS goes to pytest

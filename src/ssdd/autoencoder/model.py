@@ -65,7 +65,7 @@ class AutoencoderSSDD(ModelMixin, ConfigMixin, AutoencoderMixin, NormalizationMi
         decoder_heads: Attention heads.
         encoder_groups: Groups of the encoder's norms.
         decoder_groups: Groups of the decoder's norms.
-        num_inference_steps: Default number of decoding steps; 1 for a distilled model.
+        num_inference_steps: Default number of decoding steps; 1 where a single step was trained.
         noise_seed: Seed of the default decoding noise.
         sample_size: Side of the training images in pixels; also the default tile.
         scaling_factor: Factor of normalised = (raw - shift_factor) * scaling_factor; pipelines read it.

@@ -25,7 +25,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from .common import USAGE
 
 COMMANDS = {
-    "demo": "Reconstruct sample photographs with the embedded model: a comparison sheet and a table.",
+    "demo": "Reconstruct sample photographs with the embedded models: a comparison sheet and a table.",
     "app": "A page in the browser: one picture through several autoencoders, side by side.",
     "reconstruct": "Images through a model and back: reconstructions, side-by-side sheets, metrics.",
     "encode": "Images to latent files.",

@@ -1,7 +1,7 @@
 """Every training run that the claims need, at four scales.
 
 Runs that are compared see as many images of the same photographs, with the same augmentation, batch, weight average,
-LPIPS weight and encoder architecture; each has the optimiser and the rate of its stage's recipe. The images of a
+LPIPS weight and encoder architecture, by the optimiser and the rate of the recipes of their stages. The images of a
 student's distillation count: its baseline is trained for as much longer. docs/reproduction.md says which claim needs
 which runs.
 """
@@ -169,7 +169,7 @@ def runs(scale: Scale) -> dict[str, Run]:
     kl_vae = KLVAEConfig(
         model=KLVAEModelConfig(scale.latents[0], scale.encoder_width, scale.encoder_groups),
         loss=KLVAELoss(lpips_network="squeeze", adversarial=0.0),
-        **_settings(scale) | {"optimizer": _optimizer(scale, "kl-vae"), "total_images": total},
+        **_settings(scale) | {"total_images": total},
     )
     shorter = _shorter(scale, "distillation", scale.distillation_images)
     result = {

@@ -45,12 +45,13 @@ _LARGE = ("finetuning", "distillation", "kl-vae-large")
 
 @dataclass(frozen=True)
 class Plan:
-    """How a stage is trained at a scale: learning rate, images seen, and those of its warm-up and decay."""
+    """How a stage is trained at a scale: learning rate, images seen, in warm-up and in decay, the PatchGAN's rate."""
 
     rate: float
     images: int
     warmup_images: int = 0
     decay_images: int = 0
+    discriminator_rate: float = 1e-4
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,6 @@ class Scale:
         large_crops: the same of those that are.
         plans: by stage; ``kl-vae-large`` is the KL-VAE at another resolution than the first.
         joint_decoder: size of a decoder that is trained with the encoder, if it is another.
-        discriminator_rate: learning rate of the KL-VAE's PatchGAN.
     """
 
     latent: str
@@ -80,7 +80,6 @@ class Scale:
     encoder_width: int = 32
     encoder_groups: int = 8
     joint_decoder: str | None = None
-    discriminator_rate: float = 1e-4
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig("muon"))
     lpips_network: LPIPSNetwork = "squeeze"
     repa: float = 0.0
@@ -135,8 +134,8 @@ SCALES = {
             "pretraining": Plan(2e-3, 400_000, 10_000, 100_000),
             "finetuning": Plan(5e-4, 75_000, 2500, 40_000),
             "distillation": Plan(2e-4, 25_000, 1000, 12_500),
-            "kl-vae": Plan(2e-3, 800_000, 10_000, 200_000),
-            "kl-vae-large": Plan(5e-4, 100_000, 2500, 50_000),
+            "kl-vae": Plan(2e-3, 800_000, 10_000, 200_000, discriminator_rate=1e-3),
+            "kl-vae-large": Plan(5e-4, 100_000, 2500, 50_000, discriminator_rate=5e-4),
         },
         average=AverageConfig(halflife_images=5000),
         log=LogConfig(stats_images=6400, sample_images=40_000, checkpoint_images=40_000),
@@ -145,7 +144,6 @@ SCALES = {
         workers=14,
         encoder_width=64,
         encoder_groups=32,
-        discriminator_rate=1e-3,
     ),
     "cpu": Scale(
         latent="f8c4",
@@ -157,13 +155,12 @@ SCALES = {
             "pretraining": Plan(4e-3, 64_000, 1600, 24_000),
             "finetuning": Plan(1e-3, 16_000, 400, 8000),
             "distillation": Plan(2e-4, 6400, 320, 3200),
-            "kl-vae": Plan(4e-3, 128_000, 1600, 48_000),
-            "kl-vae-large": Plan(1e-3, 22_400, 400, 11_200),
+            "kl-vae": Plan(4e-3, 128_000, 1600, 48_000, discriminator_rate=1.5e-3),
+            "kl-vae-large": Plan(1e-3, 22_400, 400, 11_200, discriminator_rate=5e-4),
         },
         average=AverageConfig(halflife_images=1500),
         log=LogConfig(sample_images=6400, checkpoint_images=3200),
         batch_size=32,
-        discriminator_rate=1.5e-3,
         optimizer=OptimizerConfig("muon", weight_decay=0.3),  # or the coarse levels are outgrown, see docs/LOG.md
         validation=ValidationConfig(images=6400, count=128),
     ),
@@ -177,13 +174,12 @@ SCALES = {
             "pretraining": Plan(1.5e-3, 6400, 640, 3200),
             "finetuning": Plan(5e-4, 1600, 160, 800),
             "distillation": Plan(5e-4, 800, 80, 400),
-            "kl-vae": Plan(1.5e-3, 6400, 640, 3200),
-            "kl-vae-large": Plan(5e-4, 2400, 160, 1200),
+            "kl-vae": Plan(1.5e-3, 6400, 640, 3200, discriminator_rate=1.5e-3),
+            "kl-vae-large": Plan(5e-4, 2400, 160, 1200, discriminator_rate=5e-4),
         },
         average=AverageConfig(halflife_images=200),
         log=LogConfig(stats_images=320, sample_images=1600, checkpoint_images=1600),
         batch_size=8,
-        discriminator_rate=1.5e-3,
         validation=ValidationConfig(images=3200, count=32),
         one_step_share=0.0,
         compile=False,
@@ -309,8 +305,8 @@ def kl_vae(axes: Axes) -> KLVAEConfig:
     loss = KLVAELoss(
         lpips_network=scale.lpips_network, adversarial=0.5, adversarial_from_images=min(start_gan, 50_000 * _BATCH)
     )
-    warmup_images = min(1000 * _BATCH, scale.plans[stage].images // 20)
-    discriminator = DiscriminatorConfig(scale.discriminator_rate, warmup_images=warmup_images)
+    plan = scale.plans[stage]
+    discriminator = DiscriminatorConfig(plan.discriminator_rate, warmup_images=min(1000 * _BATCH, plan.images // 20))
     return planned(KLVAEConfig(model=model, loss=loss, discriminator=discriminator), stage, axes)
 
 

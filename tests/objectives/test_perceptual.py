@@ -40,6 +40,13 @@ def test_frozen_and_safe_at_equal_images(lpips: LPIPS) -> None:
     assert torch.isfinite(gradient).all()
 
 
+@needs_squeeze
+def test_one_graph_for_the_compiler(lpips: LPIPS) -> None:
+    """torchmetrics' backbone makes a class in each call: eight compilations in vain, minutes on a CPU, then none."""
+    x, y = torch.rand(2, 1, 3, 64, 64)
+    assert torch._dynamo.explain(lpips)(x, y).graph_break_count == 0
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_damaged_backbone_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, legacy: bool) -> None:
     """A download that was cut off ends in a traceback, or in a line without the file's name."""

@@ -1,6 +1,7 @@
 """LPIPS (Zhang et al. 2018), from torchmetrics, whose square root has a safe gradient at zero features."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,22 @@ def backbone_path(network: LPIPSNetwork) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / _BACKBONE_FILES[network]
 
 
+class _Backbone(nn.Module):
+    """A backbone of torchmetrics whose forward makes no class, for which torch.compile would begin anew each time."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        slices: Any = getattr(network, "slices", None)
+        self.slices = nn.ModuleList(network.children() if slices is None else slices)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = []
+        for part in self.slices:
+            x = part(x)
+            features.append(x)
+        return features
+
+
 class LPIPS(nn.Module):
     """Perceptual distance of two images, by a frozen network.
 
@@ -38,7 +55,7 @@ class LPIPS(nn.Module):
 
         path = backbone_path(network)
         try:
-            self.net = LearnedPerceptualImagePatchSimilarity(net_type=network).net
+            net: Any = LearnedPerceptualImagePatchSimilarity(net_type=network).net
         except Exception as error:  # of many kinds: zip, pickle, end of file, network
             if path.is_file() and not isinstance(error, OSError):
                 raise RuntimeError(
@@ -49,6 +66,8 @@ class LPIPS(nn.Module):
                 f"LPIPS-{network} needs {path}, which is missing and could not be downloaded ({error}); put the "
                 "torchvision file there, or choose another network"
             ) from error
+        net.net = _Backbone(net.net)
+        self.net = net
         self.requires_grad_(False)
         self.eval()
 

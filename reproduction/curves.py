@@ -377,7 +377,8 @@ def draw(plan: Plan, results: Results, path: Path) -> None:
     panels = figure.subplots(1, 4)
     for axes, metric in zip(panels, (FRECHET, "kid", LPIPS, "psnr"), strict=True):
         for color, series in enumerate((*OURS, *THEIRS)):
-            points = curve(plan, results, series, metric)
+            if not (points := curve(plan, results, series, metric)):
+                continue
             means = [statistics.mean(values) for values in points.values()]
             bars = [[mean - min(v) for mean, v in zip(means, points.values(), strict=True)]]
             bars += [[max(v) - mean for mean, v in zip(means, points.values(), strict=True)]]
